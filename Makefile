@@ -1,0 +1,38 @@
+# make demo   trains a Collaboration of Experts on digits, shows its table, predicts a few files
+# make test   lint, format check, tests and doctests
+# Everything is installed into .venv on the first call (a few minutes: torch is large) and reused afterwards.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+UV ?= $(shell command -v uv || echo .venv-boot/bin/uv)
+BIN := .venv/bin
+
+.PHONY: demo test lint setup lock clean
+.DEFAULT_GOAL := demo
+
+demo: setup
+	@COE_BIN=$(BIN) sh recipes/demo.sh
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+setup: .venv/.installed
+
+.venv/.installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python 3.11, 3.12 or 3.13 found; name one: make PYTHON=/path/to/python"; exit 1; }
+	@command -v $(UV) >/dev/null || { echo "== installing uv (the package installer) into .venv-boot"; \
+		$(PYTHON) -m venv .venv-boot && .venv-boot/bin/pip install --quiet uv; }
+	@echo "== installing the locked packages into .venv (torch is large: about four minutes the first time)"
+	@test -x $(BIN)/python || $(UV) venv --quiet --python "$(PYTHON)" .venv
+	@$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+lock:  ## resolve requirements.lock again (all supported Pythons and platforms; no host names in it)
+	$(UV) pip compile --quiet --universal --python-version 3.11 --extra translation --group dev \
+		--no-header --no-annotate --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf .venv .venv-boot build *.egg-info

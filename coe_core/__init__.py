@@ -1,0 +1,66 @@
+"""Collaboration of Experts, task-agnostic: arrays in, arrays out.
+
+A delegator scores every sample, predicts roughly and selects one of k experts. This package holds
+what is independent of images or sentences: the balanced transportation problem, weight and label
+generation, the co-training objective, routing, early-terminating inference, calibration and MACs.
+"""
+
+from coe_core.agreement import distil_from_mean, js_divergence, mutual_learning
+from coe_core.calibration import (
+    OperatingPoint,
+    TradeOffCurve,
+    controlled_threshold,
+    fit_threshold,
+    trade_off_curve,
+)
+from coe_core.distributed import gather_rows
+from coe_core.errors import (
+    AimNotReachableError,
+    CoEError,
+    NotConvergedError,
+    UncountedOperatorError,
+)
+from coe_core.inference import Delegation, Inference, confidence, infer
+from coe_core.labels import choice_variance, selection_labels, sinkhorn
+from coe_core.macs import count_macs, mixture_macs
+from coe_core.objective import CoTrainingLoss, CoTrainingObjective
+from coe_core.routing import Groups, group_rows, select_expert
+from coe_core.transport import Assignment, balanced_assignment, even_demand
+from coe_core.weights import Partitioner, demand_from_shares, ramped_focus, sample_weights
+
+__all__ = [
+    "AimNotReachableError",
+    "Assignment",
+    "CoEError",
+    "CoTrainingLoss",
+    "CoTrainingObjective",
+    "Delegation",
+    "Groups",
+    "Inference",
+    "NotConvergedError",
+    "OperatingPoint",
+    "Partitioner",
+    "TradeOffCurve",
+    "UncountedOperatorError",
+    "balanced_assignment",
+    "choice_variance",
+    "confidence",
+    "controlled_threshold",
+    "count_macs",
+    "demand_from_shares",
+    "distil_from_mean",
+    "even_demand",
+    "fit_threshold",
+    "gather_rows",
+    "group_rows",
+    "infer",
+    "js_divergence",
+    "mixture_macs",
+    "mutual_learning",
+    "ramped_focus",
+    "sample_weights",
+    "select_expert",
+    "selection_labels",
+    "sinkhorn",
+    "trade_off_curve",
+]

@@ -1,0 +1,61 @@
+"""Terms that pull networks which train together towards agreement (Divide and Co-training)."""
+
+from __future__ import annotations
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def _log_mean(log_probs: Tensor) -> Tensor:
+    """Log of the networks' mean probability: finite for any logits, unlike the log of a mean."""
+    return log_probs.logsumexp(1) - math.log(log_probs.shape[1])
+
+
+def js_divergence(logits: Float[Tensor, "n s c"]) -> Float[Tensor, "n"]:
+    """Jensen-Shannon divergence of s networks' predictions, in nats: divide_and_cotrain section 4, PAPER.
+
+    JS = H(mean_i p_i) - mean_i H(p_i); gradient into all networks; between 0 and log s.
+
+    Example:
+        >>> import torch
+        >>> js_divergence(torch.tensor([[[900.0, 0.0], [0.0, 900.0]]])).item()  # log 2
+        0.693147...
+    """
+    log_probs = logits.float().log_softmax(-1)
+    log_mean = _log_mean(log_probs)
+    return (log_probs.exp() * (log_probs - log_mean.unsqueeze(1))).sum(-1).mean(1)
+
+
+def mutual_learning(logits: Float[Tensor, "n s c"]) -> Float[Tensor, "n"]:
+    """Mean over ordered pairs of KL(stopgrad p_j || p_i), summed over i: PAPER (the alternative to JS).
+
+    (1 / (s - 1)) sum_i sum_{j != i} KL(p_j || p_i); 0 for a single network.
+
+    Example:
+        >>> import torch
+        >>> mutual_learning(torch.zeros(1, 3, 4)).item()
+        0.0
+    """
+    num_networks = logits.shape[1]
+    log_probs = logits.float().log_softmax(-1)
+    if num_networks == 1:
+        return log_probs.sum((1, 2)) * 0
+    teacher = log_probs.detach()
+    entropy = (teacher.exp() * teacher).sum(-1).sum(1)  # [n], minus the entropies
+    cross = (teacher.exp().sum(1, keepdim=True) - teacher.exp()) * log_probs
+    return ((num_networks - 1) * entropy - cross.sum((1, 2))) / (num_networks - 1)
+
+
+def distil_from_mean(logits: Float[Tensor, "n s c"]) -> Float[Tensor, "n"]:
+    """Mean over networks of KL(stopgrad p_mean || p_i): each learns from the mean of all. OURS.
+
+    Example:
+        >>> import torch
+        >>> distil_from_mean(torch.zeros(1, 3, 4)).item()
+        0.0
+    """
+    log_probs = logits.float().log_softmax(-1)
+    log_mean = _log_mean(log_probs).detach().unsqueeze(1)
+    return (log_mean.exp() * (log_mean - log_probs)).sum(-1).mean(1)

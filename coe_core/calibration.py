@@ -1,0 +1,221 @@
+"""Thresholds for a stated aim, fitted on held-out data: all of them at once, O(n log n)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from coe_core.errors import AimNotReachableError
+
+Aim = Literal["best", "macs", "latency", "accuracy_drop", "accuracy"]
+
+
+class TradeOffCurve(NamedTuple):
+    """Every operating point there is, from no exits to all exits. m points, rising exit rate.
+
+    ``threshold[0]`` is infinite: nothing exits. Samples with equal confidence exit together.
+    """
+
+    threshold: Float[Tensor, "m"]  # exit when confidence >= threshold; falling
+    exit_rate: Float[Tensor, "m"]  # in [0, 1]
+    quality: Float[Tensor, "m"]  # mean quality of the final predictions
+    cost: Float[Tensor, "m"]  # mean cost per sample, in the unit of the costs given
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A threshold with its provenance, to be stored beside the model.
+
+    Higher thresholds mean fewer exits, more computation, and usually better predictions.
+    """
+
+    name: str
+    threshold: float  # exit when confidence >= threshold; infinite: nothing exits
+    aim: str  # what it was fitted for
+    value: float | None  # the aim's value: a budget, a drop, a quality
+    exit_rate: float  # reached on the calibration data
+    quality: float  # reached on the calibration data
+    cost: float  # reached on the calibration data: mean per sample
+    cost_unit: str  # "macs" or "ms"
+    num_samples: int  # calibration samples
+    data: str  # which data
+    date: str  # ISO date of the fit
+    guarantee: float | None = None  # probability with which the aim holds, if one was asked for
+
+    def to_dict(self) -> dict:
+        """Plain values for a JSON file; an infinite threshold becomes the string "inf"."""
+        fields = asdict(self)
+        if math.isinf(self.threshold):
+            fields["threshold"] = "inf"
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> OperatingPoint:
+        """Inverse of `to_dict`."""
+        return cls(**{**fields, "threshold": float(fields["threshold"])})
+
+
+def trade_off_curve(
+    confidence: Float[Tensor, "n"],
+    rough_quality: Float[Tensor, "n"],
+    expert_quality: Float[Tensor, "n"],
+    delegator_cost: float,
+    expert_cost: float | Float[Tensor, "n"],
+) -> TradeOffCurve:
+    """Quality and cost at every threshold: sort by confidence and accumulate. Method section 5.
+
+    Args:
+        confidence: of the rough predictions, on held-out data.
+        rough_quality: of the rough prediction of each sample (1 right, 0 wrong; or any score).
+        expert_quality: of the selected expert's prediction of each sample.
+        delegator_cost: MACs, milliseconds, ...: paid for every sample.
+        expert_cost: of the selected expert: one number, or one per sample. Paid by those that stay.
+
+    Raises:
+        ValueError: no samples, shapes that disagree, or values that are not finite.
+
+    Example:
+        >>> curve = trade_off_curve(
+        ...     torch.tensor([0.9, 0.6]), torch.tensor([1.0, 0.0]), torch.ones(2), 1.0, 10.0
+        ... )
+        >>> curve.exit_rate.tolist(), curve.quality.tolist(), curve.cost.tolist()
+        ([0.0, 0.5, 1.0], [1.0, 1.0, 0.5], [11.0, 6.0, 1.0])
+    """
+    n = len(confidence)
+    if n == 0:
+        raise ValueError("no samples to calibrate on; give held-out data")
+    per_sample = torch.as_tensor(expert_cost, dtype=torch.float64).expand(n)
+    arrays = {"confidence": confidence, "rough_quality": rough_quality, "expert_quality": expert_quality}
+    for name, array in arrays.items():
+        if array.shape != (n,):
+            raise ValueError(f"{name} has shape {tuple(array.shape)}, but there are {n} samples")
+        bad = int((~torch.isfinite(array)).sum())
+        if bad:
+            raise ValueError(f"{name} holds {bad} values that are not finite of {n}")
+    order = torch.argsort(confidence, descending=True, stable=True)
+    ordered = confidence[order].double()
+    # Prefix m exits; a prefix counts only where the next confidence is lower (ties leave together).
+    last_of_tie = torch.ones(n, dtype=torch.bool)
+    last_of_tie[:-1] = ordered[1:] < ordered[:-1]
+    ends = torch.cat([torch.zeros(1, dtype=torch.long), torch.nonzero(last_of_tie).flatten() + 1])
+
+    def staying_plus_exiting(stay: Tensor, leave: Tensor) -> Tensor:
+        change = torch.cumsum((leave - stay)[order], 0)
+        return (stay.sum() + torch.cat([change.new_zeros(1), change])[ends]) / n
+
+    quality = staying_plus_exiting(expert_quality.double(), rough_quality.double())
+    cost = delegator_cost + staying_plus_exiting(per_sample, torch.zeros(n, dtype=torch.float64))
+    threshold = torch.cat([torch.tensor([torch.inf], dtype=torch.float64), ordered])[ends]
+    return TradeOffCurve(threshold, ends.double() / n, quality, cost)
+
+
+def fit_threshold(curve: TradeOffCurve, aim: Aim, value: float | None = None) -> int:
+    """Index of the curve's point that serves the aim best.
+
+    - ``"best"``: highest quality; the cheapest of equals.
+    - ``"macs"``, ``"latency"``: highest quality whose mean cost is at most ``value`` (the curve's
+      cost must be in that unit); the cheapest of equals.
+    - ``"accuracy_drop"``: the cheapest whose quality is at most ``value`` below that of no exits.
+    - ``"accuracy"``: the cheapest whose quality is at least ``value``.
+
+    Raises:
+        ValueError: unknown aim, or its value missing.
+        AimNotReachableError: no point reaches it; says what can be reached.
+
+    Example:
+        >>> curve = trade_off_curve(
+        ...     torch.tensor([0.9, 0.6]), torch.tensor([1.0, 0.0]), torch.ones(2), 1.0, 10.0
+        ... )
+        >>> round(curve.threshold[fit_threshold(curve, "macs", 6.0)].item(), 3)
+        0.9
+    """
+    if aim not in ("best", "macs", "latency", "accuracy_drop", "accuracy"):
+        raise ValueError(
+            f"unknown aim {aim!r}; known: 'best', 'macs', 'latency', 'accuracy_drop', 'accuracy'"
+        )
+    if aim != "best" and (value is None or math.isnan(value)):
+        raise ValueError(f"aim {aim!r} needs a value")
+    quality, cost = curve.quality, curve.cost
+    slack = 1e-12  # sums in another order differ by rounding
+    if aim == "best":
+        allowed = torch.ones_like(cost, dtype=torch.bool)
+    elif aim in ("macs", "latency"):
+        allowed = cost <= value * (1 + slack)
+        if not bool(allowed.any()):
+            raise AimNotReachableError(
+                f"a mean cost of {value:g} is below the delegator's own {float(cost.min()):g}, which "
+                "every sample pays; raise the budget or train a smaller delegator"
+            )
+    else:
+        least = float(quality[0]) - value if aim == "accuracy_drop" else value
+        allowed = quality >= least - slack
+        if not bool(allowed.any()):
+            raise AimNotReachableError(
+                f"quality {least:g} is not reached at any threshold; the best on this data is "
+                f"{float(quality.max()):g} at exit rate {float(curve.exit_rate[quality.argmax()]):.3f}"
+            )
+    if aim in ("accuracy_drop", "accuracy"):
+        score = torch.where(allowed, -cost, -torch.inf)
+        tie_break = quality
+    else:
+        score = torch.where(allowed, quality, -torch.inf)
+        tie_break = -cost
+    top = torch.nonzero(score >= score.max() - slack * score.max().abs()).flatten()
+    return int(top[tie_break[top].argmax()])
+
+
+def controlled_threshold(
+    confidence: Float[Tensor, "n"],
+    rough_quality: Float[Tensor, "n"],
+    expert_quality: Float[Tensor, "n"],
+    drop: float,
+    guarantee: float = 0.95,
+) -> float:
+    """Lowest threshold for which the accuracy drop is at most ``drop`` with the stated probability. OURS.
+
+    The drop is bounded by the rate of harmful exits, samples that end with a wrong rough prediction
+    where the expert was right. Thresholds are tested from high to low, each with the exact binomial
+    test at level 1 - guarantee, and the walk stops at the first that fails (fixed-sequence testing:
+    the sequence is set before the data are seen, so no correction is needed). Holds for new samples
+    drawn like the calibration data, whatever the model.
+
+    Args:
+        confidence: of the rough predictions, on held-out data.
+        rough_quality: 1 where the rough prediction is right, else 0.
+        expert_quality: 1 where the selected expert is right, else 0.
+        drop: largest accuracy drop, in (0, 1).
+        guarantee: probability, in (0, 1), over calibration sets.
+
+    Returns:
+        The threshold; infinite (no exits) if the data are too few to guarantee anything.
+
+    Raises:
+        ValueError: drop or guarantee outside (0, 1), or qualities other than 0 and 1.
+
+    Example:
+        >>> sure = torch.linspace(0, 1, 1000)
+        >>> round(controlled_threshold(sure, (sure > 0.5).float(), torch.ones(1000), 0.05), 2)
+        0.46
+    """
+    from scipy.stats import binom
+
+    for name, value in (("drop", drop), ("guarantee", guarantee)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must be in (0, 1), got {value}")
+    for name, array in (("rough_quality", rough_quality), ("expert_quality", expert_quality)):
+        if not bool(((array == 0) | (array == 1)).all()):
+            raise ValueError(f"{name} must be 1 (right) or 0 (wrong) for every sample")
+    harmful = ((rough_quality == 0) & (expert_quality == 1)).float()
+    curve = trade_off_curve(confidence, harmful, torch.zeros_like(harmful), 0.0, 0.0)
+    n = len(confidence)
+    count = (curve.quality * n).round()
+    # On this grid of ranks the sequence does not depend on outcomes, only on the confidences.
+    passes = torch.from_numpy(binom.cdf(count.numpy(), n, drop)) <= 1 - guarantee
+    failed = torch.nonzero(~passes).flatten()
+    last = len(passes) - 1 if len(failed) == 0 else int(failed[0]) - 1
+    return float(curve.threshold[last]) if last >= 0 else math.inf

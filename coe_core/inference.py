@@ -1,0 +1,132 @@
+"""Early-terminating inference for any task: exits leave, each needed expert runs once on its group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from coe_core.routing import group_rows, select_expert
+
+ConfidenceKind = Literal["max_probability", "margin", "entropy"]
+
+
+class Delegation(NamedTuple):
+    """The delegator's answer for a batch: all that is known before an expert runs."""
+
+    rough: Any  # [n, ...] tensor, or a list of n
+    confidence: Float[Tensor, "n"]
+    selection_logits: Float[Tensor, "n k"]
+
+
+class Inference(NamedTuple):
+    """Predictions in the order of the input, and how each came about."""
+
+    prediction: Any  # tensor or list, as ``Delegation.rough``
+    exits: Bool[Tensor, "n"]  # ended with the rough prediction
+    selected_expert: Int[Tensor, "n"]  # also told for exits, where it did not run
+    confidence: Float[Tensor, "n"]
+
+
+def confidence(
+    logits: Float[Tensor, "n c"], kind: ConfidenceKind = "max_probability"
+) -> Float[Tensor, "n"]:
+    """Confidence of a prediction from its logits, in [0, 1]; higher is surer. Method section 4.
+
+    Args:
+        logits: of a classifier over c classes.
+        kind: "max_probability" (default; PAPER leaves it open), "margin" (best minus second best
+            probability), or "entropy" (1 - H / log c).
+
+    Raises:
+        ValueError: unknown kind.
+
+    Example:
+        >>> confidence(torch.tensor([[0.0, 0.0], [9.0, 0.0]])).tolist()
+        [0.5, 0.9998...]
+    """
+    log_probs = logits.float().log_softmax(1)
+    if kind == "max_probability":
+        return log_probs.amax(1).exp()
+    if log_probs.shape[1] == 1:
+        return torch.ones_like(log_probs[:, 0])
+    if kind == "margin":
+        best = log_probs.topk(2, 1).values.exp()
+        return best[:, 0] - best[:, 1]
+    if kind == "entropy":
+        surprise = torch.special.entr(log_probs.exp()).sum(1)
+        return (1 - surprise / torch.tensor(log_probs.shape[1]).log()).clamp(0, 1)
+    raise ValueError(f"unknown confidence {kind!r}; known: 'max_probability', 'margin', 'entropy'")
+
+
+def _take(batch: Any, rows: Tensor) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.index_select(0, rows)
+    return [batch[i] for i in rows.tolist()]
+
+
+def infer(
+    delegate: Callable[[Any], Delegation],
+    experts: Sequence[Callable[[Any], Any]],
+    batch: Any,
+    threshold: float | Float[Tensor, "n"],
+    *,
+    take: Callable[[Any, Tensor], Any] = _take,
+    combine: Callable[[Any, Any], Any] | None = None,
+    select: Callable[[Tensor], Tensor] = select_expert,
+) -> Inference:
+    """Run the delegator on all samples and, for those that do not end early, one expert each.
+
+    PAPER: confident samples end with the rough prediction, the others run exactly the selected
+    expert. A sample exits when its confidence >= threshold: a higher threshold means fewer exits;
+    0 exits all, anything above 1 none (for confidences in [0, 1]). Work that is not needed is not
+    done: no expert runs on an exited sample, an expert without samples is not called.
+    The result equals running the samples one at a time.
+
+    Args:
+        delegate: batch -> `Delegation`.
+        experts: k functions, group of samples -> predictions, tensor [group, ...] or list.
+        batch: anything ``take`` can index: a tensor [n, ...] or a sequence by default.
+        threshold: one number, or one per sample.
+        take: how to take rows out of a batch (or of the rough predictions, for ``combine``).
+        combine: (rough, expert prediction) of a group -> its prediction; default: the expert's. OURS.
+        select: selection logits -> expert of each sample; default argmax.
+
+    Raises:
+        ValueError: a threshold that is NaN, or as many thresholds as there are not samples;
+            a number of experts that differs from the selection logits'; NaN in the logits.
+
+    Example:
+        >>> delegate = lambda x: Delegation(x * 0, x.abs(), torch.stack([x, -x], 1))
+        >>> double, negate = (lambda x: 2 * x), (lambda x: -x)
+        >>> infer(delegate, [double, negate], torch.tensor([0.5, -0.2, 0.9]), threshold=0.8).prediction
+        tensor([1.0000, 0.2000, 0.0000])
+    """
+    rough, sureness, selection_logits = delegate(batch)
+    n, k = selection_logits.shape
+    if k != len(experts):
+        raise ValueError(f"the delegator selects among {k} experts, but {len(experts)} were given")
+    limit = torch.as_tensor(threshold, dtype=sureness.dtype, device=sureness.device)
+    if bool(limit.isnan().any()) or limit.shape not in ((), (n,)):
+        raise ValueError(
+            f"threshold must be one number or {n} numbers (one per sample), none NaN; "
+            f"got shape {tuple(limit.shape)}"
+        )
+    exits = sureness >= limit
+    selected = select(selection_logits)
+    groups = group_rows(exits, selected, k)
+    prediction = rough.clone() if isinstance(rough, Tensor) else list(rough)
+    for j, rows in groups.by_expert.items():
+        everything = len(rows) == n  # nothing to regroup: spare the copies
+        answer = experts[j](batch if everything else take(batch, rows))
+        if combine is not None:
+            answer = combine(rough if everything else take(rough, rows), answer)
+        if isinstance(prediction, Tensor):
+            prediction.index_copy_(0, rows, answer.to(prediction.dtype))
+        else:
+            for row, value in zip(rows.tolist(), answer, strict=True):
+                prediction[row] = value
+    return Inference(prediction, exits, selected, sureness)

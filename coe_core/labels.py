@@ -1,0 +1,156 @@
+"""LGM, label generation: from the experts' evidence to labels for the delegator's selection; and VCM."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from coe_core.distributed import gather_rows
+from coe_core.errors import NotConvergedError
+from coe_core.transport import balanced_assignment
+
+LabelKind = Literal["balanced", "soft_balanced", "hard", "soft"]
+
+
+def selection_labels(
+    evidence: Float[Tensor, "n k"],
+    kind: LabelKind = "balanced",
+    *,
+    temperature: float = 1.0,
+    demand: Tensor | None = None,
+) -> Float[Tensor, "n k"]:
+    """What the delegator should have selected: (L1), RECONSTRUCTED.
+
+    PAPER: the selection loss has a generated label. RECONSTRUCTED: it comes from how well each
+    expert does, its log-likelihood of the truth, P.
+
+    - ``"balanced"``: the balanced transportation problem (W1) with S = P; one-hot rows.
+    - ``"soft_balanced"``: the entropic version, argmax_T <T, P> + temperature * H(T) with the same
+      marginals, by Sinkhorn's iteration.
+    - ``"hard"``: argmax of each row; ``"soft"``: softmax(P / temperature). Unbalanced: the controls.
+
+    Under a process group the labels are balanced over the global batch.
+
+    Args:
+        evidence: log-likelihood that each expert gives the truth (any row constant is irrelevant).
+        kind: see above.
+        temperature: of the soft kinds, in the unit of the evidence (nats); above 0.
+        demand: samples per expert over the (global) batch, for the balanced kinds; None means even.
+
+    Returns:
+        Distributions over the experts: rows sum to 1. No gradient.
+
+    Raises:
+        ValueError: unknown kind, temperature not above 0, evidence that is not finite, or a demand
+            that does not sum to n.
+        NotConvergedError: Sinkhorn's iteration did not reach its tolerance.
+
+    Example:
+        >>> P = torch.tensor([[0.9, 0.8], [0.9, 0.1]]).log()
+        >>> selection_labels(P, "balanced").argmax(1).tolist()
+        [1, 0]
+        >>> selection_labels(P, "hard").argmax(1).tolist()
+        [0, 0]
+    """
+    if kind not in ("balanced", "soft_balanced", "hard", "soft"):
+        raise ValueError(
+            f"unknown label kind {kind!r}; known: 'balanced', 'soft_balanced', 'hard', 'soft'"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    evidence = evidence.detach()
+    num_experts = evidence.shape[1]
+    if kind == "hard":
+        return nn.functional.one_hot(evidence.argmax(1), num_experts).to(evidence.dtype)
+    if kind == "soft":
+        return (evidence.float() / temperature).softmax(1).to(evidence.dtype)
+    gathered, own = gather_rows(evidence)
+    if kind == "balanced":
+        expert = torch.from_numpy(balanced_assignment(gathered, demand).expert)
+        plan = nn.functional.one_hot(expert.to(evidence.device), num_experts)
+    else:
+        plan = sinkhorn(gathered / temperature, demand)
+    return plan[own].to(evidence.dtype)
+
+
+def sinkhorn(
+    log_kernel: Float[Tensor, "n k"],
+    demand: Tensor | None = None,
+    *,
+    tolerance: float = 1e-6,
+    max_iterations: int = 10_000,
+) -> Float[Tensor, "n k"]:
+    """Entropic balanced plan with kernel exp(``log_kernel``), by Sinkhorn's iteration in log space.
+
+    Rows of the plan sum to 1 exactly up to rounding, columns to ``demand`` within ``tolerance``
+    of the mean demand. RECONSTRUCTED (soft form of (L1)).
+
+    Args:
+        log_kernel: scores divided by the temperature; finite.
+        demand: samples per expert, each above 0, sum n (need not be whole); None means n / k each.
+        tolerance: largest error of a column sum, relative to n / k.
+        max_iterations: after which a plan that is not within tolerance is an error.
+
+    Raises:
+        ValueError: values not finite, or demand that does not sum to n or is not above 0.
+        NotConvergedError: tolerance not reached.
+
+    Example:
+        >>> sinkhorn(torch.tensor([[2.0, 0.0], [2.0, 0.0]])).tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
+    """
+    n, k = log_kernel.shape
+    bad = int((~torch.isfinite(log_kernel)).sum())
+    if bad:
+        raise ValueError(f"the kernel holds {bad} values that are not finite of {n * k}")
+    log_kernel = log_kernel.double()
+    if demand is None:
+        columns = log_kernel.new_full((k,), n / k)
+    else:
+        columns = demand.to(log_kernel)
+        if len(columns) != k or abs(float(columns.sum()) - n) > 1e-6 * max(n, 1):
+            raise ValueError(
+                f"not balanced: demand sums to {float(columns.sum()):g} over {len(columns)} experts, "
+                f"but there are {n} samples and {k} experts; scale demand to match"
+            )
+        if n and bool((columns <= 0).any()):
+            raise ValueError(f"soft portions need a demand above 0 each, got {columns.tolist()}")
+    if n == 0:
+        return log_kernel
+    log_columns = columns.log()
+    prices = log_kernel.new_zeros(k)
+    error = torch.inf
+    for _ in range(max_iterations):
+        log_plan = (log_kernel - prices).log_softmax(1)  # rows exact
+        log_loads = log_plan.logsumexp(0)
+        error = float((log_loads.exp() - columns).abs().max()) * k / n
+        if error <= tolerance:
+            return log_plan.exp()
+        prices = prices + (log_loads - log_columns)  # makes the columns exact
+    raise NotConvergedError(
+        f"Sinkhorn's iteration left a column error of {error:.2g} of the mean demand after "
+        f"{max_iterations} iterations (tolerance {tolerance:g}); raise the temperature, "
+        "or use the hard balanced labels"
+    )
+
+
+def choice_variance(evidence: Float[Tensor, "n k"]) -> Float[Tensor, "n"]:
+    """How much the choice of the expert matters on each sample: VCM, (V1), RECONSTRUCTED.
+
+    v_i = std_j exp(P_ij), normalised to mean 1 over the (global) batch. Weights the selection loss:
+    where all experts do equally well the label means nothing. All ones where no choice matters
+    anywhere (k = 1, or all experts alike).
+
+    Args:
+        evidence: log-likelihood that each expert gives the truth.
+
+    Example:
+        >>> choice_variance(torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()).tolist()
+        [2.0, 0.0]
+    """
+    spread = evidence.detach().float().exp().std(1, correction=0)
+    mean = gather_rows(spread).rows.mean() if len(spread) else spread.new_ones(())
+    return spread / mean if mean > 0 else torch.ones_like(spread)

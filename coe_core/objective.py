@@ -1,0 +1,176 @@
+"""The co-training step: losses [n], [n, k] and selection logits in, one loss and its parts out."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from coe_core.distributed import gather_rows
+from coe_core.labels import LabelKind, choice_variance, selection_labels
+from coe_core.weights import Partitioner, Scope, demand_from_shares, ramped_focus, sample_weights
+
+Scores = Literal["selection", "evidence", "sum"]
+
+
+class CoTrainingLoss(NamedTuple):
+    """One loss to call ``backward`` on, and what it was made of (scalars of this rank's batch)."""
+
+    total: Tensor
+    rough: Tensor  # mean rough loss of the delegator
+    selection: Tensor  # selection loss, before beta
+    experts: Tensor  # reweighted loss of the experts, (W3)
+    agreement: Tensor  # agreement term, before its weight
+    focus: float  # r used in this step
+    portion: Int[Tensor, "n"]
+    labels: Float[Tensor, "n k"]
+
+
+class CoTrainingObjective(nn.Module):
+    """Loss of a delegator and its experts in one step: (W1)-(W3), (L1), (V1), (D1).
+
+    total = mean_i sum_j w_ij L_ij + mean_i l0_i + beta mean_i v_i CE(q_i, t_i) [+ agreement]
+
+    PAPER: one balanced transportation problem partitions the data, expert losses are reweighted
+    by it (WGM), and generated labels train the selection (LGM). RECONSTRUCTED: the formulas.
+    It sees arrays only; what a sample is, is the caller's business.
+
+    Args:
+        num_experts: k.
+        focus: r of (W2) in [0, 1]; 0 trains an ordinary ensemble.
+        focus_warmup: part of the training over which the focus rises from 0, in [0, 1].
+        scope: over which samples portions are balanced, see `Partitioner`.
+        scores: S of (W1): "selection" (log q, RECONSTRUCTED), "evidence" (P) or their "sum" (OURS).
+        labels: kind of selection label, see `selection_labels`.
+        temperature: of the soft label kinds.
+        variance_weighting: whether (V1) weights the selection loss.
+        selection_weight: beta of (D1), at least 0.
+        agreement_weight: weight of the agreement term handed to `forward`.
+        shares: relative size of each expert's portion; None means equal.
+        queue_size: for scope "queue".
+        num_samples: size of the training set, for scope "dataset".
+
+    Raises:
+        ValueError: an option that is unknown or out of range.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> objective = CoTrainingObjective(num_experts=2, focus=0.5, focus_warmup=0.0)
+        >>> selection_logits = torch.randn(4, 2, requires_grad=True)
+        >>> expert_loss = torch.rand(4, 2, requires_grad=True)
+        >>> loss = objective(torch.rand(4), expert_loss, -expert_loss, selection_logits, progress=0.1)
+        >>> loss.total.backward()
+        >>> expert_loss.grad.sum(1).tolist()  # every sample counts 1 per expert, over 4 samples
+        [0.5, 0.5, 0.5, 0.5]
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        *,
+        focus: float = 0.6,
+        focus_warmup: float = 0.3,
+        scope: Scope = "batch",
+        scores: Scores = "selection",
+        labels: LabelKind = "balanced",
+        temperature: float = 1.0,
+        variance_weighting: bool = True,
+        selection_weight: float = 0.5,
+        agreement_weight: float = 0.0,
+        shares: Float[Tensor, "k"] | None = None,
+        queue_size: int = 0,
+        num_samples: int = 0,
+    ):
+        super().__init__()
+        if scores not in ("selection", "evidence", "sum"):
+            raise ValueError(f"unknown scores {scores!r}; known: 'selection', 'evidence', 'sum'")
+        for name, value in (("selection_weight", selection_weight), ("agreement_weight", agreement_weight)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        ramped_focus(focus, 0.0, focus_warmup)  # checks both ranges
+        selection_labels(torch.zeros(0, num_experts), labels, temperature=temperature)
+        self.num_experts = num_experts
+        self.focus = focus
+        self.focus_warmup = focus_warmup
+        self.scores = scores
+        self.labels = labels
+        self.temperature = temperature
+        self.variance_weighting = variance_weighting
+        self.selection_weight = selection_weight
+        self.agreement_weight = agreement_weight
+        self.shares = shares
+        self.partition = Partitioner(
+            num_experts, scope, queue_size=queue_size, num_samples=num_samples, shares=shares
+        )
+
+    def forward(
+        self,
+        rough_loss: Float[Tensor, "n"],
+        expert_loss: Float[Tensor, "n k"],
+        evidence: Float[Tensor, "n k"],
+        selection_logits: Float[Tensor, "n k"],
+        progress: float,
+        index: Int[Tensor, "n"] | None = None,
+        agreement: Float[Tensor, "n"] | None = None,
+    ) -> CoTrainingLoss:
+        """Loss of one batch.
+
+        Args:
+            rough_loss: l0, the delegator's own loss per sample.
+            expert_loss: L, the task's loss of every expert on every sample.
+            evidence: P, log-likelihood that each expert gives the truth (no gradient is taken).
+            selection_logits: a, the delegator's scores over the experts.
+            progress: part of the training done, in [0, 1].
+            index: which training sample each row is; needed by scope "dataset".
+            agreement: a term between the experts per sample, see `coe_core.agreement`.
+
+        Raises:
+            ValueError: shapes that disagree, or scores that are not finite.
+        """
+        n, k = len(rough_loss), self.num_experts
+        for name, array in (
+            ("expert_loss", expert_loss),
+            ("evidence", evidence),
+            ("selection_logits", selection_logits),
+        ):
+            if array.shape != (n, k):
+                raise ValueError(
+                    f"{name} has shape {tuple(array.shape)}, but rough_loss has {n} samples "
+                    f"and there are {k} experts: expected ({n}, {k})"
+                )
+        log_q = selection_logits.float().log_softmax(1)
+        evidence = evidence.detach().float()
+        scores = {"selection": log_q, "evidence": evidence, "sum": log_q + evidence}[self.scores]
+
+        focus = ramped_focus(self.focus, progress, self.focus_warmup)
+        portion = self.partition(scores.detach(), index)
+        weights = sample_weights(portion, k, focus).to(expert_loss)
+        labels = selection_labels(
+            evidence, self.labels, temperature=self.temperature, demand=self._label_demand(evidence)
+        )
+        selection_loss = -(labels * log_q).sum(1)  # CE(q, t)
+        if self.variance_weighting:
+            selection_loss = choice_variance(evidence) * selection_loss
+
+        experts = (weights * expert_loss).sum(1).mean()
+        rough = rough_loss.mean()
+        selection = selection_loss.mean()
+        consent = rough.new_zeros(()) if agreement is None else agreement.mean()
+        total = (
+            experts
+            + rough
+            + self.selection_weight * selection
+            + self.agreement_weight * consent
+        )
+        return CoTrainingLoss(total, rough, selection, experts, consent, focus, portion, labels)
+
+    def _label_demand(self, evidence: Tensor) -> Tensor | None:
+        """Labels follow the same unequal shares as the portions; None means even."""
+        if self.shares is None or self.labels not in ("balanced", "soft_balanced"):
+            return None
+        global_n = len(gather_rows(evidence[:, 0]).rows)
+        if self.labels == "balanced":
+            return demand_from_shares(global_n, self.shares)
+        return global_n * self.shares / self.shares.sum()

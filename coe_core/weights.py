@@ -1,0 +1,192 @@
+"""WGM, weight generation: from the delegator's scores to portions, from portions to sample weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from coe_core.distributed import gather_rows
+from coe_core.transport import balanced_assignment, even_demand
+
+Scope = Literal["batch", "queue", "dataset"]
+
+
+def demand_from_shares(num_samples: int, shares: Float[Tensor, "k"]) -> Int[Tensor, "k"]:
+    """Whole numbers of samples per expert that sum to ``num_samples`` and follow ``shares``.
+
+    Largest remainders are rounded up; equal remainders go to the lower-numbered expert.
+
+    Args:
+        num_samples: n, the samples to hand out.
+        shares: non-negative, not all zero; only their ratios matter.
+
+    Raises:
+        ValueError: a share is negative or not finite, or all are zero.
+
+    Example:
+        >>> demand_from_shares(10, torch.tensor([1.0, 1.0, 2.0])).tolist()
+        [3, 2, 5]
+    """
+    shares = shares.double().cpu()
+    if not bool(torch.isfinite(shares).all()) or bool((shares < 0).any()) or shares.sum() == 0:
+        raise ValueError(
+            f"shares must be finite, non-negative and not all zero, got {shares.tolist()}; "
+            "give each expert the relative size of its portion"
+        )
+    ideal = num_samples * shares / shares.sum()
+    demand = ideal.floor().long()
+    order = torch.argsort(-(ideal - demand), stable=True)
+    demand[order[: num_samples - int(demand.sum())]] += 1
+    return demand
+
+
+def ramped_focus(focus: float, progress: float, warmup: float) -> float:
+    """Focus r of (W2) at a point of the training: a straight line from 0 to ``focus``, then constant.
+
+    OURS: the abstract does not say how the focus begins; at the start the delegator knows nothing,
+    so portions would be noise.
+
+    Args:
+        focus: r in [0, 1], the final value; 0 is an ordinary ensemble.
+        progress: part of the training done, in [0, 1].
+        warmup: part of the training over which the focus rises, in [0, 1].
+
+    Raises:
+        ValueError: an argument outside [0, 1].
+
+    Example:
+        >>> [round(ramped_focus(0.6, p, warmup=0.5), 2) for p in (0.0, 0.25, 0.5, 1.0)]
+        [0.0, 0.3, 0.6, 0.6]
+    """
+    for name, value in (("focus", focus), ("progress", progress), ("warmup", warmup)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}")
+    return focus if warmup == 0 else focus * min(1.0, progress / warmup)
+
+
+def sample_weights(portion: Int[Tensor, "n"], num_experts: int, focus: float) -> Float[Tensor, "n k"]:
+    """Weight of every sample in every expert's loss: (W2), RECONSTRUCTED.
+
+    w_ij = (1 - r) + r k T_ij, where T_ij = 1 if sample i is in the portion of expert j. Rows have
+    mean 1, and so have columns when k divides n, so the scale of the loss does not move with r.
+
+    Args:
+        portion: the expert that each sample is given to, in [0, k).
+        num_experts: k.
+        focus: r in [0, 1].
+
+    Raises:
+        ValueError: focus outside [0, 1], or a portion that names no expert.
+
+    Example:
+        >>> sample_weights(torch.tensor([0, 1]), num_experts=2, focus=0.5)
+        tensor([[1.5000, 0.5000],
+                [0.5000, 1.5000]])
+    """
+    if not 0 <= focus <= 1:
+        raise ValueError(f"focus must be in [0, 1], got {focus}")
+    if portion.numel() and not (0 <= int(portion.min()) and int(portion.max()) < num_experts):
+        raise ValueError(
+            f"portion holds experts {int(portion.min())}..{int(portion.max())}, "
+            f"but there are {num_experts} experts (0..{num_experts - 1})"
+        )
+    plan = nn.functional.one_hot(portion, num_experts).to(torch.get_default_dtype())
+    return (1 - focus) + focus * num_experts * plan
+
+
+class Partitioner(nn.Module):
+    """Partition training samples into the experts' portions: (W1), PAPER; its scopes RECONSTRUCTED.
+
+    PAPER: the training data are partitioned, by the delegator's scores, by solving a balanced
+    transportation problem. Over which samples the balance holds is the *scope*:
+
+    - ``"batch"``: the samples of the (global) batch.
+    - ``"queue"``: the batch and the last ``queue_size`` samples before it. Balances small batches.
+    - ``"dataset"``: all training samples, once an epoch, by the scores each had when it was last
+      seen; until every sample has been seen the batch decides. Call `begin_epoch` at each epoch.
+
+    Under a process group the scores of all ranks are joined, every rank solves the same problem
+    and takes its rows. State (queue, table of scores) lives in buffers: it is saved and resumed
+    with the module that holds this one.
+
+    Args:
+        num_experts: k.
+        scope: see above.
+        queue_size: samples kept for scope "queue".
+        num_samples: size of the training set, for scope "dataset".
+        shares: relative size of each expert's portion; None means equal.
+
+    Raises:
+        ValueError: unknown scope, or the size that the scope needs is missing.
+
+    Example:
+        >>> partition = Partitioner(num_experts=2)
+        >>> partition(torch.tensor([[0.9, 0.1], [0.8, 0.2]]).log()).tolist()
+        [0, 1]
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        scope: Scope = "batch",
+        *,
+        queue_size: int = 0,
+        num_samples: int = 0,
+        shares: Float[Tensor, "k"] | None = None,
+    ):
+        super().__init__()
+        if scope not in ("batch", "queue", "dataset"):
+            raise ValueError(f"unknown scope {scope!r}; known: 'batch', 'queue', 'dataset'")
+        if scope == "queue" and queue_size < 1:
+            raise ValueError(f"scope 'queue' needs queue_size of at least 1, got {queue_size}")
+        if scope == "dataset" and num_samples < 1:
+            raise ValueError(f"scope 'dataset' needs num_samples of at least 1, got {num_samples}")
+        if shares is not None and len(shares) != num_experts:
+            raise ValueError(f"{len(shares)} shares for {num_experts} experts; give one each")
+        self.num_experts = num_experts
+        self.scope = scope
+        self.shares = shares
+        queue_rows = queue_size if scope == "queue" else 0
+        table_rows = num_samples if scope == "dataset" else 0
+        self.register_buffer("queue", torch.full((queue_rows, num_experts), torch.nan))
+        self.register_buffer("table", torch.full((table_rows, num_experts), torch.nan))
+        self.register_buffer("table_portion", torch.full((table_rows,), -1))
+
+    def begin_epoch(self) -> None:
+        """Scope "dataset": partition all samples by their last scores (no effect in other scopes)."""
+        if self.scope == "dataset" and not bool(self.table.isnan().any()):
+            self.table_portion.copy_(self._solve(self.table))
+
+    def forward(
+        self, scores: Float[Tensor, "n k"], index: Int[Tensor, "n"] | None = None
+    ) -> Int[Tensor, "n"]:
+        """Portion of each sample: the expert it is given to.
+
+        Args:
+            scores: how well each expert suits each sample, higher is better; log q in (W1).
+            index: which training sample each row is; needed by scope "dataset".
+        """
+        gathered, own = gather_rows(scores.float())
+        if self.scope == "queue":
+            joined = torch.cat([gathered, self.queue[~self.queue.isnan().any(1)]])
+            self.queue.copy_(torch.cat([gathered, self.queue])[: len(self.queue)])
+            return self._solve(joined)[own]
+        if self.scope == "dataset":
+            if index is None:
+                raise ValueError("scope 'dataset' needs the index of each sample in the training set")
+            indices = gather_rows(index).rows
+            self.table[indices] = gathered
+            known = self.table_portion[indices]
+            return (known if bool((known >= 0).all()) else self._solve(gathered))[own]
+        return self._solve(gathered)[own]
+
+    def _solve(self, scores: Tensor) -> Tensor:
+        if self.shares is None:
+            demand = even_demand(len(scores), self.num_experts)
+        else:
+            demand = demand_from_shares(len(scores), self.shares).numpy()
+        expert = balanced_assignment(scores, demand).expert
+        return torch.from_numpy(expert).to(scores.device)
