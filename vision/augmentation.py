@@ -1,0 +1,177 @@
+"""Random views of training images, each drawn from its own seed and from nothing else."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+# What a recipe may list. "shift" and "flip" run on whole batches (a v2 object per image would take
+# 0.1 ms); the others are torchvision.transforms.v2 objects with these settings.
+AUGMENTATIONS = {
+    "shift": "v2.RandomCrop(size, padding=size // 8), black beyond the border",
+    "flip": "v2.RandomHorizontalFlip()",
+    "random_resized_crop": "v2.RandomResizedCrop(size), bicubic, always applied first",
+    "randaugment": "v2.RandAugment(): 2 operations, magnitude 9",
+    "trivialaugment": "v2.TrivialAugmentWide()",
+    "color_jitter": "v2.ColorJitter(0.4, 0.4, 0.4): brightness, contrast, saturation",
+    "random_erasing": "v2.RandomErasing(p=0.25), black",
+    "rotate": "v2.RandomRotation(15), in degrees, bilinear",
+}
+_BATCHED = ("shift", "flip")
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _splitmix(values: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser: neighbouring integers become unrelated ones."""
+    values = values + _GOLDEN
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def mix_seeds(*parts: int | np.ndarray) -> np.ndarray:
+    """One seed per element from several integers (broadcast), stable across machines and versions.
+
+    Returns:
+        Array [n] of int64 in [0, 2**63): usable as a seed of torch.
+
+    Example:
+        >>> mix_seeds(0, 1, np.arange(2))
+        array([2482289063980384216, 2533777038635110281])
+    """
+    mixed = np.zeros(1, dtype=np.uint64)
+    for part in parts:
+        mixed = _splitmix(mixed ^ np.atleast_1d(np.asarray(part, dtype=np.int64)).astype(np.uint64))
+    return (mixed >> np.uint64(1)).astype(np.int64)
+
+
+def check_augmentations(names: Sequence[str]) -> None:
+    """Refuse unknown names.
+
+    Raises:
+        ValueError: naming the nearest known one.
+
+    Example:
+        >>> check_augmentations(["flipp"])
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown augmentation 'flipp'; did you mean 'flip'? Known: shift, flip, ...
+    """
+    for name in names:
+        if name not in AUGMENTATIONS:
+            near = difflib.get_close_matches(name, AUGMENTATIONS, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ";"
+            known = ", ".join(AUGMENTATIONS)
+            raise ValueError(f"unknown augmentation {name!r}{hint} Known: {known}")
+
+
+class Augmentation:
+    """Draws views: images of any size and one seed each -> a batch of size x size.
+
+    A view depends on its image and its seed alone, and drawing it leaves torch's global generator as
+    it was. Images larger than size x size are first cropped: by "random_resized_crop" where listed,
+    else at a random place. The other names apply in the order listed.
+
+    Args:
+        names: from `AUGMENTATIONS`.
+        size: side of the views in pixels.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> images = torch.arange(16, dtype=torch.uint8).view(1, 1, 4, 4)
+        >>> draw = Augmentation(["flip"], size=4)
+        >>> [draw(images, np.array([seed]))[0, 0, 0].tolist() for seed in (0, 2)]
+        [[3, 2, 1, 0], [0, 1, 2, 3]]
+    """
+
+    def __init__(self, names: Sequence[str], size: int) -> None:
+        check_augmentations(names)
+        self.names = list(names)
+        self.size = size
+        self.padding = max(1, size // 8)
+        bicubic, bilinear = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
+        transforms = {
+            "random_resized_crop": lambda: v2.RandomResizedCrop(size, interpolation=bicubic),
+            "randaugment": lambda: v2.RandAugment(interpolation=bilinear),
+            "trivialaugment": lambda: v2.TrivialAugmentWide(interpolation=bilinear),
+            "color_jitter": lambda: v2.ColorJitter(0.4, 0.4, 0.4),
+            "random_erasing": lambda: v2.RandomErasing(p=0.25),
+            "rotate": lambda: v2.RandomRotation(15, interpolation=bilinear),
+        }
+        self._transforms = {n: transforms[n]() for n in self.names if n not in _BATCHED}
+
+    @property
+    def cheap(self) -> bool:
+        """Whether drawing takes microseconds per image, so that no worker process is needed."""
+        return not self._transforms
+
+    @property
+    def crops_originals(self) -> bool:
+        """Whether crops are drawn from pictures at their own resolution."""
+        return "random_resized_crop" in self.names
+
+    def __call__(
+        self, images: Sequence[UInt8[Tensor, "ch h w"]] | Tensor, seeds: np.ndarray
+    ) -> UInt8[Tensor, "n ch size size"]:
+        """Draw one view of each image.
+
+        Args:
+            images: a batch, or images of different sizes, at least size x size.
+            seeds: [n], from `mix_seeds`.
+        """
+        if self.crops_originals:
+            images = self._apply("random_resized_crop", images, seeds, 0)
+        elif any(image.shape[-2:] != (self.size, self.size) for image in images):
+            images = self._crop(images, _uniform(seeds, 0, 2))
+        if not isinstance(images, Tensor):
+            images = torch.stack(list(images))
+        for position, name in enumerate(self.names, start=1):
+            if name == "shift":
+                padded = torch.nn.functional.pad(images, [self.padding] * 4)
+                images = self._crop(padded, _uniform(seeds, position, 2))
+            elif name == "flip":
+                flip = torch.from_numpy(_uniform(seeds, position, 1)[:, 0] < 0.5)
+                images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
+            elif name != "random_resized_crop":
+                images = self._apply(name, images, seeds, position)
+        return images
+
+    def _apply(
+        self, name: str, images: Sequence[Tensor] | Tensor, seeds: np.ndarray, position: int
+    ) -> Tensor:
+        """Run one v2 transform image by image; v2 draws from torch's global generator."""
+        generator, transform = torch.default_generator, self._transforms[name]
+        state = generator.get_state()
+        try:
+            views = []
+            for image, seed in zip(images, mix_seeds(seeds, position).tolist(), strict=True):
+                generator.manual_seed(seed)
+                views.append(transform(image))
+        finally:
+            generator.set_state(state)
+        return torch.stack(views)
+
+    def _crop(self, images: Sequence[Tensor] | Tensor, where: Float[np.ndarray, "n 2"]) -> Tensor:
+        """Cut size x size out of every image, at ``where`` in [0, 1) of the places there are."""
+        size = self.size
+        views = np.empty((len(images), images[0].shape[0], size, size), dtype=np.uint8)
+        pixels = images.numpy() if isinstance(images, Tensor) else [i.numpy() for i in images]
+        for view, image, (y, x) in zip(views, pixels, where.tolist(), strict=True):
+            top = int(y * (image.shape[1] - size + 1))
+            left = int(x * (image.shape[2] - size + 1))
+            view[:] = image[:, top : top + size, left : left + size]
+        return torch.from_numpy(views)
+
+
+def _uniform(seeds: np.ndarray, position: int, count: int) -> Float[np.ndarray, "n count"]:
+    """Numbers in [0, 1) for the step at ``position``, from each seed alone."""
+    streams = [mix_seeds(seeds, position, stream) for stream in range(count)]
+    return np.stack(streams, axis=1) / 2.0**63
