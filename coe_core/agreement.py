@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import math
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+def _log_probs(logits: Tensor) -> Tensor:
+    """Log-probabilities in float32 at least; float64 stays."""
+    if logits.shape[1] == 0:
+        raise ValueError("logits of 0 networks have no agreement; give [n, s, c] with s >= 1")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
 def _log_mean(log_probs: Tensor) -> Tensor:
@@ -13,25 +21,35 @@ def _log_mean(log_probs: Tensor) -> Tensor:
     return log_probs.logsumexp(1) - math.log(log_probs.shape[1])
 
 
-def js_divergence(logits: Float[Tensor, "n s c"]) -> Float[Tensor, "n"]:
-    """Jensen-Shannon divergence of s networks' predictions, in nats: divide_and_cotrain section 4, PAPER.
+def js_divergence(logits: Float[Tensor, "n s c"]) -> Float[Tensor, " n"]:
+    """Jensen-Shannon divergence of s networks' predictions, in nats: PAPER (Divide and Co-training).
 
-    JS = H(mean_i p_i) - mean_i H(p_i); gradient into all networks; between 0 and log s.
+    JS = H(mean_i p_i) - mean_i H(p_i); gradient into all networks; between 0 and log s. Finite for
+    all finite logits, however confident.
+
+    Args:
+        logits: of s networks on the same n samples.
+
+    Raises:
+        ValueError: no networks (the same for all terms of this file).
 
     Example:
         >>> import torch
         >>> js_divergence(torch.tensor([[[900.0, 0.0], [0.0, 900.0]]])).item()  # log 2
         0.693147...
     """
-    log_probs = logits.float().log_softmax(-1)
+    log_probs = _log_probs(logits)
     log_mean = _log_mean(log_probs)
     return (log_probs.exp() * (log_probs - log_mean.unsqueeze(1))).sum(-1).mean(1)
 
 
-def mutual_learning(logits: Float[Tensor, "n s c"]) -> Float[Tensor, "n"]:
+def mutual_learning(logits: Float[Tensor, "n s c"]) -> Float[Tensor, " n"]:
     """Mean over ordered pairs of KL(stopgrad p_j || p_i), summed over i: PAPER (the alternative to JS).
 
     (1 / (s - 1)) sum_i sum_{j != i} KL(p_j || p_i); 0 for a single network.
+
+    Args:
+        logits: of s networks on the same n samples.
 
     Example:
         >>> import torch
@@ -39,7 +57,7 @@ def mutual_learning(logits: Float[Tensor, "n s c"]) -> Float[Tensor, "n"]:
         0.0
     """
     num_networks = logits.shape[1]
-    log_probs = logits.float().log_softmax(-1)
+    log_probs = _log_probs(logits)
     if num_networks == 1:
         return log_probs.sum((1, 2)) * 0
     teacher = log_probs.detach()
@@ -48,14 +66,17 @@ def mutual_learning(logits: Float[Tensor, "n s c"]) -> Float[Tensor, "n"]:
     return ((num_networks - 1) * entropy - cross.sum((1, 2))) / (num_networks - 1)
 
 
-def distil_from_mean(logits: Float[Tensor, "n s c"]) -> Float[Tensor, "n"]:
+def distil_from_mean(logits: Float[Tensor, "n s c"]) -> Float[Tensor, " n"]:
     """Mean over networks of KL(stopgrad p_mean || p_i): each learns from the mean of all. OURS.
+
+    Args:
+        logits: of s networks on the same n samples.
 
     Example:
         >>> import torch
         >>> distil_from_mean(torch.zeros(1, 3, 4)).item()
         0.0
     """
-    log_probs = logits.float().log_softmax(-1)
+    log_probs = _log_probs(logits)
     log_mean = _log_mean(log_probs).detach().unsqueeze(1)
     return (log_mean.exp() * (log_mean - log_probs)).sum(-1).mean(1)

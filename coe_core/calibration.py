@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,13 +19,14 @@ Aim = Literal["best", "macs", "latency", "accuracy_drop", "accuracy"]
 class TradeOffCurve(NamedTuple):
     """Every operating point there is, from no exits to all exits. m points, rising exit rate.
 
-    ``threshold[0]`` is infinite: nothing exits. Samples with equal confidence exit together.
+    ``threshold[0]`` is infinite: nothing exits. Samples with equal confidence exit together. All
+    float64 on the CPU.
     """
 
-    threshold: Float[Tensor, "m"]  # exit when confidence >= threshold; falling
-    exit_rate: Float[Tensor, "m"]  # in [0, 1]
-    quality: Float[Tensor, "m"]  # mean quality of the final predictions
-    cost: Float[Tensor, "m"]  # mean cost per sample, in the unit of the costs given
+    threshold: Float[Tensor, " m"]  # exit when confidence >= threshold; falling
+    exit_rate: Float[Tensor, " m"]  # in [0, 1]
+    quality: Float[Tensor, " m"]  # mean quality of the final predictions
+    cost: Float[Tensor, " m"]  # mean cost per sample, in the unit of the costs given
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,13 @@ class OperatingPoint:
     """A threshold with its provenance, to be stored beside the model.
 
     Higher thresholds mean fewer exits, more computation, and usually better predictions.
+
+    Example:
+        >>> point = OperatingPoint(
+        ...     "fast", 0.7, "macs", 2e8, 0.26, 0.807, 1.94e8, "macs", 5000, "validation", "2026-01-01"
+        ... )
+        >>> OperatingPoint.from_dict(point.to_dict()) == point
+        True
     """
 
     name: str
@@ -48,24 +57,49 @@ class OperatingPoint:
     guarantee: float | None = None  # probability with which the aim holds, if one was asked for
 
     def to_dict(self) -> dict:
-        """Plain values for a JSON file; an infinite threshold becomes the string "inf"."""
+        """Plain values for a JSON file; an infinite threshold becomes a string, "inf" or "-inf"."""
         fields = asdict(self)
         if math.isinf(self.threshold):
-            fields["threshold"] = "inf"
+            fields["threshold"] = str(self.threshold)
         return fields
 
     @classmethod
     def from_dict(cls, fields: dict) -> OperatingPoint:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a field that is missing or unknown.
+        """
+        known = {field.name for field in dataclass_fields(cls)}
+        missing, unknown = known - {"guarantee"} - set(fields), set(fields) - known
+        if missing or unknown:
+            raise ValueError(
+                f"not an operating point: missing fields {sorted(missing)}, unknown fields "
+                f"{sorted(unknown)}; was it written by another version?"
+            )
         return cls(**{**fields, "threshold": float(fields["threshold"])})
 
 
+def _held_out(**arrays: Tensor) -> list[Tensor]:
+    """The arrays in float64 on the CPU, checked: finite numbers, one per sample."""
+    n = len(arrays["confidence"])
+    if n == 0:
+        raise ValueError("no samples to calibrate on; give held-out data")
+    for name, array in arrays.items():
+        if array.shape != (n,):
+            raise ValueError(f"{name} has shape {tuple(array.shape)}, but there are {n} samples")
+        bad = int((~torch.isfinite(array)).sum())
+        if bad:
+            raise ValueError(f"{name} holds {bad} values that are not finite of {n}")
+    return [array.detach().cpu().double() for array in arrays.values()]
+
+
 def trade_off_curve(
-    confidence: Float[Tensor, "n"],
-    rough_quality: Float[Tensor, "n"],
-    expert_quality: Float[Tensor, "n"],
+    confidence: Float[Tensor, " n"],
+    rough_quality: Float[Tensor, " n"],
+    expert_quality: Float[Tensor, " n"],
     delegator_cost: float,
-    expert_cost: float | Float[Tensor, "n"],
+    expert_cost: float | Float[Tensor, " n"],
 ) -> TradeOffCurve:
     """Quality and cost at every threshold: sort by confidence and accumulate. Method section 5.
 
@@ -87,29 +121,32 @@ def trade_off_curve(
         ([0.0, 0.5, 1.0], [1.0, 1.0, 0.5], [11.0, 6.0, 1.0])
     """
     n = len(confidence)
-    if n == 0:
-        raise ValueError("no samples to calibrate on; give held-out data")
-    per_sample = torch.as_tensor(expert_cost, dtype=torch.float64).expand(n)
-    arrays = {"confidence": confidence, "rough_quality": rough_quality, "expert_quality": expert_quality}
-    for name, array in arrays.items():
-        if array.shape != (n,):
-            raise ValueError(f"{name} has shape {tuple(array.shape)}, but there are {n} samples")
-        bad = int((~torch.isfinite(array)).sum())
-        if bad:
-            raise ValueError(f"{name} holds {bad} values that are not finite of {n}")
+    expert_cost = torch.as_tensor(expert_cost, dtype=torch.float64)
+    confidence, rough_quality, expert_quality, expert_cost = _held_out(
+        confidence=confidence,
+        rough_quality=rough_quality,
+        expert_quality=expert_quality,
+        expert_cost=expert_cost.expand(n) if expert_cost.ndim == 0 else expert_cost,
+    )
+    if not math.isfinite(delegator_cost):
+        raise ValueError(f"delegator_cost must be finite, got {delegator_cost}")
     order = torch.argsort(confidence, descending=True, stable=True)
-    ordered = confidence[order].double()
+    ordered = confidence[order]
     # Prefix m exits; a prefix counts only where the next confidence is lower (ties leave together).
     last_of_tie = torch.ones(n, dtype=torch.bool)
     last_of_tie[:-1] = ordered[1:] < ordered[:-1]
     ends = torch.cat([torch.zeros(1, dtype=torch.long), torch.nonzero(last_of_tie).flatten() + 1])
 
-    def staying_plus_exiting(stay: Tensor, leave: Tensor) -> Tensor:
-        change = torch.cumsum((leave - stay)[order], 0)
-        return (stay.sum() + torch.cat([change.new_zeros(1), change])[ends]) / n
+    zero = torch.zeros(1, dtype=torch.float64)
 
-    quality = staying_plus_exiting(expert_quality.double(), rough_quality.double())
-    cost = delegator_cost + staying_plus_exiting(per_sample, torch.zeros(n, dtype=torch.float64))
+    def of_exits(values: Tensor) -> Tensor:
+        return torch.cat([zero, values[order].cumsum(0)])[ends]
+
+    def of_the_rest(values: Tensor) -> Tensor:  # summed from the end, so exactly 0 if all exit
+        return torch.cat([values[order].flip(0).cumsum(0).flip(0), zero])[ends]
+
+    quality = (of_exits(rough_quality) + of_the_rest(expert_quality)) / n
+    cost = delegator_cost + of_the_rest(expert_cost) / n
     threshold = torch.cat([torch.tensor([torch.inf], dtype=torch.float64), ordered])[ends]
     return TradeOffCurve(threshold, ends.double() / n, quality, cost)
 
@@ -153,7 +190,7 @@ def fit_threshold(curve: TradeOffCurve, aim: Aim, value: float | None = None) ->
             )
     else:
         least = float(quality[0]) - value if aim == "accuracy_drop" else value
-        allowed = quality >= least - slack
+        allowed = quality >= least - slack * max(1.0, abs(least))
         if not bool(allowed.any()):
             raise AimNotReachableError(
                 f"quality {least:g} is not reached at any threshold; the best on this data is "
@@ -170,9 +207,9 @@ def fit_threshold(curve: TradeOffCurve, aim: Aim, value: float | None = None) ->
 
 
 def controlled_threshold(
-    confidence: Float[Tensor, "n"],
-    rough_quality: Float[Tensor, "n"],
-    expert_quality: Float[Tensor, "n"],
+    confidence: Float[Tensor, " n"],
+    rough_quality: Float[Tensor, " n"],
+    expert_quality: Float[Tensor, " n"],
     drop: float,
     guarantee: float = 0.95,
 ) -> float:
@@ -180,9 +217,10 @@ def controlled_threshold(
 
     The drop is bounded by the rate of harmful exits, samples that end with a wrong rough prediction
     where the expert was right. Thresholds are tested from high to low, each with the exact binomial
-    test at level 1 - guarantee, and the walk stops at the first that fails (fixed-sequence testing:
-    the sequence is set before the data are seen, so no correction is needed). Holds for new samples
-    drawn like the calibration data, whatever the model.
+    test at level 1 - guarantee, and the walk stops at the first that fails. The rate of harmful
+    exits can only rise on the way, and so can their count: going too far needs the test to err at
+    the one threshold where the rate passes ``drop``, so no correction for many tests is needed.
+    Holds for new samples drawn like the calibration data, whatever the model.
 
     Args:
         confidence: of the rough predictions, on held-out data.
@@ -195,7 +233,8 @@ def controlled_threshold(
         The threshold; infinite (no exits) if the data are too few to guarantee anything.
 
     Raises:
-        ValueError: drop or guarantee outside (0, 1), or qualities other than 0 and 1.
+        ValueError: drop or guarantee outside (0, 1), no samples, shapes that disagree, confidences
+            that are not finite, or qualities other than 0 and 1.
 
     Example:
         >>> sure = torch.linspace(0, 1, 1000)
@@ -207,14 +246,16 @@ def controlled_threshold(
     for name, value in (("drop", drop), ("guarantee", guarantee)):
         if not 0 < value < 1:
             raise ValueError(f"{name} must be in (0, 1), got {value}")
+    confidence, rough_quality, expert_quality = _held_out(
+        confidence=confidence, rough_quality=rough_quality, expert_quality=expert_quality
+    )
     for name, array in (("rough_quality", rough_quality), ("expert_quality", expert_quality)):
         if not bool(((array == 0) | (array == 1)).all()):
             raise ValueError(f"{name} must be 1 (right) or 0 (wrong) for every sample")
-    harmful = ((rough_quality == 0) & (expert_quality == 1)).float()
+    harmful = ((rough_quality == 0) & (expert_quality == 1)).double()
     curve = trade_off_curve(confidence, harmful, torch.zeros_like(harmful), 0.0, 0.0)
     n = len(confidence)
     count = (curve.quality * n).round()
-    # On this grid of ranks the sequence does not depend on outcomes, only on the confidences.
     passes = torch.from_numpy(binom.cdf(count.numpy(), n, drop)) <= 1 - guarantee
     failed = torch.nonzero(~passes).flatten()
     last = len(passes) - 1 if len(failed) == 0 else int(failed[0]) - 1

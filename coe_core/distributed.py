@@ -44,7 +44,7 @@ def gather_rows(rows: Tensor) -> GlobalRows:
     size = torch.tensor([len(rows)], device=rows.device)
     sizes = [torch.zeros_like(size) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, size)
-    counts = [int(s) for s in sizes]
+    counts = torch.cat(sizes).tolist()
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]

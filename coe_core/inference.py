@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,7 +19,7 @@ class Delegation(NamedTuple):
     """The delegator's answer for a batch: all that is known before an expert runs."""
 
     rough: Any  # [n, ...] tensor, or a list of n
-    confidence: Float[Tensor, "n"]
+    confidence: Float[Tensor, " n"]
     selection_logits: Float[Tensor, "n k"]
 
 
@@ -26,14 +27,14 @@ class Inference(NamedTuple):
     """Predictions in the order of the input, and how each came about."""
 
     prediction: Any  # tensor or list, as ``Delegation.rough``
-    exits: Bool[Tensor, "n"]  # ended with the rough prediction
-    selected_expert: Int[Tensor, "n"]  # also told for exits, where it did not run
-    confidence: Float[Tensor, "n"]
+    exits: Bool[Tensor, " n"]  # ended with the rough prediction
+    selected_expert: Int[Tensor, " n"]  # also told for exits, where it did not run
+    confidence: Float[Tensor, " n"]
 
 
 def confidence(
     logits: Float[Tensor, "n c"], kind: ConfidenceKind = "max_probability"
-) -> Float[Tensor, "n"]:
+) -> Float[Tensor, " n"]:
     """Confidence of a prediction from its logits, in [0, 1]; higher is surer. Method section 4.
 
     Args:
@@ -48,18 +49,19 @@ def confidence(
         >>> confidence(torch.tensor([[0.0, 0.0], [9.0, 0.0]])).tolist()
         [0.5, 0.9998...]
     """
-    log_probs = logits.float().log_softmax(1)
-    if kind == "max_probability":
+    if kind not in get_args(ConfidenceKind):
+        raise ValueError(
+            f"unknown confidence {kind!r}; known: 'max_probability', 'margin', 'entropy'"
+        )
+    num_classes = logits.shape[1]
+    log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
+    if kind == "max_probability" or num_classes == 1:
         return log_probs.amax(1).exp()
-    if log_probs.shape[1] == 1:
-        return torch.ones_like(log_probs[:, 0])
     if kind == "margin":
         best = log_probs.topk(2, 1).values.exp()
         return best[:, 0] - best[:, 1]
-    if kind == "entropy":
-        surprise = torch.special.entr(log_probs.exp()).sum(1)
-        return (1 - surprise / torch.tensor(log_probs.shape[1]).log()).clamp(0, 1)
-    raise ValueError(f"unknown confidence {kind!r}; known: 'max_probability', 'margin', 'entropy'")
+    surprise = torch.special.entr(log_probs.exp()).sum(1)
+    return (1 - surprise / math.log(num_classes)).clamp(0, 1)
 
 
 def _take(batch: Any, rows: Tensor) -> Any:
@@ -72,7 +74,7 @@ def infer(
     delegate: Callable[[Any], Delegation],
     experts: Sequence[Callable[[Any], Any]],
     batch: Any,
-    threshold: float | Float[Tensor, "n"],
+    threshold: float | Float[Tensor, " n"],
     *,
     take: Callable[[Any, Tensor], Any] = _take,
     combine: Callable[[Any, Any], Any] | None = None,
@@ -91,13 +93,18 @@ def infer(
         experts: k functions, group of samples -> predictions, tensor [group, ...] or list.
         batch: anything ``take`` can index: a tensor [n, ...] or a sequence by default.
         threshold: one number, or one per sample.
-        take: how to take rows out of a batch (or of the rough predictions, for ``combine``).
+        take: how to take rows out of a batch that is neither (such as a dict of tensors).
         combine: (rough, expert prediction) of a group -> its prediction; default: the expert's. OURS.
         select: selection logits -> expert of each sample; default argmax.
 
+    Returns:
+        Inference: predictions in the order of the input, of the rough predictions' dtype.
+
     Raises:
-        ValueError: a threshold that is NaN, or as many thresholds as there are not samples;
-            a number of experts that differs from the selection logits'; NaN in the logits.
+        ValueError: a threshold that is NaN, or not one per sample; confidences that are not one per
+            sample; a number of experts that differs from the selection logits'; NaN in the logits;
+            an expert whose predictions are not as many as its samples, or of a kind of number that
+            the rough predictions cannot hold.
 
     Example:
         >>> delegate = lambda x: Delegation(x * 0, x.abs(), torch.stack([x, -x], 1))
@@ -109,6 +116,8 @@ def infer(
     n, k = selection_logits.shape
     if k != len(experts):
         raise ValueError(f"the delegator selects among {k} experts, but {len(experts)} were given")
+    if sureness.shape != (n,):
+        raise ValueError(f"confidence has shape {tuple(sureness.shape)}, but there are {n} samples")
     limit = torch.as_tensor(threshold, dtype=sureness.dtype, device=sureness.device)
     if bool(limit.isnan().any()) or limit.shape not in ((), (n,)):
         raise ValueError(
@@ -122,10 +131,20 @@ def infer(
     for j, rows in groups.by_expert.items():
         everything = len(rows) == n  # nothing to regroup: spare the copies
         answer = experts[j](batch if everything else take(batch, rows))
+        if len(answer) != len(rows):
+            raise ValueError(
+                f"expert {j} gave {len(answer)} predictions for {len(rows)} samples; "
+                "an expert answers once for each"
+            )
         if combine is not None:
-            answer = combine(rough if everything else take(rough, rows), answer)
+            answer = combine(rough if everything else _take(rough, rows), answer)
         if isinstance(prediction, Tensor):
-            prediction.index_copy_(0, rows, answer.to(prediction.dtype))
+            if not torch.can_cast(answer.dtype, prediction.dtype):
+                raise ValueError(
+                    f"expert {j} predicts {answer.dtype}, which rough predictions of "
+                    f"{prediction.dtype} cannot hold; give both the same dtype"
+                )
+            prediction.index_copy_(0, rows, answer.to(prediction))
         else:
             for row, value in zip(rows.tolist(), answer, strict=True):
                 prediction[row] = value

@@ -1,8 +1,9 @@
-"""LGM, label generation: from the experts' evidence to labels for the delegator's selection; and VCM."""
+"""LGM, label generation: from the experts' evidence to labels of the selection; and VCM."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,16 @@ from coe_core.errors import NotConvergedError
 from coe_core.transport import balanced_assignment
 
 LabelKind = Literal["balanced", "soft_balanced", "hard", "soft"]
+
+
+def check_label_options(kind: str, temperature: float) -> None:
+    """Raise the ValueError of `selection_labels` for an unknown kind or a temperature not above 0."""
+    if kind not in get_args(LabelKind):
+        raise ValueError(
+            f"unknown label kind {kind!r}; known: 'balanced', 'soft_balanced', 'hard', 'soft'"
+        )
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
 
 
 def selection_labels(
@@ -55,24 +66,25 @@ def selection_labels(
         >>> selection_labels(P, "hard").argmax(1).tolist()
         [0, 0]
     """
-    if kind not in ("balanced", "soft_balanced", "hard", "soft"):
-        raise ValueError(
-            f"unknown label kind {kind!r}; known: 'balanced', 'soft_balanced', 'hard', 'soft'"
-        )
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    evidence = evidence.detach()
+    check_label_options(kind, temperature)
     num_experts = evidence.shape[1]
-    if kind == "hard":
-        return nn.functional.one_hot(evidence.argmax(1), num_experts).to(evidence.dtype)
-    if kind == "soft":
-        return (evidence.float() / temperature).softmax(1).to(evidence.dtype)
     gathered, own = gather_rows(evidence)
-    if kind == "balanced":
+    bad = int((~gathered.isfinite()).sum())
+    if bad:
+        raise ValueError(
+            f"evidence holds {bad} values that are not finite of {gathered.numel()}; an expert has "
+            "diverged or its log-likelihood needs a floor"
+        )
+    if kind == "hard":
+        plan = nn.functional.one_hot(gathered.argmax(1), num_experts)
+    elif kind == "soft":
+        precise = gathered.to(torch.promote_types(gathered.dtype, torch.float32))
+        plan = (precise / temperature).softmax(1)
+    elif kind == "balanced":
         expert = torch.from_numpy(balanced_assignment(gathered, demand).expert)
         plan = nn.functional.one_hot(expert.to(evidence.device), num_experts)
     else:
-        plan = sinkhorn(gathered / temperature, demand)
+        plan = sinkhorn(gathered.double() / temperature, demand)
     return plan[own].to(evidence.dtype)
 
 
@@ -137,20 +149,30 @@ def sinkhorn(
     )
 
 
-def choice_variance(evidence: Float[Tensor, "n k"]) -> Float[Tensor, "n"]:
+def choice_variance(evidence: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
     """How much the choice of the expert matters on each sample: VCM, (V1), RECONSTRUCTED.
 
     v_i = std_j exp(P_ij), normalised to mean 1 over the (global) batch. Weights the selection loss:
     where all experts do equally well the label means nothing. All ones where no choice matters
-    anywhere (k = 1, or all experts alike).
+    anywhere (k = 1, or all experts alike). No gradient.
 
     Args:
         evidence: log-likelihood that each expert gives the truth.
+
+    Raises:
+        ValueError: evidence that holds NaN, or whose exponential overflows.
 
     Example:
         >>> choice_variance(torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()).tolist()
         [2.0, 0.0]
     """
-    spread = evidence.detach().float().exp().std(1, correction=0)
-    mean = gather_rows(spread).rows.mean() if len(spread) else spread.new_ones(())
+    precise = evidence.detach().to(torch.promote_types(evidence.dtype, torch.float32))
+    spread = precise.exp().std(1, correction=0)
+    every = gather_rows(spread).rows  # also on a rank without samples: the others wait for it
+    mean = float(every.mean()) if len(every) else 0.0
+    if not math.isfinite(mean):
+        raise ValueError(
+            "evidence must be a log-likelihood, neither NaN nor so far above 0 that its exponential "
+            f"overflows; {int((~every.isfinite()).sum())} of {len(every)} samples break this"
+        )
     return spread / mean if mean > 0 else torch.ones_like(spread)

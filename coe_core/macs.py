@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,57 +17,106 @@ from coe_core.errors import UncountedOperatorError
 # normalisation, pooling and data movement are not counted there either).
 _FREE = frozenset(
     """
-    _adaptive_avg_pool2d _adaptive_avg_pool3d _fused_moving_avg_obs_fq_helper _local_scalar_dense
-    _log_softmax _native_batch_norm_legit _native_batch_norm_legit_no_training
-    native_batch_norm_backward _softmax _to_copy _unsafe_view adaptive_avg_pool2d
-    adaptive_max_pool2d alias all amax amin any arange argmax argmin argsort as_strided avg_pool1d
-    avg_pool2d avg_pool3d batch_norm bernoulli bincount cat channel_shuffle chunk clone col2im
-    constant_pad_nd contiguous copy_ cudnn_batch_norm cumsum detach detach_ diagonal dropout
-    embedding empty empty_like empty_strided expand eye fill_ flatten flip full full_like gather
-    grid_sampler_2d group_norm im2col index index_copy index_put index_put_ index_select
-    is_same_size item lift_fresh linspace max max_pool2d max_pool2d_with_indices mean min
-    miopen_batch_norm multinomial narrow native_batch_norm native_dropout native_group_norm
-    native_layer_norm new_empty new_empty_strided new_full new_ones new_zeros nonzero norm
-    ones ones_like permute pixel_shuffle pixel_unshuffle prod rand rand_like randn randn_like
-    reflection_pad2d repeat repeat_interleave replication_pad2d resize_ roll scalar_tensor scatter
-    scatter_add select select_scatter set_ slice slice_scatter sort split split_with_sizes squeeze
-    stack std sum t tile topk transpose tril triu unbind unfold unsqueeze upsample_bicubic2d
-    upsample_bilinear2d upsample_nearest2d var var_mean vdot view view_as_complex view_as_real
-    zero_ zeros zeros_like _reshape_alias linalg_vector_norm _fused_rms_norm _prelu_kernel
-    """.split()
+    _adaptive_avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d alias all
+    amax amin aminmax any arange argmax argmin argsort as_strided avg_pool1d avg_pool2d
+    avg_pool3d batch_norm bernoulli bincount cat channel_shuffle chunk clone col2im
+    constant_pad_nd contiguous copy cudnn_batch_norm cummax cumsum detach diagonal dropout
+    embedding _embedding_bag_forward_only empty empty_like empty_strided expand exponential eye
+    fill flatten flip fractional_max_pool2d full full_like _fused_rms_norm gather glu
+    grid_sampler_2d group_norm hardswish im2col index index_copy index_put index_select
+    is_same_size item lift_fresh linalg_vector_norm linspace _local_scalar_dense
+    log_sigmoid_forward _log_softmax logsumexp max max_pool2d max_pool2d_with_indices
+    max_pool3d_with_indices mean median min miopen_batch_norm multinomial narrow
+    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
+    native_dropout native_group_norm native_layer_norm new_empty new_empty_strided new_full
+    new_ones new_zeros nonzero norm normal ones ones_like permute pixel_shuffle pixel_unshuffle
+    _prelu_kernel prod rand rand_like randn randn_like reflection_pad1d reflection_pad2d repeat
+    repeat_interleave replication_pad1d replication_pad2d _reshape_alias resize roll
+    rrelu_with_noise _safe_softmax scalar_tensor scatter scatter_add select select_scatter set
+    slice slice_scatter _softmax sort split split_with_sizes squeeze stack std sum t tile
+    _to_copy topk transpose tril triu unbind unfold uniform _unique2 _unsafe_index unsafe_split
+    _unsafe_view unsqueeze upsample_bicubic2d _upsample_bicubic2d_aa upsample_bilinear2d
+    _upsample_bilinear2d_aa upsample_linear1d upsample_nearest1d upsample_nearest2d
+    upsample_nearest3d _upsample_nearest_exact2d upsample_trilinear3d var var_mean view
+    view_as_complex view_as_real zero zeros zeros_like
+    """.split()  # noqa: SIM905
 )
+
+
+def _recurrent(inputs: Tensor, *weights: Tensor) -> int:
+    """Every weight matrix multiplies every row (a sample at a time step) once."""
+    rows = inputs.numel() // inputs.shape[-1]
+    return rows * sum(weight.numel() for weight in weights if weight.ndim == 2)
+
+
+# Multiply-adds of operators that torch's own registry lacks, from their arguments.
+_OWN = {
+    torch.ops.aten.dot: lambda a, b: a.numel(),
+    torch.ops.aten.vdot: lambda a, b: a.numel(),
+    torch.ops.aten.mv: lambda a, b: a.numel(),
+    torch.ops.aten.addmv: lambda c, a, b, **_: a.numel(),
+    torch.ops.aten.mkldnn_rnn_layer: lambda x, w_input, w_hidden, *_: _recurrent(
+        x, w_input, w_hidden
+    ),
+    torch.ops.aten._cudnn_rnn: lambda x, weights, *_: _recurrent(x, *weights),
+}
 
 
 class _MacCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.flops = 0
+        self.macs = 0
         self.unknown: set[str] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
         packet = func.overloadpacket
         if packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+            out = func(*args, **kwargs)
+            self.macs += flop_registry[packet](*args, **kwargs, out_val=out) // 2
+            return out
+        if packet in _OWN:
+            self.macs += _OWN[packet](*args, **kwargs)
         elif torch.Tag.pointwise not in func.tags and not self._is_free(func):
+            with self:  # in inference mode compound operators arrive in one piece
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
             self.unknown.add(str(packet))
-        return out
+        return func(*args, **kwargs)
 
     @staticmethod
     def _is_free(func) -> bool:
-        name = func.overloadpacket.__name__
-        in_place_of = name.removesuffix("_")
-        return func.namespace in ("aten", "prim", "prims") and (
-            name in _FREE or in_place_of in _FREE or func.is_view
-        )
+        name = func.overloadpacket.__name__.removesuffix("_")  # in place or not
+        return func.namespace in ("aten", "prim", "prims") and (name in _FREE or func.is_view)
+
+
+@contextmanager
+def _without_fused_attention() -> Iterator[None]:
+    """In evaluation mode torch's own transformer layers run as one operator; take them apart."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def count_macs(module: nn.Module, *inputs: Any, **named_inputs: Any) -> int:
     """Multiply-adds of one call, counted on a real forward of the given inputs.
 
     One MAC is one multiplication with its addition (what the papers call FLOPs); convolutions,
-    matrix products and attention count, element-wise work does not. For a number per sample give
-    a batch of one. The module is put into evaluation mode for the call; its state does not change.
+    matrix products, attention and recurrent layers count, element-wise work does not. For a number
+    per sample give a batch of one. The module is put into evaluation mode for the call; its state
+    does not change. Module and inputs may both be on the meta device: then nothing is computed.
+
+    Args:
+        module: the network.
+        inputs: of its forward; on the module's device.
+        named_inputs: of its forward.
+
+    Returns:
+        The multiply-adds of the whole batch given.
 
     Raises:
         UncountedOperatorError: an operator runs whose multiply-adds are not known (rather than
@@ -80,7 +130,7 @@ def count_macs(module: nn.Module, *inputs: Any, **named_inputs: Any) -> int:
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad(), _without_fused_attention(), counter:
             module(*inputs, **named_inputs)
     finally:
         for part, training in modes:
@@ -90,7 +140,7 @@ def count_macs(module: nn.Module, *inputs: Any, **named_inputs: Any) -> int:
             f"the multiply-adds of {sorted(counter.unknown)} are not known; register a formula with "
             "torch.utils.flop_counter.register_flop_formula (2 FLOPs = 1 MAC)"
         )
-    return counter.flops // 2
+    return counter.macs
 
 
 def mixture_macs(
@@ -108,7 +158,8 @@ def mixture_macs(
         load: part of the samples that do not exit which each expert gets; None means equal.
 
     Raises:
-        ValueError: exit_rate outside [0, 1], or a load that does not sum to 1 or does not fit.
+        ValueError: exit_rate outside [0, 1], no experts, or a load that does not fit: of another
+            length, below 0, or with another sum than 1.
 
     Example:
         >>> mixture_macs(24e6, [230e6] * 4, exit_rate=0.26) / 1e6  # a 194M model of method section 8
@@ -117,10 +168,13 @@ def mixture_macs(
     if not 0 <= exit_rate <= 1:
         raise ValueError(f"exit_rate must be in [0, 1], got {exit_rate}")
     macs = torch.as_tensor(expert_macs, dtype=torch.float64)
-    parts = torch.full_like(macs, 1 / len(macs)) if load is None else torch.as_tensor(load).double()
-    if len(parts) != len(macs) or abs(float(parts.sum()) - 1) > 1e-6:
+    if len(macs) == 0:
+        raise ValueError("expert_macs is empty; give one number per expert")
+    parts = torch.full_like(macs, 1 / len(macs)) if load is None else torch.as_tensor(load).to(macs)
+    total = float(parts.sum())
+    if len(parts) != len(macs) or not abs(total - 1) <= 1e-6 or bool((parts < 0).any()):
         raise ValueError(
-            f"load must hold one part per expert that sum to 1: got {len(parts)} parts with sum "
-            f"{float(parts.sum()):g} for {len(macs)} experts"
+            f"load must hold one part per expert, none below 0, that sum to 1: got {len(parts)} "
+            f"parts with sum {total:g} for {len(macs)} experts"
         )
     return delegator_macs + (1 - exit_rate) * float((macs * parts).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from coe_core.distributed import gather_rows
-from coe_core.labels import LabelKind, choice_variance, selection_labels
+from coe_core.labels import LabelKind, check_label_options, choice_variance, selection_labels
 from coe_core.weights import Partitioner, Scope, demand_from_shares, ramped_focus, sample_weights
 
 Scores = Literal["selection", "evidence", "sum"]
@@ -24,7 +25,7 @@ class CoTrainingLoss(NamedTuple):
     experts: Tensor  # reweighted loss of the experts, (W3)
     agreement: Tensor  # agreement term, before its weight
     focus: float  # r used in this step
-    portion: Int[Tensor, "n"]
+    portion: Int[Tensor, " n"]
     labels: Float[Tensor, "n k"]
 
 
@@ -79,18 +80,19 @@ class CoTrainingObjective(nn.Module):
         variance_weighting: bool = True,
         selection_weight: float = 0.5,
         agreement_weight: float = 0.0,
-        shares: Float[Tensor, "k"] | None = None,
+        shares: Float[Tensor, " k"] | None = None,
         queue_size: int = 0,
         num_samples: int = 0,
     ):
         super().__init__()
         if scores not in ("selection", "evidence", "sum"):
             raise ValueError(f"unknown scores {scores!r}; known: 'selection', 'evidence', 'sum'")
-        for name, value in (("selection_weight", selection_weight), ("agreement_weight", agreement_weight)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be at least 0, got {value}")
+        weights = {"selection_weight": selection_weight, "agreement_weight": agreement_weight}
+        for name, value in weights.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {value}")
         ramped_focus(focus, 0.0, focus_warmup)  # checks both ranges
-        selection_labels(torch.zeros(0, num_experts), labels, temperature=temperature)
+        check_label_options(labels, temperature)
         self.num_experts = num_experts
         self.focus = focus
         self.focus_warmup = focus_warmup
@@ -107,13 +109,13 @@ class CoTrainingObjective(nn.Module):
 
     def forward(
         self,
-        rough_loss: Float[Tensor, "n"],
+        rough_loss: Float[Tensor, " n"],
         expert_loss: Float[Tensor, "n k"],
         evidence: Float[Tensor, "n k"],
         selection_logits: Float[Tensor, "n k"],
         progress: float,
-        index: Int[Tensor, "n"] | None = None,
-        agreement: Float[Tensor, "n"] | None = None,
+        index: Int[Tensor, " n"] | None = None,
+        agreement: Float[Tensor, " n"] | None = None,
     ) -> CoTrainingLoss:
         """Loss of one batch.
 
@@ -126,27 +128,39 @@ class CoTrainingObjective(nn.Module):
             index: which training sample each row is; needed by scope "dataset".
             agreement: a term between the experts per sample, see `coe_core.agreement`.
 
+        Returns:
+            CoTrainingLoss: losses are means over this rank's samples, 0 if it has none.
+
         Raises:
-            ValueError: shapes that disagree, or scores that are not finite.
+            ValueError: shapes that disagree, scores or evidence that are not finite, an agreement
+                weight without an agreement term.
         """
-        n, k = len(rough_loss), self.num_experts
-        for name, array in (
-            ("expert_loss", expert_loss),
-            ("evidence", evidence),
-            ("selection_logits", selection_logits),
+        n, k = rough_loss.numel(), self.num_experts
+        for name, array, shape in (
+            ("rough_loss", rough_loss, (n,)),
+            ("expert_loss", expert_loss, (n, k)),
+            ("evidence", evidence, (n, k)),
+            ("selection_logits", selection_logits, (n, k)),
+            ("agreement", agreement, (n,)),
         ):
-            if array.shape != (n, k):
+            if array is not None and array.shape != shape:
                 raise ValueError(
                     f"{name} has shape {tuple(array.shape)}, but rough_loss has {n} samples "
-                    f"and there are {k} experts: expected ({n}, {k})"
+                    f"and there are {k} experts: expected {shape}"
                 )
-        log_q = selection_logits.float().log_softmax(1)
-        evidence = evidence.detach().float()
+        if agreement is None and self.agreement_weight > 0:
+            raise ValueError(
+                f"agreement_weight is {self.agreement_weight}, but no agreement term was given; "
+                "hand one over or set the weight to 0"
+            )
+        precise = torch.promote_types(selection_logits.dtype, torch.float32)
+        log_q = selection_logits.to(precise).log_softmax(1)
+        evidence = evidence.detach().to(torch.promote_types(evidence.dtype, torch.float32))
         scores = {"selection": log_q, "evidence": evidence, "sum": log_q + evidence}[self.scores]
 
         focus = ramped_focus(self.focus, progress, self.focus_warmup)
         portion = self.partition(scores.detach(), index)
-        weights = sample_weights(portion, k, focus).to(expert_loss)
+        weights = sample_weights(portion, k, focus).to(expert_loss.device)
         labels = selection_labels(
             evidence, self.labels, temperature=self.temperature, demand=self._label_demand(evidence)
         )
@@ -154,23 +168,20 @@ class CoTrainingObjective(nn.Module):
         if self.variance_weighting:
             selection_loss = choice_variance(evidence) * selection_loss
 
-        experts = (weights * expert_loss).sum(1).mean()
-        rough = rough_loss.mean()
-        selection = selection_loss.mean()
-        consent = rough.new_zeros(()) if agreement is None else agreement.mean()
-        total = (
-            experts
-            + rough
-            + self.selection_weight * selection
-            + self.agreement_weight * consent
-        )
+        size = max(n, 1)  # a rank without samples has losses and gradients of 0, not NaN
+        experts = (weights * expert_loss).sum() / size
+        rough = rough_loss.sum() / size
+        selection = selection_loss.sum() / size
+        consent = rough.new_zeros(()) if agreement is None else agreement.sum() / size
+        total = experts + rough + self.selection_weight * selection
+        total = total + self.agreement_weight * consent
         return CoTrainingLoss(total, rough, selection, experts, consent, focus, portion, labels)
 
     def _label_demand(self, evidence: Tensor) -> Tensor | None:
         """Labels follow the same unequal shares as the portions; None means even."""
         if self.shares is None or self.labels not in ("balanced", "soft_balanced"):
             return None
-        global_n = len(gather_rows(evidence[:, 0]).rows)
+        global_n = len(gather_rows(evidence[:, :1]).rows)
         if self.labels == "balanced":
             return demand_from_shares(global_n, self.shares)
         return global_n * self.shares / self.shares.sum()

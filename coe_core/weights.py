@@ -1,4 +1,4 @@
-"""WGM, weight generation: from the delegator's scores to portions, from portions to sample weights."""
+"""WGM, weight generation: from the delegator's scores to portions, from portions to weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from coe_core.transport import balanced_assignment, even_demand
 Scope = Literal["batch", "queue", "dataset"]
 
 
-def demand_from_shares(num_samples: int, shares: Float[Tensor, "k"]) -> Int[Tensor, "k"]:
+def demand_from_shares(num_samples: int, shares: Float[Tensor, " k"]) -> Int[Tensor, " k"]:
     """Whole numbers of samples per expert that sum to ``num_samples`` and follow ``shares``.
 
     Largest remainders are rounded up; equal remainders go to the lower-numbered expert.
@@ -24,19 +24,22 @@ def demand_from_shares(num_samples: int, shares: Float[Tensor, "k"]) -> Int[Tens
         shares: non-negative, not all zero; only their ratios matter.
 
     Raises:
-        ValueError: a share is negative or not finite, or all are zero.
+        ValueError: a share is negative or not finite, or all are zero; num_samples below 0.
 
     Example:
         >>> demand_from_shares(10, torch.tensor([1.0, 1.0, 2.0])).tolist()
         [3, 2, 5]
     """
-    shares = shares.double().cpu()
+    if num_samples < 0:
+        raise ValueError(f"cannot hand out {num_samples} samples; num_samples must be at least 0")
+    shares = shares.detach().double().cpu()
     if not bool(torch.isfinite(shares).all()) or bool((shares < 0).any()) or shares.sum() == 0:
         raise ValueError(
             f"shares must be finite, non-negative and not all zero, got {shares.tolist()}; "
             "give each expert the relative size of its portion"
         )
-    ideal = num_samples * shares / shares.sum()
+    shares = shares / shares.max()  # their sum cannot overflow
+    ideal = num_samples * (shares / shares.sum())
     demand = ideal.floor().long()
     order = torch.argsort(-(ideal - demand), stable=True)
     demand[order[: num_samples - int(demand.sum())]] += 1
@@ -67,11 +70,13 @@ def ramped_focus(focus: float, progress: float, warmup: float) -> float:
     return focus if warmup == 0 else focus * min(1.0, progress / warmup)
 
 
-def sample_weights(portion: Int[Tensor, "n"], num_experts: int, focus: float) -> Float[Tensor, "n k"]:
+def sample_weights(
+    portion: Int[Tensor, " n"], num_experts: int, focus: float
+) -> Float[Tensor, "n k"]:
     """Weight of every sample in every expert's loss: (W2), RECONSTRUCTED.
 
     w_ij = (1 - r) + r k T_ij, where T_ij = 1 if sample i is in the portion of expert j. Rows have
-    mean 1, and so have columns when k divides n, so the scale of the loss does not move with r.
+    mean 1, and so have columns when portions are equal, so the loss scale does not move with r.
 
     Args:
         portion: the expert that each sample is given to, in [0, k).
@@ -88,12 +93,12 @@ def sample_weights(portion: Int[Tensor, "n"], num_experts: int, focus: float) ->
     """
     if not 0 <= focus <= 1:
         raise ValueError(f"focus must be in [0, 1], got {focus}")
-    if portion.numel() and not (0 <= int(portion.min()) and int(portion.max()) < num_experts):
+    if portion.numel() and (int(portion.min()) < 0 or int(portion.max()) >= num_experts):
         raise ValueError(
             f"portion holds experts {int(portion.min())}..{int(portion.max())}, "
             f"but there are {num_experts} experts (0..{num_experts - 1})"
         )
-    plan = nn.functional.one_hot(portion, num_experts).to(torch.get_default_dtype())
+    plan = nn.functional.one_hot(portion.long(), num_experts).to(torch.get_default_dtype())
     return (1 - focus) + focus * num_experts * plan
 
 
@@ -120,7 +125,8 @@ class Partitioner(nn.Module):
         shares: relative size of each expert's portion; None means equal.
 
     Raises:
-        ValueError: unknown scope, or the size that the scope needs is missing.
+        ValueError: no experts, unknown scope, the size that the scope needs is missing, or shares
+            that `demand_from_shares` does not take.
 
     Example:
         >>> partition = Partitioner(num_experts=2)
@@ -135,17 +141,21 @@ class Partitioner(nn.Module):
         *,
         queue_size: int = 0,
         num_samples: int = 0,
-        shares: Float[Tensor, "k"] | None = None,
+        shares: Float[Tensor, " k"] | None = None,
     ):
         super().__init__()
+        if num_experts < 1:
+            raise ValueError(f"num_experts must be at least 1, got {num_experts}")
         if scope not in ("batch", "queue", "dataset"):
             raise ValueError(f"unknown scope {scope!r}; known: 'batch', 'queue', 'dataset'")
         if scope == "queue" and queue_size < 1:
             raise ValueError(f"scope 'queue' needs queue_size of at least 1, got {queue_size}")
         if scope == "dataset" and num_samples < 1:
             raise ValueError(f"scope 'dataset' needs num_samples of at least 1, got {num_samples}")
-        if shares is not None and len(shares) != num_experts:
-            raise ValueError(f"{len(shares)} shares for {num_experts} experts; give one each")
+        if shares is not None:
+            if len(shares) != num_experts:
+                raise ValueError(f"{len(shares)} shares for {num_experts} experts; give one each")
+            demand_from_shares(0, shares)  # checks their values
         self.num_experts = num_experts
         self.scope = scope
         self.shares = shares
@@ -156,32 +166,61 @@ class Partitioner(nn.Module):
         self.register_buffer("table_portion", torch.full((table_rows,), -1))
 
     def begin_epoch(self) -> None:
-        """Scope "dataset": partition all samples by their last scores (no effect in other scopes)."""
+        """Scope "dataset": partition all samples by their last scores; no effect in other scopes.
+
+        As long as a sample has not been seen yet, the batch goes on to decide. The samples must
+        therefore all come up: give ``num_samples`` as the size of the training set, not more.
+        """
         if self.scope == "dataset" and not bool(self.table.isnan().any()):
             self.table_portion.copy_(self._solve(self.table))
 
     def forward(
-        self, scores: Float[Tensor, "n k"], index: Int[Tensor, "n"] | None = None
-    ) -> Int[Tensor, "n"]:
+        self, scores: Float[Tensor, "n k"], index: Int[Tensor, " n"] | None = None
+    ) -> Int[Tensor, " n"]:
         """Portion of each sample: the expert it is given to.
 
         Args:
             scores: how well each expert suits each sample, higher is better; log q in (W1).
             index: which training sample each row is; needed by scope "dataset".
+
+        Raises:
+            ValueError: scores that are not finite; in scope "dataset", an index that is missing, of
+                another length, or not in the training set. The state is then as before the call.
         """
-        gathered, own = gather_rows(scores.float())
+        gathered, own = gather_rows(scores.to(torch.promote_types(scores.dtype, torch.float32)))
         if self.scope == "queue":
-            joined = torch.cat([gathered, self.queue[~self.queue.isnan().any(1)]])
+            filled = self.queue[~self.queue.isnan().any(1)]
+            portion = self._solve(torch.cat([gathered, filled]))
             self.queue.copy_(torch.cat([gathered, self.queue])[: len(self.queue)])
-            return self._solve(joined)[own]
+            return portion[own]
         if self.scope == "dataset":
             if index is None:
-                raise ValueError("scope 'dataset' needs the index of each sample in the training set")
-            indices = gather_rows(index).rows
-            self.table[indices] = gathered
-            known = self.table_portion[indices]
+                raise ValueError("scope 'dataset' needs each sample's index in the training set")
+            known = self._remember(gather_rows(index).rows, gathered)
             return (known if bool((known >= 0).all()) else self._solve(gathered))[own]
         return self._solve(gathered)[own]
+
+    def _remember(self, index: Tensor, scores: Tensor) -> Tensor:
+        """Enter scores into the table; the samples' portions of this epoch, -1 if there are none."""
+        size = len(self.table)
+        if len(index) != len(scores):
+            raise ValueError(f"{len(index)} indices for {len(scores)} samples; give one each")
+        if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
+            raise ValueError(
+                f"index holds samples {int(index.min())}..{int(index.max())}, but the training set "
+                f"has {size} (0..{size - 1}); set num_samples to its size"
+            )
+        bad = int((~scores.isfinite()).sum())
+        if bad:
+            raise ValueError(f"scores hold {bad} values that are not finite of {scores.numel()}")
+        # Samplers repeat samples to fill up ranks. Of repeated ones the last counts, on every
+        # device and rank: writing them all leaves to chance which one stays.
+        order = torch.argsort(index, stable=True)
+        ordered = index[order]
+        last = torch.ones_like(ordered, dtype=torch.bool)
+        last[:-1] = ordered[1:] != ordered[:-1]
+        self.table[ordered[last]] = scores[order[last]].to(self.table.dtype)
+        return self.table_portion[index]
 
     def _solve(self, scores: Tensor) -> Tensor:
         if self.shares is None:
