@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
+from vision.errors import nearest
+
 # What a recipe may list. "shift" and "flip" run on whole batches (a v2 object per image would take
-# 0.1 ms); the others are torchvision.transforms.v2 objects with these settings.
+# 0.1 ms) in numpy, which, unlike torch, does not wake a thread pool for a few kilobytes; the others are
+# torchvision.transforms.v2 objects with these settings.
 AUGMENTATIONS = {
     "shift": "v2.RandomCrop(size, padding=size // 8), black beyond the border",
     "flip": "v2.RandomHorizontalFlip()",
@@ -61,21 +63,21 @@ def check_augmentations(names: Sequence[str]) -> None:
         >>> check_augmentations(["flipp"])
         Traceback (most recent call last):
         ...
-        ValueError: unknown augmentation 'flipp'; did you mean 'flip'? Known: shift, flip, ...
+        ValueError: unknown augmentation 'flipp'; nearest: flip; known: shift, flip, ...
     """
     for name in names:
         if name not in AUGMENTATIONS:
-            near = difflib.get_close_matches(name, AUGMENTATIONS, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ";"
-            known = ", ".join(AUGMENTATIONS)
-            raise ValueError(f"unknown augmentation {name!r}{hint} Known: {known}")
+            raise ValueError(
+                f"unknown augmentation {name!r}{nearest(name, AUGMENTATIONS, 1)}; "
+                f"known: {', '.join(AUGMENTATIONS)}"
+            )
 
 
 class Augmentation:
     """Draws views: images of any size and one seed each -> a batch of size x size.
 
     A view depends on its image and its seed alone, and drawing it leaves torch's global generator as
-    it was. Images larger than size x size are first cropped: by "random_resized_crop" where listed,
+    it was. Images in a list (of any size) are first cropped: by "random_resized_crop" where listed,
     else at a random place. The other names apply in the order listed.
 
     Args:
@@ -124,22 +126,18 @@ class Augmentation:
         """Draw one view of each image.
 
         Args:
-            images: a batch, or images of different sizes, at least size x size.
+            images: a batch of size x size, or a list of images, each of at least that size.
             seeds: [n], from `mix_seeds`.
         """
         if self.crops_originals:
             images = self._apply("random_resized_crop", images, seeds, 0)
-        elif any(image.shape[-2:] != (self.size, self.size) for image in images):
+        elif not isinstance(images, Tensor):
             images = self._crop(images, _uniform(seeds, 0, 2))
-        if not isinstance(images, Tensor):
-            images = torch.stack(list(images))
         for position, name in enumerate(self.names, start=1):
             if name == "shift":
-                padded = torch.nn.functional.pad(images, [self.padding] * 4)
-                images = self._crop(padded, _uniform(seeds, position, 2))
+                images = self._shift(images, _uniform(seeds, position, 2))
             elif name == "flip":
-                flip = torch.from_numpy(_uniform(seeds, position, 1)[:, 0] < 0.5)
-                images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
+                images = _flip(images, _uniform(seeds, position, 1)[:, 0] < 0.5)
             elif name != "random_resized_crop":
                 images = self._apply(name, images, seeds, position)
         return images
@@ -159,6 +157,14 @@ class Augmentation:
             generator.set_state(state)
         return torch.stack(views)
 
+    def _shift(self, images: Tensor, where: Float[np.ndarray, "n 2"]) -> Tensor:
+        """Move every image, black moving in."""
+        n, channels, height, width = images.shape
+        border = self.padding
+        padded = np.zeros((n, channels, height + 2 * border, width + 2 * border), dtype=np.uint8)
+        padded[:, :, border:-border, border:-border] = images.numpy()
+        return self._crop(torch.from_numpy(padded), where)
+
     def _crop(self, images: Sequence[Tensor] | Tensor, where: Float[np.ndarray, "n 2"]) -> Tensor:
         """Cut size x size out of every image, at ``where`` in [0, 1) of the places there are."""
         size = self.size
@@ -169,6 +175,13 @@ class Augmentation:
             left = int(x * (image.shape[2] - size + 1))
             view[:] = image[:, top : top + size, left : left + size]
         return torch.from_numpy(views)
+
+
+def _flip(images: Tensor, chosen: Bool[np.ndarray, " n"]) -> Tensor:
+    """Mirror the chosen images left to right."""
+    pixels = images.numpy().copy()
+    pixels[chosen] = pixels[chosen, ..., ::-1]
+    return torch.from_numpy(pixels)
 
 
 def _uniform(seeds: np.ndarray, position: int, count: int) -> Float[np.ndarray, "n count"]:

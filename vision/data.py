@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from vision.augmentation import Augmentation, check_augmentations
-from vision.images import ImageSet, decode_all, num_processors, stored_form
+from vision.errors import nearest
+from vision.images import ImageSet, decode_all, num_processors, stored_form, stores_plain
 from vision.loading import EpochSampler, MixSamples, ResumableLoader, collate_samples, eval_loader
 from vision.preprocess import Preprocess, UnreadableImageError
 from vision.sources import SOURCES, Samples, Source
@@ -48,7 +49,7 @@ class Data:
         std: of each channel in [0, 1]; null: computed on training images.
         workers: processes that prepare batches; null: none where images are cached and the
             augmentation is cheap, else one less than the processors.
-        cache: keep decoded images in memory; null: when all of them fit 1 GiB.
+        cache: keep images decoded from files in memory; null: when all of them fit 1 GiB.
 
     Raises:
         ValueError: a value out of its range, or an unknown augmentation (naming the nearest).
@@ -72,7 +73,7 @@ class Data:
 
     def __post_init__(self) -> None:
         if self.name not in SOURCES:
-            raise ValueError(f"unknown data set {self.name!r}; known: {', '.join(SOURCES)}")
+            raise ValueError(f"unknown data set {self.name!r}{nearest(self.name, SOURCES)}")
         check_augmentations(self.augmentation)
         if not 0 < self.validation < 1:
             raise ValueError(
@@ -126,11 +127,16 @@ def load_data(data: Data) -> ImageData:
     source = _source(data)
     train, validation, held_out = source.train, source.validation, "the data set's own split"
     if validation is None:
-        keep, out = _hold_out(train.targets, data.validation, data.split_seed)
+        keep, out = _draw(train.targets, data.validation, data.split_seed, leave=1)
+        if not len(out):
+            raise ValueError(
+                f"{data.name}: {len(train.targets)} training images, one of each class: none can be "
+                f"held out for validation; add images"
+            )
         train, validation = train.select(keep), train.select(out)
         held_out = f"{data.validation:g} of train, stratified, split_seed {data.split_seed}"
     if data.train_fraction < 1:
-        _, part = _hold_out(train.targets, data.train_fraction, data.split_seed)
+        _, part = _draw(train.targets, data.train_fraction, data.split_seed, leave=0)
         train = train.select(part)
     test = source.test
     if test is None:
@@ -242,23 +248,20 @@ def _source(data: Data) -> Source:
     return source
 
 
-def _hold_out(targets: Tensor, part: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split positions into the rest and ``part`` of every class; a larger part contains a smaller."""
+def _draw(targets: Tensor, part: float, seed: int, leave: int) -> tuple[Tensor, Tensor]:
+    """Positions of the rest, and of ``part`` of every class, leaving ``leave`` samples of it.
+
+    Drawn again with a larger part, the smaller one is contained in it.
+    """
     generator = np.random.default_rng(seed)
-    rest, out = [], []
+    rest, drawn = [], []
     for label in targets.unique().tolist():
         positions = torch.nonzero(targets == label).flatten()
         positions = positions[torch.from_numpy(generator.permutation(len(positions)))]
-        count = len(positions)
-        take = min(max(1, round(part * count)), count - 1) if count > 1 else 0
+        take = min(max(1, round(part * len(positions))), len(positions) - leave)
         rest.append(positions[take:])
-        out.append(positions[:take])
-    rest, out = torch.cat(rest).sort().values, torch.cat(out).sort().values
-    if not len(out):
-        raise ValueError(
-            f"nothing to hold out: {len(targets)} samples, one of each class; add images"
-        )
-    return rest, out
+        drawn.append(positions[:take])
+    return torch.cat(rest).sort().values, torch.cat(drawn).sort().values
 
 
 def _image_set(
@@ -276,7 +279,7 @@ def _image_set(
     elif cache:
         images, kept = decode_all(paths, stored_form(preprocess, augmentation), name)
         targets, paths = targets[kept], [paths[i] for i in kept]
-        if len({image.shape for image in images}) == 1:
+        if stores_plain(preprocess, augmentation):
             images = torch.stack(images)
     return ImageSet(targets, classes, preprocess, images, paths, augmentation)
 

@@ -38,7 +38,8 @@ class ImageSet(Dataset):
         targets: class of each sample.
         classes: names.
         preprocess: how files become inputs.
-        images: decoded samples: one tensor, or one per sample where sizes differ; None: read ``paths``.
+        images: decoded samples: one tensor of plain pictures, or a list of their `stored_form`, from
+            which views are cut; None: read ``paths``.
         paths: files of the samples; None: there are none.
         augmentation: how views are drawn; None: views are plain pictures.
     """
@@ -60,8 +61,8 @@ class ImageSet(Dataset):
         self.paths = paths
         self.augmentation = augmentation
         self._images = images
-        # Shared memory: every worker process sees what the others found.
-        self._unreadable = torch.zeros(len(targets), dtype=torch.bool).share_memory_()
+        self._unreadable = torch.zeros(len(targets) if images is None else 0, dtype=torch.bool)
+        self._unreadable.share_memory_()  # every worker process sees what the others found
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -82,9 +83,12 @@ class ImageSet(Dataset):
             indices = [index for index, _ in items]
         else:
             indices = [int(index) for index in items]
+        outside = [index for index in indices if not 0 <= index < len(self)]
+        if outside:
+            raise IndexError(f"index {outside[0]} in a set of {len(self)} samples")
         drawn = seeds is not None and self.augmentation is not None
         if isinstance(self._images, Tensor):
-            images = self._images[torch.tensor(indices)]
+            images = torch.from_numpy(self._images.numpy()[indices])  # torch would wake its threads
         else:
             read = [self._read(index, drawn) for index in indices]
             images, indices = [image for image, _ in read], [index for _, index in read]
@@ -104,7 +108,7 @@ class ImageSet(Dataset):
         """The picture at ``index``, or what stands in for it, with the index of what was read."""
         if self._images is not None:
             image = self._images[index]
-            return (image if drawn else _square(image, self.preprocess)), index
+            return (image if drawn else self._plain(image)), index
         load = stored_form(self.preprocess, self.augmentation) if drawn else self.preprocess.load
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
@@ -126,26 +130,30 @@ class ImageSet(Dataset):
             return grey, index
         raise AssertionError("more unreadable samples than there are")
 
+    def _plain(self, image: Tensor) -> Tensor:
+        """The plain picture from its stored form: what `Preprocess.load` reads."""
+        if self.augmentation is not None and self.augmentation.crops_originals:
+            pixels = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
+            return functional.pil_to_tensor(self.preprocess.square(Image.fromarray(pixels)))
+        return functional.center_crop(image, [self.preprocess.size] * 2)
+
+
+def stores_plain(preprocess: Preprocess, augmentation: Augmentation | None) -> bool:
+    """Whether views are drawn from the plain picture, so that nothing else need be stored."""
+    return augmentation is None or (
+        preprocess.resize == "exact" and not augmentation.crops_originals
+    )
+
 
 def stored_form(
     preprocess: Preprocess, augmentation: Augmentation | None
 ) -> Callable[[str], Tensor]:
     """How a training file is decoded, so that views can be drawn: the same cached or not."""
-    if augmentation is None:
+    if stores_plain(preprocess, augmentation):
         return preprocess.load
     if augmentation.crops_originals:
         return lambda path: functional.pil_to_tensor(preprocess.decode(path))
     return preprocess.load_for_training
-
-
-def _square(image: Tensor, preprocess: Preprocess) -> Tensor:
-    """The plain picture from its stored form."""
-    if image.shape[-2:] == (preprocess.size, preprocess.size):
-        return image
-    if preprocess.resize == "crop" and min(image.shape[-2:]) == preprocess.shorter_side:
-        return functional.center_crop(image, [preprocess.size, preprocess.size])
-    pixels = image.squeeze(0).numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
-    return functional.pil_to_tensor(preprocess.square(Image.fromarray(pixels)))
 
 
 def _too_many(errors: list[str], count: int, total: int) -> str:

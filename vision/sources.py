@@ -90,7 +90,10 @@ def cifar100(path: Path) -> Source:
 
 
 def imagenet(path: Path) -> Source:
-    """train/ and val/ with one folder per class; val is the test split, validation comes out of train."""
+    """train/ and val/ with one folder per class, as torchvision.datasets.ImageNet unpacks the archives.
+
+    val is the test split (the published test split has no labels); validation comes out of train.
+    """
     classes, train = _read_folder(_split_folder(path, "train", "train"))
     test = _read_folder(_split_folder(path, "test", "val", "test"), classes)[1]
     return Source(classes, train, test=test)
@@ -185,14 +188,16 @@ def _read_folder(path: Path, classes: list[str] | None = None) -> tuple[list[str
         )
     numbers = {name: i for i, name in enumerate(found)}
     samples = make_dataset(str(path), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
-    samples = [(p, t) for p, t in samples if not os.path.basename(p).startswith(".")]
+    prefix = len(str(path))  # hidden files and folders below it are no samples
+    samples = [(p, t) for p, t in samples if f"{os.sep}." not in p[prefix:]]
+    known = ", ".join(IMG_EXTENSIONS)
     if not samples:
-        raise ValueError(f"{path}: no images in its {len(found)} class folders")
+        raise ValueError(f"{path}: no images ({known}) in its {len(found)} class folders")
     targets = torch.tensor([target for _, target in samples])
     empty = [name for i, name in enumerate(found) if not bool((targets == i).any())]
     if empty:
         raise ValueError(
-            f"{path}: no images for {len(empty)} of {len(found)} classes: {', '.join(empty)}; "
-            f"add some or remove the folders"
+            f"{path}: no images ({known}) for {len(empty)} of {len(found)} classes: "
+            f"{', '.join(empty)}; add some or remove the folders"
         )
     return found, Samples(targets, paths=[p for p, _ in samples])
