@@ -1,0 +1,7 @@
+"""python -m vision: the coe-vision command, for torchrun."""
+
+import sys
+
+from vision.cli import main
+
+sys.exit(main())

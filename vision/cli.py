@@ -1,0 +1,279 @@
+"""The coe-vision command."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console(soft_wrap=True)
+FAILED = 1
+USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: returns the exit status; what is wrong is said in one line on stderr."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if any(text.startswith("-") or "=" not in text for text in rest) or (
+        rest and not hasattr(arguments, "overrides")
+    ):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # overrides written after an option
+        arguments.overrides += rest
+    from coe_core import CoEError  # after parsing: it loads torch, and help should not wait for it
+
+    _quiet()
+    try:
+        return arguments.command(arguments) or 0
+    except (CoEError, ValueError, FileNotFoundError) as error:
+        print(f"coe-vision {arguments.name}: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt as error:
+        print(f"coe-vision {arguments.name}: {error or 'interrupted'}", file=sys.stderr)
+        return 128 + getattr(error, "number", 2)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _quiet() -> None:
+    """Leave out what a user cannot act on: banners, tips and hints on worker counts."""
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*LeafSpec.*",
+        ".*srun.*",
+    ):
+        warnings.filterwarnings("ignore", text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "coe-vision", description="Train, calibrate and use a Collaboration of Experts on images."
+    )
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=run)
+        return added
+
+    train = command("train", _train, "Train a recipe: delegator, experts and controls.")
+    train.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
+    train.add_argument("--out", help="run folder (default: runs/RECIPE-sSEED)")
+    train.add_argument("--resume", action="store_true", help="continue the run in --out")
+    train.add_argument(
+        "--stop-after", type=int, metavar="EPOCHS", help="end early, to be resumed later"
+    )
+
+    evaluate = command("evaluate", _evaluate, "Table and pictures of one run, or of several seeds.")
+    evaluate.add_argument("runs", nargs="+", help="run folders or checkpoints")
+    evaluate.add_argument("--out", help="folder for the results (default: RUN/evaluation)")
+    evaluate.add_argument("--data", help="where the data lie now")
+    evaluate.add_argument("--batch-size", type=int, default=64, help="for measured time")
+    evaluate.add_argument("--no-time", action="store_true", help="measure no time")
+
+    calibrate = command(
+        "calibrate", _calibrate, "Fit thresholds on held-out data, keep them in the run."
+    )
+    calibrate.add_argument("run")
+    calibrate.add_argument(
+        "aims",
+        nargs="+",
+        help="best, macs=100M, latency=0.3 (ms), accuracy_drop=0.5%%, accuracy=90%%",
+    )
+    calibrate.add_argument("--data", help="where the data lie now")
+    calibrate.add_argument(
+        "--guarantee",
+        type=float,
+        metavar="P",
+        help="accuracy_drop holds with probability P, such as 0.95",
+    )
+    calibrate.add_argument(
+        "--batch-size", type=int, default=64, help="at which latency is measured"
+    )
+
+    predict = command("predict", _predict, "Predict image files, each with its route.")
+    predict.add_argument("run", help="run folder or checkpoint")
+    predict.add_argument("images", nargs="+", help="files or folders")
+    chosen = predict.add_mutually_exclusive_group()
+    chosen.add_argument("--at", default="best", help="stored operating point (default: best)")
+    chosen.add_argument(
+        "--threshold", type=float, help="exit when confidence >= this; higher exits fewer"
+    )
+    predict.add_argument("--format", choices=("table", "csv", "jsonl"), default="table")
+    predict.add_argument("--batch-size", type=int, default=64)
+
+    recipes = command("recipes", _recipes, "List the shipped recipes, or copy one to change it.")
+    recipes.add_argument("action", nargs="?", choices=("list", "copy"), default="list")
+    recipes.add_argument("recipe", nargs="?", help="to copy")
+    recipes.add_argument("to", nargs="?", default=".", help="file or folder (default: here)")
+
+    inspect = command("inspect", _inspect, "MACs and parameters of a recipe's or run's networks.")
+    inspect.add_argument("source", help="recipe or run")
+    inspect.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from vision.calibrate import default_points
+    from vision.recipe import load_recipe
+    from vision.run import load_run, train
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    folder = Path(arguments.out or f"runs/{Path(arguments.recipe).stem}-s{recipe.seed}")
+    start = time.monotonic()
+    data = train(recipe, folder, resume=arguments.resume, stop_after=arguments.stop_after)
+    if int(os.environ.get("RANK", 0)) != 0:
+        return
+    run = load_run(folder)
+    points = default_points(run, data)
+    console.print(f"trained in {time.monotonic() - start:.0f} s; run folder: {folder}")
+    console.print(_points_table(points))
+    console.print(f"next: coe-vision evaluate {folder}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from vision.evaluate import evaluate
+    from vision.run import load_run
+    from vision.table import rich_table
+
+    runs = [load_run(path) for path in arguments.runs]
+    folder = Path(arguments.out) if arguments.out else runs[0].folder / "evaluation"
+    lines = evaluate(
+        runs,
+        folder,
+        data_path=arguments.data,
+        batch_size=arguments.batch_size,
+        time_images=0 if arguments.no_time else 512,
+    )
+    names = ", ".join(run.folder.name for run in runs)
+    console.print(rich_table(lines, f"{names} on test data; thresholds fitted on validation data"))
+    console.print(f"pictures: {folder / 'trade_off.png'}, {folder / 'classes_per_expert.png'}")
+    console.print(
+        f"tables: {folder / 'table.csv'}, {folder / 'table.md'}; images to try: {folder / 'examples'}"
+    )
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from vision.calibrate import calibrate
+    from vision.evaluate import load_run_data
+    from vision.run import load_run
+
+    run = load_run(arguments.run)
+    data = load_run_data(run, arguments.data)
+    points = calibrate(
+        run, data, arguments.aims, guarantee=arguments.guarantee, batch_size=arguments.batch_size
+    )
+    console.print(_points_table(points))
+
+
+def _points_table(points: Iterable) -> Table:
+    table = Table(title="operating points, fitted on validation data", title_justify="left")
+    for heading in ("name", "threshold", "exits %", "top-1 %", "mean cost"):
+        table.add_column(heading, justify="left" if heading == "name" else "right")
+    for point in points:
+        cost = (
+            f"{point.cost / 1e6:.3g} MMACs" if point.cost_unit == "macs" else f"{point.cost:.3f} ms"
+        )
+        table.add_row(
+            point.name,
+            f"{point.threshold:.4f}",
+            f"{100 * point.exit_rate:.1f}",
+            f"{100 * point.quality:.2f}",
+            cost,
+        )
+    return table
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from vision.predict import FilePrediction, find_images, predict_files
+    from vision.run import load_run
+
+    run = load_run(arguments.run)
+    files = find_images(arguments.images)
+    threshold = arguments.threshold
+    if threshold is None:
+        threshold = run.operating_point(arguments.at).threshold
+    failed = 0
+    names = [field.name for field in dataclasses.fields(FilePrediction)]
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if arguments.format == "csv":
+        writer.writerow(names)
+    table = Table(title=f"threshold {threshold:.4f}", title_justify="left")
+    for heading in ("file", "label", "probability", "route", "confidence", "MMACs"):
+        table.add_column(
+            heading, justify="left" if heading in ("file", "label", "route") else "right"
+        )
+    for outcome in predict_files(run, files, threshold, arguments.batch_size):
+        failed += outcome.error is not None
+        if arguments.format == "jsonl":
+            print(json.dumps(dataclasses.asdict(outcome)), flush=True)
+        elif arguments.format == "csv":
+            writer.writerow([getattr(outcome, name) for name in names])
+        elif outcome.error is not None:
+            table.add_row(outcome.file, f"[red]{outcome.error}", "", "", "", "")
+        else:
+            table.add_row(
+                outcome.file,
+                outcome.label,
+                f"{outcome.probability:.3f}",
+                "ended early" if outcome.exited else f"expert {outcome.expert}",
+                f"{outcome.confidence:.3f}",
+                f"{outcome.macs / 1e6:.3g}",
+            )
+    if arguments.format == "table":
+        console.print(table)
+    if failed:
+        print(
+            f"coe-vision predict: {failed} of {len(files)} files could not be read", file=sys.stderr
+        )
+    return FAILED if failed else 0
+
+
+def _recipes(arguments: argparse.Namespace) -> None:
+    from vision.recipe import find_recipe, shipped_recipes
+
+    if arguments.action == "list":
+        for name, path in shipped_recipes().items():
+            console.print(
+                f"[bold]{name}[/]  {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}"
+            )
+        return
+    if arguments.recipe is None:
+        raise ValueError("copy which recipe? `coe-vision recipes` lists them")
+    source = find_recipe(arguments.recipe)
+    target = Path(arguments.to)
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise ValueError(f"{target} exists already and is left as it is; choose another name")
+    shutil.copyfile(source, target)
+    console.print(f"copied to {target}; run it with: coe-vision train {target}")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from vision.inspect import describe
+
+    for table in describe(arguments.source, arguments.overrides):
+        console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Evaluate one run, or several of one recipe: table, CSV, pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from coe_core import TradeOffCurve
+from vision import pictures, table
+from vision.data import ImageData, load_data
+from vision.errors import RunError
+from vision.precision import autocast, choose_precision
+from vision.predictions import Predictions, predict_all, run_macs
+from vision.run import Run, provenance, write_text
+from vision.table import Row, Summary, TwoStage
+from vision.timing import milliseconds_per_image
+
+NUM_EXAMPLES = 8
+
+
+def evaluate(
+    runs: Sequence[Run],
+    folder: Path,
+    *,
+    data_path: str | None = None,
+    batch_size: int = 64,
+    time_images: int = 512,
+) -> list[Summary]:
+    """Table over the runs; writes table.csv, table.md, per_run.csv, pictures and examples to ``folder``.
+
+    Args:
+        runs: of one recipe, differing in seed.
+        folder: for the results; made if missing. Files of an earlier evaluation are replaced.
+        data_path: where the data lie now, if not where they lay in training.
+        batch_size: for measured time.
+        time_images: test images that time is measured on; 0 measures none.
+
+    Raises:
+        RunError: runs of different classes.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        if run.module.classes != first.module.classes:
+            raise RunError(
+                f"{first.folder} knows {len(first.module.classes)} classes and {run.folder} "
+                f"{len(run.module.classes)}, or others: evaluate runs of one recipe together"
+            )
+    data = load_run_data(first, data_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables: list[list[Row]] = []
+    curves: dict[str, list[TradeOffCurve]] = {}
+    for number, run in enumerate(runs):
+        precision = choose_precision(run.recipe.train.precision)
+        show = f"run {number + 1}/{len(runs)}: {run.folder.name}, {{}} data"
+        validation = predict_all(run.module, data.validation, precision, show.format("validation"))
+        test = predict_all(run.module, data.test, precision, show.format("test"))
+        macs = run_macs(run.module)
+        rows = table.table_rows(
+            validation, test, macs, run.module.team, run.module.controls, seed=run.recipe.seed
+        )
+        if time_images:
+            rows = _timed(run, rows, data, batch_size, time_images, precision)
+        tables.append(rows)
+        curves.setdefault("CoE", []).append(TwoStage.coe(test, macs).curve())
+        if {"delegator", "expert"} <= set(test.control_logits):
+            curves.setdefault("cascade", []).append(TwoStage.cascade(test, macs).curve())
+        if run is first:
+            _write_examples(run, data, test, folder / "examples")
+            pictures.draw_selection(
+                folder / "classes_per_expert.png",
+                f"{folder.name}: share of each class that selects each expert, %",
+                data.classes,
+                test.target,
+                test.selected_expert,
+                run.recipe.num_experts,
+            )
+    lines = table.summarise(tables)
+    title = f"{first.recipe.data.name}, {len(data.test):,} test images, {len(runs)} run(s)"
+    pictures.draw_trade_off(folder / "trade_off.png", title, curves, lines)
+    write_text(folder / "table.csv", table.csv_table(lines))
+    write_text(folder / "table.md", table.markdown_table(lines))
+    per_run = {
+        run.recipe.seed: table.csv_table(table.summarise([rows]))
+        for run, rows in zip(runs, tables, strict=True)
+    }
+    write_text(folder / "per_run.csv", _join_by_seed(per_run))
+    write_text(
+        folder / "provenance.json",
+        json.dumps(
+            {
+                **provenance(data),
+                "runs": [str(run.folder) for run in runs],
+                "batch_size": batch_size,
+            },
+            indent=2,
+        )
+        + "\n",
+    )
+    return lines
+
+
+def load_run_data(run: Run, data_path: str | None = None) -> ImageData:
+    """The data of a run, with its own preprocessing and its own classes.
+
+    Raises:
+        RunError: the data's classes are not those that the run knows.
+    """
+    settings = run.recipe.data
+    if data_path is not None:
+        settings = dataclasses.replace(settings, path=data_path)
+    data = load_data(settings)
+    if data.classes != run.module.classes:
+        raise RunError(
+            f"the data have {len(data.classes)} classes ({', '.join(data.classes[:5])}, ...), the run "
+            f"was trained on {len(run.module.classes)} ({', '.join(run.module.classes[:5])}, ...)"
+        )
+    return data
+
+
+def _images(run: Run, data: ImageData, count: int) -> Tensor:
+    raw = torch.stack([data.test[i]["image"] for i in range(min(count, len(data.test)))])
+    return run.module.prepare(raw)
+
+
+def _timed(
+    run: Run, rows: list[Row], data: ImageData, batch_size: int, count: int, precision: str
+) -> list[Row]:
+    """Rows with measured time: real early termination, in batches, all predictors in turns."""
+
+    def under_autocast(predict):
+        def call(images: Tensor) -> object:
+            with autocast(images.device, precision):
+                return predict(images)
+
+        return call
+
+    images = _images(run, data, count)
+    predictors = {
+        row.name: under_autocast(row.predictor) for row in rows if row.predictor is not None
+    }
+    times = milliseconds_per_image(predictors, images, min(batch_size, len(images)))
+    return [dataclasses.replace(row, milliseconds=times.get(row.name)) for row in rows]
+
+
+def _write_examples(run: Run, data: ImageData, test: Predictions, folder: Path) -> None:
+    """A few test images as files, the surest and the least sure, to try `predict` on."""
+    folder.mkdir(exist_ok=True)
+    sureness = TwoStage.coe(test, run_macs(run.module)).sureness
+    order = torch.argsort(sureness, descending=True).tolist()
+    half = NUM_EXAMPLES // 2
+    for number, index in enumerate(order[:half] + order[-half:]):
+        sample = data.test[index]
+        image = sample["image"].permute(1, 2, 0).squeeze(-1).numpy()
+        name = data.classes[int(sample["target"])].replace("/", "_")
+        Image.fromarray(image).save(folder / f"{number}_{name}.png")
+
+
+def _join_by_seed(tables: dict[int, str]) -> str:
+    """One CSV with a column for the seed."""
+    lines: list[str] = []
+    for seed, text in tables.items():
+        heading, *body = text.splitlines()
+        lines += [f"seed,{heading}"] if not lines else []
+        lines += [f"{seed},{line}" for line in body]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,75 @@
+"""What a recipe or a run consists of: MACs and parameters, of the parts and of the mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from coe_core import mixture_macs
+from vision.predictions import run_macs
+from vision.recipe import Recipe, load_recipe
+from vision.run import Run, load_run
+from vision.training import CoETraining
+
+NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
+
+
+def describe(source: str, overrides: Sequence[str] = ()) -> list[Table]:
+    """Tables for the terminal.
+
+    Args:
+        source: a run folder, a checkpoint, or a recipe.
+        overrides: of the recipe.
+
+    Raises:
+        ValueError: overrides for a run, or an unknown recipe or key.
+    """
+    if Path(source).is_dir() or source.endswith(".ckpt"):
+        if overrides:
+            raise ValueError("a run is as it was trained: overrides are for recipes")
+        run: Run | None = load_run(source)
+        module = run.module
+    else:
+        run, module = None, _untrained(load_recipe(source, overrides))
+    macs = run_macs(module)
+
+    def parameters(network) -> str:
+        return f"{sum(p.numel() for p in network.parameters()) / 1e6:.4g}"
+
+    recipe = module.recipe
+    parts = Table(
+        title=f"networks, per image of {recipe.data.size} x {recipe.data.size}",
+        title_justify="left",
+    )
+    for heading in ("part", "network", "MMACs", "parameters, M"):
+        parts.add_column(heading, justify="left" if heading in ("part", "network") else "right")
+    team = module.team
+    entries = [("delegator", recipe.delegator, macs.delegator, team.delegator)]
+    entries += [
+        (f"expert {j}", network, macs.experts[j], team.experts[j])
+        for j, network in enumerate(recipe.expert_networks)
+    ]
+    entries += [
+        (f"control {name}", network, macs.controls[name], module.controls[name])
+        for name, network in recipe.controls.items()
+    ]
+    for part, network, cost, built in entries:
+        options = ", ".join(f"{key}={value}" for key, value in network.options.items())
+        parts.add_row(
+            part, f"{network.name} {options}".strip(), f"{cost / 1e6:.4g}", parameters(built)
+        )
+    mixture = Table(title="mean MMACs of the collaboration", title_justify="left")
+    mixture.add_column("exits %", justify="right")
+    mixture.add_column("MMACs", justify="right")
+    for rate in (0, 0.25, 0.5, 0.75, 1):
+        mean = mixture_macs(macs.delegator, macs.experts, rate)
+        mixture.add_row(f"{100 * rate:.0f}", f"{mean / 1e6:.4g}")
+    return [parts, mixture]
+
+
+def _untrained(recipe: Recipe) -> CoETraining:
+    data = recipe.data
+    classes = [str(label) for label in range(NUM_CLASSES.get(data.name, 10))]
+    return CoETraining(recipe.to_dict(), classes, data.preprocess().to_dict(), num_samples=1)

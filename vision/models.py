@@ -1,0 +1,159 @@
+"""Networks by name, and the team they form: one delegator, k experts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torchvision
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from coe_core import Delegation, Inference, confidence, infer
+from coe_core.inference import ConfidenceKind
+from vision.errors import nearest
+from vision.small_resnet import SmallResNet
+
+_OWN = {"small_resnet": SmallResNet}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A classifier by name.
+
+    Args:
+        name: "small_resnet", any timm model or any torchvision classifier; "timm/NAME" or
+            "torchvision/NAME" where both have it (timm otherwise goes first).
+        pretrained: start from the library's published weights, all but the classifier.
+        options: further arguments of the network's constructor, such as width or drop_rate.
+    """
+
+    name: str
+    pretrained: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.Module:
+    """The named network with ``num_outputs`` logits.
+
+    Args:
+        network: name and options.
+        num_outputs: of the last layer.
+        channels: of the images; torchvision's networks take 3.
+
+    Raises:
+        ValueError: unknown name (names the nearest), options that the constructor does not take,
+            or channels that the network cannot take.
+
+    Example:
+        >>> sum(p.numel() for p in build_network(Network("small_resnet"), 10).parameters())
+        77850
+    """
+    library, _, short = network.name.rpartition("/")
+    try:
+        if not library and short in _OWN:
+            return _OWN[short](num_classes=num_outputs, in_chans=channels, **network.options)
+        if library in ("", "timm") and timm.is_model(short):
+            return timm.create_model(
+                short,
+                pretrained=network.pretrained,
+                num_classes=num_outputs,
+                in_chans=channels,
+                **network.options,
+            )
+        if library in ("", "torchvision") and short in torchvision.models.list_models(
+            torchvision.models
+        ):
+            return _torchvision(network, short, num_outputs, channels)
+    except TypeError as error:
+        raise ValueError(
+            f"network {network.name!r} with options {network.options}: {error}"
+        ) from error
+    known = [*_OWN, *timm.list_models(), *torchvision.models.list_models(torchvision.models)]
+    raise ValueError(
+        f"unknown network {network.name!r}{nearest(short, known)}; any classifier of timm or "
+        f"torchvision goes by its name there, and {', '.join(_OWN)} is for small images"
+    )
+
+
+def _torchvision(network: Network, name: str, num_outputs: int, channels: int) -> nn.Module:
+    if channels != 3:
+        raise ValueError(
+            f"torchvision's {name} takes images of 3 channels, the data have {channels}; "
+            "set data.channels=3 (grey images are repeated) or use a timm network"
+        )
+    model = torchvision.models.get_model(
+        name, weights=None, num_classes=num_outputs, **network.options
+    )
+    if network.pretrained:
+        published = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
+        own = model.state_dict()
+        fitting = {key: value for key, value in published.items() if value.shape == own[key].shape}
+        model.load_state_dict(fitting, strict=False)
+    return model
+
+
+class TeamOutput(NamedTuple):
+    """Everything a training step needs: all networks on all samples."""
+
+    rough_logits: Float[Tensor, "n c"]
+    selection_logits: Float[Tensor, "n k"]
+    expert_logits: Float[Tensor, "n k c"]
+
+
+class Team(nn.Module):
+    """A delegator and k experts, each a whole network; nothing is shared between them.
+
+    The delegator is any classifier with c + k outputs: c rough logits, then k selection logits,
+    both linear in its features.
+
+    Args:
+        delegator: network with num_classes + k outputs.
+        experts: k networks with num_classes outputs each; they may differ.
+        num_classes: c.
+
+    Example:
+        >>> build = lambda outputs: build_network(Network("small_resnet", options={"width": 2}), outputs)
+        >>> team = Team(build(10 + 3), [build(10) for _ in range(3)], num_classes=10).eval()
+        >>> team.infer(torch.zeros(5, 3, 32, 32), threshold=0.0).exits.tolist()
+        [True, True, True, True, True]
+    """
+
+    def __init__(self, delegator: nn.Module, experts: Sequence[nn.Module], num_classes: int):
+        super().__init__()
+        self.delegator = delegator
+        self.experts = nn.ModuleList(experts)
+        self.num_classes = num_classes
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.experts)
+
+    def delegate(
+        self, images: Float[Tensor, "n ch h w"]
+    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n k"]]:
+        """Rough logits and selection logits."""
+        outputs = self.delegator(images)
+        return outputs[:, : self.num_classes], outputs[:, self.num_classes :]
+
+    def forward(self, images: Float[Tensor, "n ch h w"]) -> TeamOutput:
+        """All networks on all images: for training and for tables, not for deployment."""
+        rough, selection = self.delegate(images)
+        return TeamOutput(rough, selection, torch.stack([e(images) for e in self.experts], 1))
+
+    def infer(
+        self,
+        images: Float[Tensor, "n ch h w"],
+        threshold: float | Tensor,
+        confidence_kind: ConfidenceKind = "max_probability",
+    ) -> Inference:
+        """Logits with early termination: the delegator for all, one expert for those that stay."""
+
+        def delegation(batch: Tensor) -> Delegation:
+            rough, selection = self.delegate(batch)
+            return Delegation(rough.float(), confidence(rough, confidence_kind), selection.float())
+
+        return infer(delegation, list(self.experts), images, threshold)

@@ -1,0 +1,98 @@
+"""What every network of a run says of every sample of a split: all tables are made from this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from rich.progress import track
+from torch import Tensor
+
+from coe_core import count_macs
+from vision.data import ImageSet, eval_loader
+from vision.precision import autocast
+from vision.training import CoETraining
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits of all networks of one run on one split, in the order of its samples."""
+
+    target: Int[Tensor, " n"]
+    rough_logits: Float[Tensor, "n c"]
+    selection_logits: Float[Tensor, "n k"]
+    expert_logits: Float[Tensor, "n k c"]
+    control_logits: dict[str, Tensor]  # each [n, c]
+
+    @property
+    def selected_expert(self) -> Int[Tensor, " n"]:
+        return self.selection_logits.argmax(1)
+
+    @property
+    def selected_logits(self) -> Float[Tensor, "n c"]:
+        """Logits of the selected expert."""
+        rows = torch.arange(len(self.target))
+        return self.expert_logits[rows, self.selected_expert]
+
+    def right(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
+        """1 where the largest logit is the target's, else 0."""
+        return (logits.argmax(1) == self.target).float()
+
+
+@torch.inference_mode()
+def predict_all(
+    module: CoETraining, images: ImageSet, precision: str = "32-true", show: str = ""
+) -> Predictions:
+    """Run every network on every sample, without augmentation.
+
+    Args:
+        module: of a run.
+        images: the split.
+        precision: of the arithmetic, see `choose_precision`.
+        show: what the progress bar says; empty shows none.
+    """
+    module.eval()
+    parts: list[list[Tensor]] = []
+    batches = eval_loader(images, 256)
+    for batch in track(batches, show, disable=not show, transient=True):
+        prepared = module.prepare(batch["image"].to(module.device))
+        with autocast(module.device, precision):
+            out = module.team(prepared)
+            controls = [control(prepared) for control in module.controls.values()]
+        parts.append([part.float().cpu() for part in (*out, *controls)])
+    rough, selection, experts, *controls = (
+        torch.cat(column) for column in zip(*parts, strict=True)
+    )
+    return Predictions(
+        torch.as_tensor(images.targets),
+        rough,
+        selection,
+        experts,
+        dict(zip(module.controls, controls, strict=True)),
+    )
+
+
+@dataclass(frozen=True)
+class RunMacs:
+    """Multiply-adds per image of every network of a run."""
+
+    delegator: int
+    experts: list[int]
+    controls: dict[str, int]
+
+    @property
+    def expert(self) -> float:
+        """Mean over the experts."""
+        return sum(self.experts) / len(self.experts)
+
+
+def run_macs(module: CoETraining) -> RunMacs:
+    """Count every network of a run on one image."""
+    prepare = module.preprocess
+    image = torch.zeros(1, prepare.channels, prepare.size, prepare.size, device=module.device)
+    return RunMacs(
+        count_macs(module.team.delegator, image),
+        [count_macs(expert, image) for expert in module.team.experts],
+        {name: count_macs(control, image) for name, control in module.controls.items()},
+    )

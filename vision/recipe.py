@@ -1,0 +1,235 @@
+"""A recipe: one YAML file, one run. Typed, with key=value overrides; unknown keys are errors."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import coe_recipes
+import jsonargparse
+import yaml
+
+from coe_core.labels import LabelKind
+from coe_core.objective import Scores
+from coe_core.weights import Scope
+from vision.data import Data
+from vision.errors import nearest
+from vision.models import Network
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How delegator and experts are trained together; see docs/method.md, section 3.
+
+    Args:
+        focus: r in [0, 1]: how much each expert's loss is weighted towards its portion; 0 trains
+            an ordinary ensemble.
+        focus_warmup: part of the training over which the focus rises from 0.
+        scope: over which samples portions are balanced: batch, queue or dataset.
+        queue_size: samples kept for scope queue.
+        scores: by what the data are partitioned: selection, evidence or their sum.
+        labels: kind of selection label: balanced, soft_balanced, hard or soft.
+        temperature: of the soft label kinds, in nats.
+        variance_weighting: weight the selection loss by how much the choice matters (VCM).
+        selection_weight: beta, weight of the selection loss.
+        agreement: term between the experts: none, distil, js or mutual.
+        agreement_weight: its weight.
+        shares: relative size of each expert's portion; null means equal.
+    """
+
+    focus: float = 0.6
+    focus_warmup: float = 0.3
+    scope: Scope = "batch"
+    queue_size: int = 0
+    scores: Scores = "selection"
+    labels: LabelKind = "balanced"
+    temperature: float = 1.0
+    variance_weighting: bool = True
+    selection_weight: float = 0.5
+    agreement: Literal["none", "distil", "js", "mutual"] = "none"
+    agreement_weight: float = 0.0
+    shares: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Train:
+    """Optimisation: the same for the team and its controls.
+
+    Args:
+        epochs: over the training set.
+        batch_size: of the whole step, over all processes.
+        optimizer: any name of timm.optim.create_optimizer_v2, such as sgd, adamw, lamb, rmsprop.
+        lr: peak learning rate.
+        momentum: for optimizers that have one.
+        weight_decay: on weights, not on biases and normalisation.
+        warmup: part of the steps over which the learning rate rises; cosine to 0 afterwards.
+        label_smoothing: in [0, 1).
+        ema_decay: keep an exponential moving average of the weights and use it; 0 is off.
+        precision: auto takes bf16 where the processor multiplies it fast (AMX, AVX512-BF16, a GPU),
+            else fp32; or any precision Lightning knows, such as 32-true, bf16-mixed, 16-mixed.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.1
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run.
+
+    Args:
+        delegator: the small network that sees every sample.
+        experts: one network for all experts, or a list of one per expert.
+        num_experts: k.
+        controls: networks trained alone on the same batches with the same optimiser, by name:
+            delegator and expert make the cascade; others are compared as they are.
+        seed: of initial weights, order of samples and augmentation.
+    """
+
+    delegator: Network
+    experts: list[Network]
+    num_experts: int = 4
+    data: Data = field(default_factory=Data)
+    objective: Objective = field(default_factory=Objective)
+    train: Train = field(default_factory=Train)
+    controls: dict[str, Network] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_experts < 1:
+            raise ValueError(f"num_experts must be at least 1, got {self.num_experts}")
+        if len(self.experts) not in (1, self.num_experts):
+            raise ValueError(
+                f"experts lists {len(self.experts)} networks for num_experts={self.num_experts}: "
+                "give one network for all, or one for each"
+            )
+        if self.train.epochs < 1 or self.train.batch_size < 1:
+            raise ValueError(
+                "train.epochs and train.batch_size must be at least 1, got "
+                f"{self.train.epochs} and {self.train.batch_size}"
+            )
+
+    @property
+    def expert_networks(self) -> list[Network]:
+        """One entry per expert."""
+        return self.experts * (self.num_experts // len(self.experts))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: for YAML files and checkpoints."""
+        return dataclasses.asdict(self)
+
+
+def recipes_folder() -> Path:
+    """Where the recipes that come with the package are."""
+    return next(folder for path in coe_recipes.__path__ if (folder := Path(path)).is_dir())
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name -> file of every recipe of this adapter that comes with the package."""
+    return {path.stem: path for path in sorted((recipes_folder() / "vision").glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """A file path, or the name of a shipped recipe.
+
+    Raises:
+        ValueError: neither; names the nearest recipe.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    raise ValueError(
+        f"no recipe file and no shipped recipe is called {name!r}"
+        f"{nearest(Path(name).stem, shipped)}; `coe-vision recipes` lists them"
+    )
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Recipe from a YAML file or shipped name, with ``key=value`` overrides.
+
+    Args:
+        name: path of a file, or name of a shipped recipe.
+        overrides: such as ``train.epochs=3`` or ``data.path=~/photos``; values are YAML.
+
+    Raises:
+        ValueError: unknown recipe or key (names the nearest), or a value of the wrong type.
+    """
+    path = find_recipe(name)
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a recipe: expected keys and values at its top")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"override {override!r} is not of the form key=value")
+        _set(values, key.strip().split("."), yaml.safe_load(text))
+    return recipe_from_dict(values, str(path))
+
+
+def recipe_from_dict(values: dict[str, Any], source: str = "recipe") -> Recipe:
+    """Typed recipe from plain values; ``source`` names them in messages.
+
+    Raises:
+        ValueError: unknown or missing key, or a value of the wrong type.
+    """
+    values = copy.deepcopy(values)  # the parser works in place
+    if isinstance(values.get("experts"), dict):
+        values["experts"] = [values["experts"]]
+    for key, known in _unknown_keys(values, Recipe):
+        raise ValueError(f"{source}: unknown key {key!r}{nearest(key, known)}")
+    missing = [key for key in ("delegator", "experts") if key not in values]
+    if missing:
+        raise ValueError(f"{source}: missing {', '.join(missing)}; a recipe names its networks")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe, "recipe")
+    try:
+        parsed = parser.instantiate_classes(parser.parse_object({"recipe": values}))
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return parsed.recipe
+
+
+def _set(values: dict, keys: list[str], value: Any) -> None:
+    """Set a nested key; "experts.width" style keys reach into the one entry of a list."""
+    for key in keys[:-1]:
+        nested = values.setdefault(key, {})
+        if isinstance(nested, list) and len(nested) == 1:
+            nested = nested[0]
+        if not isinstance(nested, dict):
+            raise ValueError(f"override {'.'.join(keys)}: {key!r} holds {nested!r}, not keys")
+        values = nested
+    values[keys[-1]] = value
+
+
+def _unknown_keys(values: dict, kind: type, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Dotted keys that the dataclass does not have, each with the keys it has instead."""
+    types = typing.get_type_hints(kind)
+    known = [prefix + name for name in types]
+    for name, value in values.items():
+        if name not in types:
+            yield prefix + name, known
+            continue
+        nested = types[name]
+        if dataclasses.is_dataclass(nested) and isinstance(value, dict):
+            yield from _unknown_keys(value, nested, f"{prefix}{name}.")
+        elif name == "experts" and isinstance(value, list):
+            for network in value:
+                yield from _unknown_keys(network, Network, f"{prefix}{name}.")
+        elif name == "controls" and isinstance(value, dict):
+            for control, network in value.items():
+                yield from _unknown_keys(network, Network, f"{prefix}controls.{control}.")

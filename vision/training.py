@@ -1,0 +1,173 @@
+"""The Lightning module: a team and its controls, trained together on the same batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm.optim
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from coe_core import CoTrainingObjective, distil_from_mean, js_divergence, mutual_learning
+from vision.models import Team, build_network
+from vision.preprocess import Preprocess
+from vision.recipe import Recipe, recipe_from_dict
+
+_AGREEMENT = {"distil": distil_from_mean, "js": js_divergence, "mutual": mutual_learning}
+
+
+class CoETraining(LightningModule):
+    """One step trains every network; no two networks share a parameter, so none affects another's
+    gradients but through the objective's weights and labels.
+
+    All arguments are plain values: they are stored in the checkpoint, which therefore loads with
+    ``weights_only=True`` and needs no recipe file beside it.
+
+    Args:
+        recipe: see `Recipe.to_dict`.
+        classes: names, in the order of the labels.
+        preprocess: see `Preprocess.to_dict`.
+        num_samples: size of the training set.
+    """
+
+    def __init__(
+        self,
+        recipe: dict[str, Any],
+        classes: list[str],
+        preprocess: dict[str, Any],
+        num_samples: int,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.recipe: Recipe = recipe_from_dict(recipe)
+        self.classes = classes
+        self.preprocess = Preprocess.from_dict(preprocess)
+        self.team = build_team(self.recipe, len(classes))
+        self.controls = nn.ModuleDict(
+            {
+                name: build_network(network, len(classes), self.recipe.data.channels)
+                for name, network in self.recipe.controls.items()
+            }
+        )
+        settings = dict(vars(self.recipe.objective))
+        self._agreement = _AGREEMENT.get(settings.pop("agreement"))
+        shares = settings.pop("shares")
+        self.objective = CoTrainingObjective(
+            self.recipe.num_experts,
+            **settings,
+            shares=None if shares is None else torch.tensor(shares),
+            num_samples=num_samples,
+        )
+        # Queue and table are equal on all ranks already: nothing to broadcast at every step.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"objective.{name}" for name, _ in self.objective.named_buffers()
+        ]
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalised images in the memory format that convolutions are fastest with."""
+        return self.preprocess.normalise(images).contiguous(memory_format=torch.channels_last)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        images, target = self.prepare(batch["image"]), batch["target"]
+        smoothing = self.recipe.train.label_smoothing
+        out = self.team(images)
+        expert_logits = out.expert_logits.float()  # [n, k, c]
+        n, k, c = expert_logits.shape
+
+        rough_loss = cross_entropy(
+            out.rough_logits.float(), target, reduction="none", label_smoothing=smoothing
+        )
+        flat_target = target.repeat_interleave(k, 0)
+        expert_loss = cross_entropy(
+            expert_logits.reshape(n * k, c),
+            flat_target,
+            reduction="none",
+            label_smoothing=smoothing,
+        ).reshape(n, k)
+        with torch.no_grad():
+            evidence = -cross_entropy(
+                expert_logits.reshape(n * k, c), flat_target, reduction="none"
+            ).reshape(n, k)
+        loss = self.objective(
+            rough_loss,
+            expert_loss,
+            evidence,
+            out.selection_logits,
+            progress=self.global_step / max(1, self.trainer.estimated_stepping_batches),
+            index=batch["index"],
+            agreement=None if self._agreement is None else self._agreement(expert_logits),
+        )
+        total = loss.total
+        for control in self.controls.values():
+            total = total + cross_entropy(
+                control(images).float(), target, label_smoothing=smoothing
+            )
+        labelled = loss.labels.gather(1, out.selection_logits.argmax(1, keepdim=True))
+        self.log_dict(
+            {
+                "train/rough_loss": loss.rough,
+                "train/expert_loss": loss.experts,
+                "train/selection_loss": loss.selection,
+                "train/selection_accuracy": labelled.mean(),
+                "train/focus": loss.focus,
+            },
+            on_step=False,
+            on_epoch=True,
+            batch_size=n,
+        )
+        return total
+
+    def on_train_epoch_start(self) -> None:
+        self.objective.partition.begin_epoch()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        images, target = self.prepare(batch["image"]), batch["target"]
+        out = self.team(images)
+        rough = out.rough_logits.argmax(1) == target
+        experts = out.expert_logits.argmax(2) == target[:, None]  # [n, k]
+        selected = experts.gather(1, out.selection_logits.argmax(1, keepdim=True))[:, 0]
+        right = {
+            "rough": rough,
+            "selected": selected,
+            "expert": experts.float().mean(1),
+            "oracle": experts.any(1),
+        }
+        for name, control in self.controls.items():
+            right[f"control_{name}"] = control(images).argmax(1) == target
+        self.log_dict(
+            {f"val/{name}_accuracy": value.float().mean() for name, value in right.items()},
+            batch_size=len(target),
+            sync_dist=True,
+        )
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        train = self.recipe.train
+        optimizer = timm.optim.create_optimizer_v2(
+            self,
+            opt=train.optimizer,
+            lr=train.lr,
+            weight_decay=train.weight_decay,
+            momentum=train.momentum,
+        )
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=train.lr,
+            total_steps=steps,
+            # It divides by the steps of the rise less one: below two steps there is no rise.
+            pct_start=train.warmup if train.warmup * steps >= 2 else 1e-9,
+            cycle_momentum=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def build_team(recipe: Recipe, num_classes: int) -> Team:
+    """Delegator and experts of a recipe, freshly initialised."""
+    channels = recipe.data.channels
+    return Team(
+        build_network(recipe.delegator, num_classes + recipe.num_experts, channels),
+        [build_network(network, num_classes, channels) for network in recipe.expert_networks],
+        num_classes,
+    )
