@@ -212,7 +212,7 @@ def train_loader(
     workers = data.workers
     if workers is None:
         cheap = images.cached and (images.augmentation is None or images.augmentation.cheap)
-        workers = 0 if cheap else max(1, num_processors() // world_size - 1)
+        workers = 0 if cheap else max(0, num_processors() // world_size - 1)
     return ResumableLoader(images, sampler, workers, collate)
 
 
