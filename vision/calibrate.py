@@ -82,8 +82,8 @@ def calibrate(
     if guarantee is not None and any(aim != "accuracy_drop" for aim, _ in parsed):
         raise ValueError("a guarantee is defined for accuracy_drop=... only")
     precision = choose_precision(run.recipe.train.precision)
-    predictions = predict_all(run.module, data.validation, precision, "validation data")
-    stage = TwoStage.coe(predictions, run_macs(run.module))
+    predictions = predict_all(run.networks, data.validation, precision, "validation data")
+    stage = TwoStage.coe(predictions, run_macs(run.networks))
     in_macs = stage.curve()
     in_milliseconds: TradeOffCurve | None = None
     points = []
@@ -125,7 +125,7 @@ def calibrate(
 
 def default_points(run: Run, data: ImageData) -> list[OperatingPoint]:
     """What `train` stores: "best" accuracy, "drop" (at most 0.5 points), "half" of the expert's MACs."""
-    macs: RunMacs = run_macs(run.module)
+    macs: RunMacs = run_macs(run.networks)
     half = f"macs={macs.delegator + macs.expert / 2:.0f}"
     return calibrate(
         run, data, ["best", "accuracy_drop=0.5%", half], names=["best", "drop", "half"]
@@ -140,7 +140,7 @@ def _latency_curve(
         [data.validation[i]["image"] for i in range(min(256, len(data.validation)))]
     )
     precision = choose_precision(run.recipe.train.precision)
-    team = run.module.team
+    team = run.networks.team
 
     def under_autocast(network):
         def call(batch: torch.Tensor) -> object:
@@ -152,7 +152,7 @@ def _latency_curve(
     networks = {"delegator": under_autocast(team.delegator)}
     networks |= {str(j): under_autocast(expert) for j, expert in enumerate(team.experts)}
     times = milliseconds_per_image(
-        networks, run.module.prepare(images), min(batch_size, len(images)), rounds=7
+        networks, run.networks.prepare(images), min(batch_size, len(images)), rounds=7
     )
     experts = torch.tensor([times[str(j)] for j in range(team.num_experts)], dtype=torch.float64)
     return trade_off_curve(

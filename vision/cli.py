@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-console = Console(soft_wrap=True)
+console = Console(width=None if sys.stdout.isatty() else 120)
 FAILED = 1
 USAGE = 2
 
@@ -135,7 +135,8 @@ def _parser() -> argparse.ArgumentParser:
 def _train(arguments: argparse.Namespace) -> None:
     from vision.calibrate import default_points
     from vision.recipe import load_recipe
-    from vision.run import load_run, train
+    from vision.run import load_run
+    from vision.train import train
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     folder = Path(arguments.out or f"runs/{Path(arguments.recipe).stem}-s{recipe.seed}")

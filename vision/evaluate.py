@@ -46,10 +46,10 @@ def evaluate(
     """
     first = runs[0]
     for run in runs[1:]:
-        if run.module.classes != first.module.classes:
+        if run.networks.classes != first.networks.classes:
             raise RunError(
-                f"{first.folder} knows {len(first.module.classes)} classes and {run.folder} "
-                f"{len(run.module.classes)}, or others: evaluate runs of one recipe together"
+                f"{first.folder} knows {len(first.networks.classes)} classes and {run.folder} "
+                f"{len(run.networks.classes)}, or others: evaluate runs of one recipe together"
             )
     data = load_run_data(first, data_path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,11 +58,13 @@ def evaluate(
     for number, run in enumerate(runs):
         precision = choose_precision(run.recipe.train.precision)
         show = f"run {number + 1}/{len(runs)}: {run.folder.name}, {{}} data"
-        validation = predict_all(run.module, data.validation, precision, show.format("validation"))
-        test = predict_all(run.module, data.test, precision, show.format("test"))
-        macs = run_macs(run.module)
+        validation = predict_all(
+            run.networks, data.validation, precision, show.format("validation")
+        )
+        test = predict_all(run.networks, data.test, precision, show.format("test"))
+        macs = run_macs(run.networks)
         rows = table.table_rows(
-            validation, test, macs, run.module.team, run.module.controls, seed=run.recipe.seed
+            validation, test, macs, run.networks.team, run.networks.controls, seed=run.recipe.seed
         )
         if time_images:
             rows = _timed(run, rows, data, batch_size, time_images, precision)
@@ -115,17 +117,17 @@ def load_run_data(run: Run, data_path: str | None = None) -> ImageData:
     if data_path is not None:
         settings = dataclasses.replace(settings, path=data_path)
     data = load_data(settings)
-    if data.classes != run.module.classes:
+    if data.classes != run.networks.classes:
         raise RunError(
             f"the data have {len(data.classes)} classes ({', '.join(data.classes[:5])}, ...), the run "
-            f"was trained on {len(run.module.classes)} ({', '.join(run.module.classes[:5])}, ...)"
+            f"was trained on {len(run.networks.classes)} ({', '.join(run.networks.classes[:5])}, ...)"
         )
     return data
 
 
 def _images(run: Run, data: ImageData, count: int) -> Tensor:
     raw = torch.stack([data.test[i]["image"] for i in range(min(count, len(data.test)))])
-    return run.module.prepare(raw)
+    return run.networks.prepare(raw)
 
 
 def _timed(
@@ -151,7 +153,7 @@ def _timed(
 def _write_examples(run: Run, data: ImageData, test: Predictions, folder: Path) -> None:
     """A few test images as files, the surest and the least sure, to try `predict` on."""
     folder.mkdir(exist_ok=True)
-    sureness = TwoStage.coe(test, run_macs(run.module)).sureness
+    sureness = TwoStage.coe(test, run_macs(run.networks)).sureness
     order = torch.argsort(sureness, descending=True).tolist()
     half = NUM_EXAMPLES // 2
     for number, index in enumerate(order[:half] + order[-half:]):

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
+from torch import nn
 
 from coe_core import mixture_macs
+from vision.networks import Networks
 from vision.predictions import run_macs
 from vision.recipe import Recipe, load_recipe
-from vision.run import Run, load_run
-from vision.training import CoETraining
+from vision.run import load_run
 
 NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
@@ -29,30 +30,29 @@ def describe(source: str, overrides: Sequence[str] = ()) -> list[Table]:
     if Path(source).is_dir() or source.endswith(".ckpt"):
         if overrides:
             raise ValueError("a run is as it was trained: overrides are for recipes")
-        run: Run | None = load_run(source)
-        module = run.module
+        networks = load_run(source).networks
     else:
-        run, module = None, _untrained(load_recipe(source, overrides))
-    macs = run_macs(module)
+        networks = _untrained(load_recipe(source, overrides))
+    macs = run_macs(networks)
 
-    def parameters(network) -> str:
-        return f"{sum(p.numel() for p in network.parameters()) / 1e6:.4g}"
+    def parameters(built: nn.Module) -> str:
+        return f"{sum(p.numel() for p in built.parameters()) / 1e6:.4g}"
 
-    recipe = module.recipe
+    recipe = networks.recipe
     parts = Table(
         title=f"networks, per image of {recipe.data.size} x {recipe.data.size}",
         title_justify="left",
     )
     for heading in ("part", "network", "MMACs", "parameters, M"):
         parts.add_column(heading, justify="left" if heading in ("part", "network") else "right")
-    team = module.team
+    team = networks.team
     entries = [("delegator", recipe.delegator, macs.delegator, team.delegator)]
     entries += [
         (f"expert {j}", network, macs.experts[j], team.experts[j])
         for j, network in enumerate(recipe.expert_networks)
     ]
     entries += [
-        (f"control {name}", network, macs.controls[name], module.controls[name])
+        (f"control {name}", network, macs.controls[name], networks.controls[name])
         for name, network in recipe.controls.items()
     ]
     for part, network, cost, built in entries:
@@ -69,7 +69,7 @@ def describe(source: str, overrides: Sequence[str] = ()) -> list[Table]:
     return [parts, mixture]
 
 
-def _untrained(recipe: Recipe) -> CoETraining:
+def _untrained(recipe: Recipe) -> Networks:
     data = recipe.data
     classes = [str(label) for label in range(NUM_CLASSES.get(data.name, 10))]
-    return CoETraining(recipe.to_dict(), classes, data.preprocess().to_dict(), num_samples=1)
+    return Networks(recipe.to_dict(), classes, data.preprocess().to_dict())

@@ -73,22 +73,22 @@ def predict_files(
         )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    macs = run_macs(run.module)
+    macs = run_macs(run.networks)
     precision = choose_precision(run.recipe.train.precision)
     for start in range(0, len(files), batch_size):
         outcomes: list[FilePrediction | None] = []
         images = []
         for file in files[start : start + batch_size]:
             try:
-                images.append(run.module.preprocess.load(file))
+                images.append(run.networks.preprocess.load(file))
                 outcomes.append(None)
             except UnreadableImageError as error:
                 outcomes.append(FilePrediction(str(file), error=str(error)))
         rows = iter(())
         if images:
-            with autocast(run.module.device, precision):
-                prepared = run.module.prepare(torch.stack(images).to(run.module.device))
-                result = run.module.team.infer(prepared, threshold)
+            with autocast(run.networks.device, precision):
+                prepared = run.networks.prepare(torch.stack(images).to(run.networks.device))
+                result = run.networks.team.infer(prepared, threshold)
             probability, label = result.prediction.softmax(1).max(1)
             rows = zip(
                 label.tolist(),
@@ -105,7 +105,7 @@ def predict_files(
             index, likelihood, exited, expert, sureness = next(rows)
             yield FilePrediction(
                 str(file),
-                run.module.classes[index],
+                run.networks.classes[index],
                 likelihood,
                 exited,
                 None if exited else expert,

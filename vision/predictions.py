@@ -11,8 +11,8 @@ from torch import Tensor
 
 from coe_core import count_macs
 from vision.data import ImageSet, eval_loader
+from vision.networks import Networks
 from vision.precision import autocast
-from vision.training import CoETraining
 
 
 @dataclass(frozen=True)
@@ -42,24 +42,24 @@ class Predictions:
 
 @torch.inference_mode()
 def predict_all(
-    module: CoETraining, images: ImageSet, precision: str = "32-true", show: str = ""
+    networks: Networks, images: ImageSet, precision: str = "32-true", show: str = ""
 ) -> Predictions:
     """Run every network on every sample, without augmentation.
 
     Args:
-        module: of a run.
+        networks: of a run.
         images: the split.
         precision: of the arithmetic, see `choose_precision`.
         show: what the progress bar says; empty shows none.
     """
-    module.eval()
+    networks.eval()
     parts: list[list[Tensor]] = []
     batches = eval_loader(images, 256)
     for batch in track(batches, show, disable=not show, transient=True):
-        prepared = module.prepare(batch["image"].to(module.device))
-        with autocast(module.device, precision):
-            out = module.team(prepared)
-            controls = [control(prepared) for control in module.controls.values()]
+        prepared = networks.prepare(batch["image"].to(networks.device))
+        with autocast(networks.device, precision):
+            out = networks.team(prepared)
+            controls = [control(prepared) for control in networks.controls.values()]
         parts.append([part.float().cpu() for part in (*out, *controls)])
     rough, selection, experts, *controls = (
         torch.cat(column) for column in zip(*parts, strict=True)
@@ -69,7 +69,7 @@ def predict_all(
         rough,
         selection,
         experts,
-        dict(zip(module.controls, controls, strict=True)),
+        dict(zip(networks.controls, controls, strict=True)),
     )
 
 
@@ -87,12 +87,12 @@ class RunMacs:
         return sum(self.experts) / len(self.experts)
 
 
-def run_macs(module: CoETraining) -> RunMacs:
+def run_macs(networks: Networks) -> RunMacs:
     """Count every network of a run on one image."""
-    prepare = module.preprocess
-    image = torch.zeros(1, prepare.channels, prepare.size, prepare.size, device=module.device)
+    prepare = networks.preprocess
+    image = torch.zeros(1, prepare.channels, prepare.size, prepare.size, device=networks.device)
     return RunMacs(
-        count_macs(module.team.delegator, image),
-        [count_macs(expert, image) for expert in module.team.experts],
-        {name: count_macs(control, image) for name, control in module.controls.items()},
+        count_macs(networks.team.delegator, image),
+        [count_macs(expert, image) for expert in networks.team.experts],
+        {name: count_macs(control, image) for name, control in networks.controls.items()},
     )

@@ -281,7 +281,7 @@ def _cells(line: Summary) -> list[str]:
     ]
 
 
-_HEADINGS = ("predictor", "top-1 %", "MMACs", "ms/image", "exits %", "load of experts %")
+_HEADINGS = ("predictor", "top-1 %", "MMACs", "ms/image", "exits %", "load %")
 
 
 def rich_table(lines: Sequence[Summary], title: str) -> Table:

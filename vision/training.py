@@ -7,13 +7,11 @@ from typing import Any
 import timm.optim
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from coe_core import CoTrainingObjective, distil_from_mean, js_divergence, mutual_learning
-from vision.models import Team, build_network
-from vision.preprocess import Preprocess
-from vision.recipe import Recipe, recipe_from_dict
+from vision.networks import Networks
 
 _AGREEMENT = {"distil": distil_from_mean, "js": js_divergence, "mutual": mutual_learning}
 
@@ -22,13 +20,8 @@ class CoETraining(LightningModule):
     """One step trains every network; no two networks share a parameter, so none affects another's
     gradients but through the objective's weights and labels.
 
-    All arguments are plain values: they are stored in the checkpoint, which therefore loads with
-    ``weights_only=True`` and needs no recipe file beside it.
-
     Args:
-        recipe: see `Recipe.to_dict`.
-        classes: names, in the order of the labels.
-        preprocess: see `Preprocess.to_dict`.
+        recipe, classes, preprocess: see `Networks`.
         num_samples: size of the training set.
     """
 
@@ -41,16 +34,8 @@ class CoETraining(LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters()
-        self.recipe: Recipe = recipe_from_dict(recipe)
-        self.classes = classes
-        self.preprocess = Preprocess.from_dict(preprocess)
-        self.team = build_team(self.recipe, len(classes))
-        self.controls = nn.ModuleDict(
-            {
-                name: build_network(network, len(classes), self.recipe.data.channels)
-                for name, network in self.recipe.controls.items()
-            }
-        )
+        self.networks = Networks(recipe, classes, preprocess)
+        self.recipe = self.networks.recipe
         settings = dict(vars(self.recipe.objective))
         self._agreement = _AGREEMENT.get(settings.pop("agreement"))
         shares = settings.pop("shares")
@@ -65,14 +50,10 @@ class CoETraining(LightningModule):
             f"objective.{name}" for name, _ in self.objective.named_buffers()
         ]
 
-    def prepare(self, images: Tensor) -> Tensor:
-        """Normalised images in the memory format that convolutions are fastest with."""
-        return self.preprocess.normalise(images).contiguous(memory_format=torch.channels_last)
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        images, target = self.prepare(batch["image"]), batch["target"]
+        images, target = self.networks.prepare(batch["image"]), batch["target"]
         smoothing = self.recipe.train.label_smoothing
-        out = self.team(images)
+        out = self.networks.team(images)
         expert_logits = out.expert_logits.float()  # [n, k, c]
         n, k, c = expert_logits.shape
 
@@ -100,7 +81,7 @@ class CoETraining(LightningModule):
             agreement=None if self._agreement is None else self._agreement(expert_logits),
         )
         total = loss.total
-        for control in self.controls.values():
+        for control in self.networks.controls.values():
             total = total + cross_entropy(
                 control(images).float(), target, label_smoothing=smoothing
             )
@@ -123,8 +104,8 @@ class CoETraining(LightningModule):
         self.objective.partition.begin_epoch()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        images, target = self.prepare(batch["image"]), batch["target"]
-        out = self.team(images)
+        images, target = self.networks.prepare(batch["image"]), batch["target"]
+        out = self.networks.team(images)
         rough = out.rough_logits.argmax(1) == target
         experts = out.expert_logits.argmax(2) == target[:, None]  # [n, k]
         selected = experts.gather(1, out.selection_logits.argmax(1, keepdim=True))[:, 0]
@@ -134,7 +115,7 @@ class CoETraining(LightningModule):
             "expert": experts.float().mean(1),
             "oracle": experts.any(1),
         }
-        for name, control in self.controls.items():
+        for name, control in self.networks.controls.items():
             right[f"control_{name}"] = control(images).argmax(1) == target
         self.log_dict(
             {f"val/{name}_accuracy": value.float().mean() for name, value in right.items()},
@@ -161,13 +142,3 @@ class CoETraining(LightningModule):
             cycle_momentum=False,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def build_team(recipe: Recipe, num_classes: int) -> Team:
-    """Delegator and experts of a recipe, freshly initialised."""
-    channels = recipe.data.channels
-    return Team(
-        build_network(recipe.delegator, num_classes + recipe.num_experts, channels),
-        [build_network(network, num_classes, channels) for network in recipe.expert_networks],
-        num_classes,
-    )
