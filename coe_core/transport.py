@@ -198,33 +198,42 @@ def _raise_unusable(scores: np.ndarray) -> None:
 
 
 def _scan(scores, prices, demand, expert, gap):
+    """Phase 1: what every sample takes at these prices; returns each surplus, and the objective."""
     n, k = scores.shape
-    load = np.zeros(k, np.int64)
-    scale = np.abs(prices).max()
+    load, row = np.zeros(k, np.int64), np.empty(k)
+    lack = np.full(k, -np.inf)  # the share of its demand that an expert still lacks
+    scale = 0.0
+    for j in range(k):
+        scale = max(scale, abs(prices[j]))
+        if demand[j] > 0:
+            lack[j] = 1.0
     objective = part = 0.0
     for i in range(n):
-        best, second, size, arg = -np.inf, -np.inf, 0.0, 0
-        for j in range(k):
+        best, second, size, taken = -np.inf, -np.inf, 0.0, 0
+        for j in range(k):  # without a branch
             value = np.float64(scores[i, j]) - prices[j]
+            row[j] = value
             size += abs(value)
-            low = value if value < best else best
-            second = low if low > second else second
-            arg = j if value > best else arg
+            lower = value if value < best else best
+            second = lower if lower > second else second
+            taken = j if value > best else taken
             best = value if value > best else best
         if not size < LARGEST:
             return load, np.nan
         tie = best - ROUNDING * (abs(best) + scale)
-        if second >= tie:
+        if second >= tie and expert[i] >= 0 and row[expert[i]] >= tie:
+            taken = expert[i]  # no worse than any other: stay
+        elif second >= tie:  # among equals, the expert that lacks most
             most = -np.inf
             for j in range(k):
-                if scores[i, j] - prices[j] >= tie and demand[j] > 0:
-                    lack = (demand[j] - load[j]) / demand[j]
-                    if lack > most:
-                        most, arg = lack, j
-        expert[i] = arg
+                other = lack[j] if row[j] >= tie else -np.inf
+                taken = j if other > most else taken
+                most = other if other > most else most
+        expert[i] = taken
         gap[i] = best - second
-        load[arg] += 1
-        part += scores[i, arg]
+        load[taken] += 1
+        lack[taken] -= 1.0 / max(demand[taken], 1)
+        part += scores[i, taken]
         if i % 256 == 255:  # sums of sums round less
             objective += part
             part = 0.0
@@ -232,103 +241,107 @@ def _scan(scores, prices, demand, expert, gap):
 
 
 def _quantile(gap, rank):
-    step = max(1, gap.size // 2048)
-    some = np.sort(gap[::step])
-    return some[min(some.size - 1, rank // step + 1)]
+    """About the gap that ``rank`` samples do not exceed, from at most 512 of them."""
+    step = max(1, gap.size // 512)
+    some = gap[::step].copy()
+    place = min(some.size - 1, rank // step + 1)
+    return np.partition(some, place)[place]
 
 
-def _newton(scores, prices, expert, gap, surplus, left):
+def _newton(scores, prices, expert, gap, surplus, reach):
+    """Phase 2: a Newton step on the prices.
+
+    The dual is piecewise linear; its curvature is the density of samples nearly tied between two
+    experts, which is counted over the samples of a gap up to ``reach``.
+    """
     n, k = scores.shape
-    reach = _quantile(gap, 2 * left)
-    if reach <= 0.0:
-        reach = gap.mean()
     matrix = np.zeros((k, k))
     for i in range(n):
         if gap[i] <= reach:
-            a = expert[i]
-            second, b = -np.inf, a
+            a, b, second = expert[i], 0, -np.inf
             for j in range(k):
-                value = scores[i, j] - prices[j]
-                if j != a and value > second:
-                    second, b = value, j
+                value = scores[i, j] - prices[j] if j != a else -np.inf
+                b = j if value > second else b
+                second = value if value > second else second
             matrix[a, b] -= 0.5
             matrix[b, a] -= 0.5
             matrix[a, a] += 0.5
             matrix[b, b] += 0.5
-    step = surplus * reach
+    step = np.empty(k)
     for j in range(k):
-        matrix[j, j] += 0.5
-    for a in range(k):
+        step[j] = surplus[j] * reach
+        matrix[j, j] += 0.5  # so that an expert without near-ties has a finite step
+    for a in range(k):  # Gaussian elimination; the matrix is diagonally dominant
         for b in range(a + 1, k):
             factor = matrix[b, a] / matrix[a, a]
-            if factor != 0.0:
-                for c in range(a, k):
-                    matrix[b, c] -= factor * matrix[a, c]
-                step[b] -= factor * step[a]
+            for c in range(a, k):
+                matrix[b, c] -= factor * matrix[a, c]
+            step[b] -= factor * step[a]
     for a in range(k - 1, -1, -1):
         for b in range(a + 1, k):
             step[a] -= matrix[a, b] * step[b]
         step[a] /= matrix[a, a]
     for j in range(k):
-        prices[j] += min(max(step[j], -2 * reach), 2 * reach)
+        prices[j] += min(max(step[j], -2.0 * reach), 2.0 * reach)
 
 
-def _exchange(values, expert, surplus, bound, rounding):
-    m, k = values.shape
+def _exchange(scores, prices, expert, surplus):
+    """Phase 4: move the surplus along successive shortest paths; exact for the samples given.
+
+    The arc a -> c over experts costs the least that a sample now at a would lose by going to c.
+    Those minima are kept for blocks of samples, so that a move renews one block.
+    """
+    m, k = scores.shape
     size = max(k, int(np.sqrt(m)))
     blocks = (m + size - 1) // size
     near = np.full((k, blocks, k), np.inf)
+    scale = 0.0
     for i in range(m):
-        a = expert[i]
+        a, b = expert[i], i // size
+        own = scores[i, a] - prices[a]
+        scale = abs(own) if abs(own) > scale else scale
         for c in range(k):
-            cost = values[i, a] - values[i, c]
-            if cost < near[a, i // size, c]:
-                near[a, i // size, c] = cost
+            cost = own - (scores[i, c] - prices[c])
+            near[a, b, c] = cost if cost < near[a, b, c] else near[a, b, c]
     cheapest = np.full((k, k), np.inf)
+    left, gain = 0, 0.0
     for a in range(k):
+        left += max(surplus[a], 0)
+        scale = max(scale, abs(prices[a]))
         for b in range(blocks):
             for c in range(k):
-                if near[a, b, c] < cheapest[a, c]:
-                    cheapest[a, c] = near[a, b, c]
+                cost = near[a, b, c]
+                cheapest[a, c] = cost if cost < cheapest[a, c] else cheapest[a, c]
+    rounding = ROUNDING * scale
     rise = np.zeros(k)
-    distance = np.empty(k)
-    parent = np.empty(k, np.int64)
-    done = np.empty(k, np.bool_)
-    left = 0
-    for j in range(k):
-        left += max(surplus[j], 0)
+    distance, parent, done = np.empty(k), np.empty(k, np.int64), np.empty(k, np.bool_)
     while left > 0:
+        # Dijkstra from every expert with a surplus to the nearest one that lacks samples.
         for j in range(k):
             distance[j] = 0.0 if surplus[j] > 0 else np.inf
             parent[j] = -1
             done[j] = False
         while True:
-            a, shortest = -1, np.inf
+            target, shortest = -1, np.inf
             for j in range(k):
                 if not done[j] and distance[j] < shortest:
-                    a, shortest = j, distance[j]
-            if a < 0 or surplus[a] < 0:
+                    target, shortest = j, distance[j]
+            if target < 0 or surplus[target] < 0:
                 break
-            done[a] = True
+            done[target] = True
             for c in range(k):
-                length = shortest + max(0.0, cheapest[a, c] - rise[a] + rise[c])
+                arc = cheapest[target, c] - rise[target] + rise[c]
+                length = shortest + (arc if arc > rounding else 0.0)
                 if not done[c] and length < distance[c]:
                     distance[c] = length
-                    parent[c] = a
-        if a < 0:
-            break
-        target = a
-        top = 0.0
-        for j in range(k):
-            if done[j]:
-                top = max(top, rise[j] + shortest - distance[j])
-        if top > bound + rounding:
-            break
+                    parent[c] = target
+        if target < 0:
+            break  # these samples cannot meet the demand
         for j in range(k):
             if done[j]:
                 rise[j] += shortest - distance[j]
         tight = True
-        while tight:
+        while tight:  # ties: again the same path, as long as it costs nothing
             c = target
             while parent[c] >= 0:
                 a = parent[c]
@@ -336,124 +349,150 @@ def _exchange(values, expert, surplus, bound, rounding):
                 b = 0
                 while near[a, b, c] != wanted:
                     b += 1
-                i = b * size
-                while expert[i] != a or values[i, a] - values[i, c] != wanted:
+                first, last = b * size, min(b * size + size, m)
+                i = first
+                while (
+                    expert[i] != a
+                    or scores[i, a] - prices[a] - (scores[i, c] - prices[c]) != wanted
+                ):
                     i += 1
                 expert[i] = c
+                gain += np.float64(scores[i, c]) - scores[i, a]
+                own = scores[i, c] - prices[c]
                 for j in range(k):
+                    cost = own - (scores[i, j] - prices[j])
+                    near[c, b, j] = cost if cost < near[c, b, j] else near[c, b, j]
+                    cheapest[c, j] = cost if cost < cheapest[c, j] else cheapest[c, j]
                     near[a, b, j] = np.inf
-                    cost = values[i, c] - values[i, j]
-                    near[c, b, j] = min(near[c, b, j], cost)
-                    cheapest[c, j] = min(cheapest[c, j], cost)
-                for r in range(b * size, min(b * size + size, m)):
-                    if expert[r] == a:
-                        for j in range(k):
-                            near[a, b, j] = min(near[a, b, j], values[r, a] - values[r, j])
-                for j in range(k):
                     cheapest[a, j] = np.inf
+                for i in range(first, last):
+                    if expert[i] == a:
+                        own = scores[i, a] - prices[a]
+                        for j in range(k):
+                            cost = own - (scores[i, j] - prices[j])
+                            near[a, b, j] = cost if cost < near[a, b, j] else near[a, b, j]
                 for b in range(blocks):
                     for j in range(k):
-                        cheapest[a, j] = min(cheapest[a, j], near[a, b, j])
+                        cost = near[a, b, j]
+                        cheapest[a, j] = cost if cost < cheapest[a, j] else cheapest[a, j]
                 c = a
-            surplus[c] -= 1
+            source = c
+            surplus[source] -= 1
             surplus[target] += 1
             left -= 1
-            tight = surplus[c] > 0 and surplus[target] < 0
-            source, c = c, target
+            tight = surplus[source] > 0 and surplus[target] < 0
+            c = target
             while tight and c != source:
                 a = parent[c]
                 tight = cheapest[a, c] - rise[a] + rise[c] <= rounding
                 c = a
-    return rise
+    for j in range(k):
+        prices[j] += rise[j]
+    return left, gain
 
 
-def _balance(scores, demand, prices, expert, gap):
+def _descend(scores, demand, prices, expert, gap, few):
+    """Phases 1 and 2 in turn, until few are left over or Newton steps no longer help."""
     n, k = scores.shape
-    newton = True
-    before = n + 1
-    kept = prices.copy()
-    budget = 0
+    kept, least = prices.copy(), n + 1
+    stuck = False
     while True:
         surplus, objective = _scan(scores, prices, demand, expert, gap)
         left = 0
         for j in range(k):
             left += max(surplus[j], 0)
+        if left <= few or stuck or np.isnan(objective):
+            return left, surplus, objective
+        reach = _quantile(gap, 2 * left)
+        if left >= least:  # the step did not help: take it back
+            prices[:], stuck = kept, True
+        elif reach <= 0.0:  # ties, where no density is
+            return left, surplus, objective
+        else:
+            kept[:], least = prices, left
+            _newton(scores, prices, expert, gap, surplus, reach)
+
+
+def _gather(gap, budget, rows):
+    """Phase 3: samples of the smallest gaps; returns how many, and the gap up to which."""
+    n = gap.size
+    limit = _quantile(gap, budget) if 2 * budget < n else np.inf
+    count = 0
+    for i in range(n):
+        rows[count] = i
+        count += gap[i] <= limit
+        if count > 4 * budget:  # very many ties
+            break
+    return (n, np.inf) if 2 * budget >= n or count > 4 * budget else (count, limit)
+
+
+def _balance(scores, demand, prices, expert, gap):
+    """All phases, for one set of samples: meets the demand exactly, and improves the prices.
+
+    Returns the objective, NaN if the scores cannot be used.
+    """
+    n, k = scores.shape
+    trust = 8
+    while True:
+        few = max(n // 16, 8) if trust == 8 else n
+        left, surplus, objective = _descend(scores, demand, prices, expert, gap, few)
         if left == 0 or np.isnan(objective):
             return objective
-        if newton and left > n // 32 + 4:
-            if left < before:
-                before = left
-                kept[:] = prices
-                _newton(scores, prices, expert, gap, surplus, left)
-            else:
-                newton = False
-                prices[:] = kept
-            continue
-        newton = False
-        budget = max(4 * budget, 8 * left, 1024)
-        bound, skip = np.inf, 1
-        limit = np.inf
-        if 2 * budget < n:
-            limit = _quantile(gap, budget)
-            bound = limit
-            skip = max(1, (gap <= limit).sum() // (4 * budget))
-        count = 0
+        before = prices.copy()
         rows = np.empty(n, np.int64)
-        near = 0
-        for i in range(n):
-            if gap[i] <= limit:
-                if near % skip == 0:
-                    rows[count] = i
-                    count += 1
-                else:
-                    bound = min(bound, gap[i])
-                near += 1
+        count, bound = _gather(gap, max(trust * left, 256), rows)
+        trust *= 4
         if count == n:
-            bound = np.inf
-        values = np.empty((count, k))
-        where = np.empty(count, np.int64)
+            left, gain = _exchange(scores, prices, expert, surplus)
+            if left > 0:  # no assert: pytest makes of it what numba cannot compile
+                raise AssertionError("every sample was free to move, yet demand was not met")
+            return objective + gain
+        some, taken = np.empty((count, k), scores.dtype), np.empty(count, np.int64)
+        part = -surplus
         for r in range(count):
-            where[r] = expert[rows[r]]
+            taken[r] = expert[rows[r]]
+            part[taken[r]] += 1
             for j in range(k):
-                values[r, j] = scores[rows[r], j] - prices[j]
-        rounding = ROUNDING * (np.abs(prices).max() + np.abs(values).max())
-        rise = _exchange(values, where, surplus, bound, rounding)
-        prices += rise
+                some[r, j] = scores[rows[r], j]
+        if count > 1024:
+            old = taken.copy()
+            _, surplus, _ = _descend(some, part, prices, taken, np.empty(count), count // 64)
+            for r in range(count):
+                objective += np.float64(some[r, taken[r]]) - some[r, old[r]]
+        left, gain = _exchange(some, prices, taken, surplus)
         for r in range(count):
-            i = rows[r]
-            objective += np.float64(scores[i, where[r]]) - np.float64(scores[i, expert[i]])
-            expert[i] = where[r]
-        done = True
+            expert[rows[r]] = taken[r]
+        low, high = np.inf, -np.inf
         for j in range(k):
-            done = done and surplus[j] == 0
-        if done:
-            return objective
-        if bound == np.inf:  # not an assert: pytest rewrites those to what numba cannot compile
-            raise AssertionError("every sample was free to move, yet demand was not met")
+            low = min(low, prices[j] - before[j])
+            high = max(high, prices[j] - before[j])
+        if left == 0 and high - low <= bound:  # the samples left out keep their expert
+            return objective + gain
 
 
 def _solve(scores, demand):
+    """Prices from small to large sub-samples, one sample of every stratum, then all samples."""
     n, k = scores.shape
-    prices = np.zeros(k)
-    expert = np.empty(n, np.int64)
-    gap = np.empty(n)
+    prices, expert, gap = np.zeros(k), np.empty(n, np.int64), np.empty(n)
     stride = 1
     while n // stride >= 8 * 96:
         stride *= 8
     while stride > 1:
         m = n // stride
-        some = np.empty((m, k), scores.dtype)
-        part = np.empty(k, np.int64)
-        total, before = 0, 0
+        some, part = np.empty((m, k), scores.dtype), np.empty(k, np.int64)
+        for r in range(m):
+            i = r * stride + (r * 40503 >> 4) % stride  # any place: the data may be periodic
+            for j in range(k):
+                some[r, j] = scores[i, j]
+        total = before = 0
         for j in range(k):
             total += demand[j]
             part[j] = total * m // n - before
             before += part[j]
-        for r in range(m):
-            some[r] = scores[r * stride + (r * 40503 >> 4) % stride]
-        if np.isnan(_balance(some, part, prices, expert[:m], gap[:m])):
-            break
+        expert[:m] = -1
+        _balance(some, part, prices, expert[:m], gap[:m])
         stride //= 8
+    expert[:] = -1  # nothing taken yet
     objective = _balance(scores, demand, prices, expert, gap)
     return expert, prices, objective
 
@@ -467,7 +506,7 @@ def _compiled_solve() -> Any:
         if isinstance(_solve, types.FunctionType):
             import numba
 
-            kernels = (_scan, _quantile, _newton, _exchange, _balance, _solve)
+            kernels = (_scan, _quantile, _newton, _exchange, _descend, _gather, _balance, _solve)
             for kernel in kernels:  # callees first: a kernel finds the ones it calls as globals
                 try:
                     compiled = numba.njit(cache=True, nogil=True)(kernel)

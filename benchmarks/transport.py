@@ -1,0 +1,171 @@
+"""How fast and how exact the balanced transportation solver is, beside POT's network simplex.
+
+    python benchmarks/transport.py [--quick] [--out FOLDER]
+
+For every size and kind of scores: the median time over several instances of ours, of ``ot.emd`` on
+the same instances in turn, and of ``np.argmax(scores, 1)``, which reads every score once and so is
+the floor; the largest duality gap; and the largest relative difference of the two objectives. All run
+on one thread. Five minutes in full, seconds with --quick.
+"""
+
+import argparse
+import csv
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ot
+from rich.console import Console
+from rich.table import Table
+
+from coe_core import balanced_assignment, even_demand
+from coe_core.transport import duality_gap
+
+SIZES = ((128, 4), (1024, 16), (8192, 16), (65536, 16), (1281167, 16))
+KINDS = ("random", "skewed", "duplicated", "nearly tied", "all equal")
+EMD_LIMIT = 100_000  # samples; above, ot.emd would take minutes and gigabytes
+
+
+def make_scores(kind: str, n: int, k: int, seed: int) -> np.ndarray:
+    """One instance, float32, except where float32 cannot hold the near-ties."""
+    rng = np.random.default_rng(seed)
+    if kind == "all equal":
+        return np.full((n, k), -np.log(k), np.float32)
+    if kind == "nearly tied":
+        return -np.log(k) + 1e-8 * rng.standard_normal((n, k))
+    logits = rng.standard_normal((8 if kind == "duplicated" else n, k))
+    if kind == "skewed":
+        logits[:, : max(1, k // 8)] += 4
+    scores = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    if kind == "duplicated":
+        scores = scores[rng.integers(0, 8, n)]
+    return scores.astype(np.float32)
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    """Milliseconds, and the result."""
+    start = time.perf_counter()
+    result = function(*arguments)
+    return 1e3 * (time.perf_counter() - start), result
+
+
+def measure(kind: str, n: int, k: int, repeats: int, emd_repeats: int) -> dict[str, Any]:
+    """One row of the table."""
+    demand = even_demand(n, k)
+    ours, emd, floor, gaps, differences = [], [], [], [], []
+    scores = make_scores(kind, n, k, 0)
+    for repeat in range(repeats):
+        if n <= EMD_LIMIT or repeat == 0:  # an instance of the largest size takes seconds to make
+            scores = make_scores(kind, n, k, repeat)
+        milliseconds, best = timed(balanced_assignment, scores, demand)
+        ours.append(milliseconds)
+        floor.append(timed(np.argmax, scores, 1)[0])
+        gaps.append(duality_gap(scores, best))
+        if n <= EMD_LIMIT and repeat < emd_repeats:
+            cost = -scores.astype(np.float64)
+            mass = np.ones(n), demand.astype(np.float64)
+            milliseconds, plan = timed(lambda: ot.emd(*mass, cost, numItermax=100_000_000))  # noqa: B023
+            emd.append(milliseconds)
+            optimum = -(plan * cost).sum()
+            differences.append(abs(best.objective - optimum) / abs(optimum))
+    row = {
+        "n": n,
+        "k": k,
+        "kind": kind,
+        "ours_ms": statistics.median(ours),
+        "ours_min_ms": min(ours),
+        "ours_p95_ms": float(np.quantile(ours, 0.95)),
+        "argmax_ms": statistics.median(floor),
+        "emd_ms": statistics.median(emd) if emd else None,
+        "emd_over_ours": statistics.median(emd) / statistics.median(ours) if emd else None,
+        "duality_gap": max(gaps),
+        "objective_difference": max(differences) if differences else None,
+        "repeats": repeats,
+        "emd_repeats": len(emd),
+    }
+    return row
+
+
+def cpu_name() -> str:
+    """The processor's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes and few repeats")
+    parser.add_argument("--out", type=Path, help="folder for transport.csv")
+    arguments = parser.parse_args()
+    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba", "pot"))
+    setting = f"{cpu_name()}, python {platform.python_version()}, {packages}"
+
+    for dtype in (np.float32, np.float64):  # compile before timing
+        balanced_assignment(np.eye(4, dtype=dtype))
+    rows = []
+    for n, k in SIZES[:3] if arguments.quick else SIZES:
+        repeats = int(np.clip(1_000_000 // n, 7, 100)) // (5 if arguments.quick else 1)
+        emd_repeats = 2 if n > 10_000 else min(repeats, 20)
+        for kind in KINDS:
+            rows.append(measure(kind, n, k, max(repeats, 3), emd_repeats))
+
+    table = Table(title="Balanced transportation, median ms", caption=setting)
+    headers = (
+        "n x k",
+        "kind",
+        "ours",
+        "min",
+        "p95",
+        "argmax",
+        "ot.emd",
+        "emd / ours",
+        "gap",
+        "diff",
+    )
+    for header in headers:
+        table.add_column(header, justify="left" if header in headers[:2] else "right")
+    for row in rows:
+        with_emd = row["emd_ms"] is not None
+        table.add_row(
+            f"{row['n']} x {row['k']}",
+            row["kind"],
+            *(
+                f"{row[name]:.3f}"
+                for name in ("ours_ms", "ours_min_ms", "ours_p95_ms", "argmax_ms")
+            ),
+            f"{row['emd_ms']:.2f}" if with_emd else "skipped",
+            f"{row['emd_over_ours']:.0f}" if with_emd else "-",
+            f"{row['duality_gap']:.0e}",
+            f"{row['objective_difference']:.0e}" if with_emd else "-",
+            end_section=row["kind"] == KINDS[-1],
+        )
+    console = Console(width=120)
+    console.print(table)
+    for n, k in sorted({(row["n"], row["k"]) for row in rows}):
+        ratios = [row["emd_over_ours"] for row in rows if row["n"] == n]
+        if None in ratios:
+            console.print(f"{n} x {k}: ot.emd skipped, it would take minutes and gigabytes")
+        else:
+            console.print(
+                f"{n} x {k}: {statistics.median(ratios):.0f} times faster than ot.emd (median)"
+            )
+    console.print(
+        "gap: largest duality gap. diff: largest relative difference of the objective from ot.emd's."
+    )
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        with open(arguments.out / "transport.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0], "setting"])
+            writer.writeheader()
+            writer.writerows({**row, "setting": setting} for row in rows)
+
+
+if __name__ == "__main__":
+    main()
