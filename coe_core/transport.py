@@ -2,17 +2,21 @@
 
 The solver works on the dual problem: a price p_j for every expert such that, when every sample i takes
 an expert of argmax_j S_ij - p_j, every expert gets its demand. Prices are found on a small sub-sample,
-carried to an eight times larger one, and so on to all samples. On each of them there are two phases:
+carried to an eight times larger one, and so on to all samples. On each of them:
 
-1. far from balance, Newton steps on the prices (``_newton``), judged by one pass over the scores;
-2. near balance, the exact finish: only samples whose best and second best expert are nearly tied can
-   change expert, so those are gathered and moved along shortest paths over the k experts
-   (``_exchange``). If the prices rose by less than the gap of every sample left out, the result is
-   optimal for all samples; else more samples are gathered.
+1. ``_scan``: one pass gives every sample its best expert, and its gap to the second best;
+2. ``_newton``: far from balance, Newton steps on the prices (1 and 2 alternate in ``_descend``);
+3. ``_gather``: near balance, only samples of a small gap can change expert; the others are left out;
+4. ``_exchange``: those gathered move along shortest paths over the k experts until demand is met.
 
-The kernels below are plain Python until first use: then numba compiles and caches them.
+The result is optimal for all samples if no two prices moved apart by more than the gap of the samples
+left out; else more samples are gathered. Ties are common (rounded scores, repeated rows), so a tied
+sample takes the expert that lacks most, and where near all is tied nothing is left out.
+
+The kernels are plain Python until first use: then numba compiles them, and caches what it compiled.
 """
 
+import math
 import threading
 import types
 from typing import Any, NamedTuple
@@ -75,10 +79,8 @@ def balanced_assignment(scores: ArrayLike, demand: ArrayLike | None = None) -> A
     n, k = scores.shape
     demand = even_demand(n, k) if demand is None else _as_demand(demand, n, k)
     expert, prices, objective = _compiled_solve()(scores, demand)
-    if np.isnan(objective):
+    if math.isnan(objective):
         _raise_unusable(scores)
-    if n:
-        prices -= demand @ prices / n
     return Assignment(expert, prices, objective)
 
 
@@ -170,17 +172,18 @@ def _as_demand(demand: ArrayLike, n: int, k: int) -> np.ndarray:
     array = _as_array(demand)
     if array.shape != (k,):
         raise ValueError(f"demand must have one entry for each of {k} experts, got {array.shape}")
-    if array.dtype.kind not in "fiub" or not (array == np.floor(array)).all():
+    kind = array.dtype.kind
+    if kind not in "fiub" or (kind == "f" and not (array == np.floor(array)).all()):
         raise ValueError(f"demand counts samples, so it must be integers, got {array.tolist()}")
-    if (array < 0).any():
-        j = int(np.argmax(array < 0))
+    if array.min() < 0:
+        j = int(array.argmin())
         raise ValueError(f"demand must not be negative, got {array[j]} for expert {j}")
     if array.sum() != n:
         raise ValueError(
             f"not balanced: demand sums to {array.sum():g} over {k} experts, but there are {n} "
             "samples; scale demand to match"
         )
-    return array.astype(np.int64)
+    return array.astype(np.int64, order="C")
 
 
 def _raise_unusable(scores: np.ndarray) -> None:
@@ -474,6 +477,10 @@ def _solve(scores, demand):
     """Prices from small to large sub-samples, one sample of every stratum, then all samples."""
     n, k = scores.shape
     prices, expert, gap = np.zeros(k), np.empty(n, np.int64), np.empty(n)
+    stride = max(1, n // 64)
+    for i in range(0, n, stride):  # where to start: the mean lead over expert 0
+        for j in range(k):
+            prices[j] += (np.float64(scores[i, j]) - scores[i, 0]) / 64
     stride = 1
     while n // stride >= 8 * 96:
         stride *= 8
@@ -494,6 +501,11 @@ def _solve(scores, demand):
         stride //= 8
     expert[:] = -1  # nothing taken yet
     objective = _balance(scores, demand, prices, expert, gap)
+    mean = 0.0
+    for j in range(k):
+        mean += demand[j] * prices[j] / max(n, 1)
+    for j in range(k):
+        prices[j] -= mean
     return expert, prices, objective
 
 
