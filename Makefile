@@ -7,6 +7,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 UV ?= $(shell command -v uv || echo .venv-boot/bin/uv)
 BIN := .venv/bin
 
+# Threads that wait for each other must not spin: on a machine shared with other work that costs 10 to 100 times.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: demo test lint setup lock clean
 .DEFAULT_GOAL := demo
 

@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # overrides written after an option
         arguments.overrides += rest
+    # Threads that spin while they wait cost 10 to 100 times on a machine shared with other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     from coe_core import CoEError  # after parsing: it loads torch, and help should not wait for it
 
     _quiet()
