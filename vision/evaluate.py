@@ -76,7 +76,7 @@ def evaluate(
             _write_examples(run, data, test, folder / "examples")
             pictures.draw_selection(
                 folder / "classes_per_expert.png",
-                f"{folder.name}: share of each class that selects each expert, %",
+                f"{run.folder.name}: share of each class that selects each expert, %",
                 data.classes,
                 test.target,
                 test.selected_expert,

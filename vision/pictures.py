@@ -88,7 +88,7 @@ def draw_trade_off(
         ticks = sorted({line.macs / 1e6 for line in lines})
         axes.set_xticks([x for i, x in enumerate(ticks) if i == 0 or x > 1.25 * ticks[i - 1]])
         axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%.3g"))
-        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        axes.minorticks_off()
         axes.set_ylabel("top-1 accuracy, %")
         axes.set_title(title, loc="left")
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
