@@ -147,7 +147,8 @@ class Augmentation:
     ) -> Tensor:
         """Run one v2 transform image by image; v2 draws from torch's global generator."""
         generator, transform = torch.default_generator, self._transforms[name]
-        state = generator.get_state()
+        state, threads = generator.get_state(), torch.get_num_threads()
+        torch.set_num_threads(1)  # waking others for one small image costs more than they do
         try:
             views = []
             for image, seed in zip(images, mix_seeds(seeds, position).tolist(), strict=True):
@@ -155,6 +156,7 @@ class Augmentation:
                 views.append(transform(image))
         finally:
             generator.set_state(state)
+            torch.set_num_threads(threads)
         return torch.stack(views)
 
     def _shift(self, images: Tensor, where: Float[np.ndarray, "n 2"]) -> Tensor:

@@ -241,11 +241,13 @@ def test_unreadable_files_on_the_fly(tmp_path):
         plain = data.train[bad]
     assert (plain["index"], plain["target"]) == (bad, 1)
     assert plain["image"].unique().tolist() == [128]
-    first, second = (
-        list(train_loader(replace(data_, workers=w), data.train, 50, seed=0))
-        for data_, w in ((folder(tmp_path), 0), (folder(tmp_path), 2))
-    )
+    break_files([tmp_path / "train" / data.classes[2] / "050.png"])
+    options = folder(tmp_path, augmentation=["flip"], workers=2)
+    first = list(train_loader(options, data.train, 30, seed=0))
+    assert data.train._unreadable.sum() == 2  # a worker told this process
+    second = list(train_loader(replace(options, workers=0), data.train, 30, seed=0))
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(first, second, strict=True))
+    assert torch.cat([batch["index"] for batch in first]).unique().numel() == 298
 
 
 @pytest.mark.filterwarnings("ignore:cannot read the image")
@@ -253,7 +255,7 @@ def test_unreadable_files_on_the_fly_stop_above_the_limit(tmp_path):
     write_folder(tmp_path, count=100)
     data = quietly(folder(tmp_path, cache=False, augmentation=["flip"]))
     break_files(sorted((tmp_path / "train" / "ant").iterdir()))
-    loader = train_loader(replace(folder(tmp_path), workers=2), data.train, 50, seed=0)
+    loader = train_loader(replace(folder(tmp_path), workers=0), data.train, 50, seed=0)
     with pytest.raises(ValueError, match=r"3 of 270 images \(1.1%\) cannot be read"):
         list(loader)
 

@@ -1,6 +1,7 @@
 """Order, views, resuming and data parallelism of the loaders."""
 
 import itertools
+import pickle
 
 import lightning
 import numpy as np
@@ -372,6 +373,15 @@ def test_mixup_equals_torchvisions():
     image, target = choose(batch["image"].float(), batch["target"])
     assert torch.equal(got["target"], target)
     assert (got["image"].float() - image).abs().max() <= 0.5
+
+
+def test_a_set_and_its_collation_can_be_sent_to_spawned_workers():
+    data = images(names=list(AUGMENTATIONS))
+    again = pickle.loads(pickle.dumps(data))
+    assert torch.equal(again[3, 5]["image"], data[3, 5]["image"])
+    mix = MixSamples(3, mixup=0.4)
+    samples = data.__getitems__([(0, 1), (1, 2)])
+    assert torch.equal(pickle.loads(pickle.dumps(mix))(samples)["target"], mix(samples)["target"])
 
 
 def test_index_outside_the_set():
