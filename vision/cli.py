@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -35,20 +36,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides += rest
     # Threads that spin while they wait cost 10 to 100 times on a machine shared with other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
-    from coe_core import CoEError  # after parsing: it loads torch, and help should not wait for it
+    # After parsing: it loads torch, and help should not wait for it.
+    from vision.errors import CoEError, Interrupted
 
     _quiet()
     try:
         return arguments.command(arguments) or 0
-    except (CoEError, ValueError, FileNotFoundError) as error:
-        print(f"coe-vision {arguments.name}: {error}", file=sys.stderr)
-        return USAGE
-    except KeyboardInterrupt as error:
-        print(f"coe-vision {arguments.name}: {error or 'interrupted'}", file=sys.stderr)
-        return 128 + getattr(error, "number", 2)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except (CoEError, ValueError, OSError) as error:
+        print(f"coe-vision {arguments.name}: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print(f"coe-vision {arguments.name}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Interrupted as stopped:
+        print(f"coe-vision {arguments.name}: {stopped}", file=sys.stderr)
+        return 128 + stopped.number
 
 
 def _quiet() -> None:
@@ -115,9 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     predict = command("predict", _predict, "Predict image files, each with its route.")
     predict.add_argument("run", help="run folder or checkpoint")
     predict.add_argument("images", nargs="+", help="files or folders")
-    chosen = predict.add_mutually_exclusive_group()
-    chosen.add_argument("--at", default="best", help="stored operating point (default: best)")
-    chosen.add_argument(
+    predict.add_argument("--at", default="best", help="stored operating point (default: best)")
+    predict.add_argument(
         "--threshold", type=float, help="exit when confidence >= this; higher exits fewer"
     )
     predict.add_argument("--format", choices=("table", "csv", "jsonl"), default="table")
@@ -212,9 +216,8 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     run = load_run(arguments.run)
     files = find_images(arguments.images)
-    threshold = arguments.threshold
-    if threshold is None:
-        threshold = run.operating_point(arguments.at).threshold
+    point = run.operating_point(arguments.at)
+    threshold = point.threshold if arguments.threshold is None else arguments.threshold
     failed = 0
     names = [field.name for field in dataclasses.fields(FilePrediction)]
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -225,7 +228,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         table.add_column(
             heading, justify="left" if heading in ("file", "label", "route") else "right"
         )
-    for outcome in predict_files(run, files, threshold, arguments.batch_size):
+    for outcome in predict_files(run, files, threshold, arguments.batch_size, point.rough_weight):
         failed += outcome.error is not None
         if arguments.format == "jsonl":
             print(json.dumps(dataclasses.asdict(outcome)), flush=True)

@@ -12,6 +12,14 @@ class RunError(CoEError):
     """A run folder or checkpoint cannot be used as asked; nothing in it was changed."""
 
 
+class Interrupted(BaseException):
+    """Training was stopped by a signal. Not a KeyboardInterrupt: Lightning would exit with status 1."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """ "; nearest: a, b" for a message about an unknown name; empty if nothing is near.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import platform
 import shlex
 import subprocess
@@ -26,6 +25,7 @@ from vision.recipe import Recipe
 
 LAST = Path("checkpoints/last.ckpt")
 POINTS = Path("operating_points.json")
+_PARAMETERS = ("recipe", "classes", "preprocess")  # what `Networks` is built from
 _PREFIX = "networks."  # of the networks' weights in a checkpoint of the training module
 
 
@@ -67,14 +67,22 @@ class Run:
         write_text(self.folder / POINTS, json.dumps(stored, indent=2) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Replace a file in one step: a crash or a full disk leaves the old content, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -89,13 +97,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(
             f"there is no checkpoint {path}; give a run folder or a .ckpt file"
         ) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # unpickling raises almost anything on a damaged file
         raise RunError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}); it is damaged or "
             "something else"
         ) from error
-    if not isinstance(content, dict) or "recipe" not in content.get("hyper_parameters", {}):
-        raise RunError(f"{path} is not a checkpoint of coe-vision: it holds no recipe")
+    parameters = content.get("hyper_parameters") if isinstance(content, dict) else None
+    missing = [name for name in _PARAMETERS if name not in (parameters or {})]
+    if missing:
+        raise RunError(f"{path} is not a checkpoint of coe-vision: it holds no {missing[0]}")
     return content
 
 
@@ -118,25 +128,36 @@ def load_run(path: str | Path) -> Run:
     checkpoint = find_checkpoint(path)
     content = load_checkpoint(checkpoint)
     parameters = content["hyper_parameters"]
-    parameters["recipe"] = _without_downloads(parameters["recipe"])
-    names = ("recipe", "classes", "preprocess")
-    networks = Networks(**{name: parameters[name] for name in names})
+    parameters["recipe"] = without_downloads(parameters["recipe"])
+    networks = Networks(**{name: parameters[name] for name in _PARAMETERS})
     weights = {
         name.removeprefix(_PREFIX): value
         for name, value in content["state_dict"].items()
         if name.startswith(_PREFIX)
     }
-    networks.load_state_dict(weights)
+    try:
+        networks.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(
+            f"the weights in {checkpoint} do not fit its recipe; was it written with other versions "
+            "of timm or torchvision? provenance.json names those it was trained with"
+        ) from error
     networks.eval()
     in_run = checkpoint.parent.name == LAST.parent.name
     run = Run(checkpoint.parent.parent if in_run else checkpoint.parent, checkpoint, networks)
-    if (run.folder / POINTS).is_file():
-        stored = json.loads((run.folder / POINTS).read_text(encoding="utf-8"))
-        run.operating_points = {n: OperatingPoint.from_dict(p) for n, p in stored.items()}
+    points = run.folder / POINTS
+    if points.is_file():
+        try:
+            stored = json.loads(points.read_text(encoding="utf-8"))
+            run.operating_points = {n: OperatingPoint.from_dict(p) for n, p in stored.items()}
+        except (ValueError, AttributeError, TypeError) as error:
+            raise RunError(
+                f"{points} is damaged ({error}); remove it and run `coe-vision calibrate` again"
+            ) from error
     return run
 
 
-def _without_downloads(recipe: dict[str, Any]) -> dict[str, Any]:
+def without_downloads(recipe: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint holds the weights: published ones need not be fetched to build the networks."""
     networks = [recipe["delegator"], *recipe["experts"], *recipe["controls"].values()]
     for network in networks:

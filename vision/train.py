@@ -14,7 +14,14 @@ from torch.utils.data import Subset
 
 from vision.data import ImageData, eval_loader, load_data, train_loader
 from vision.errors import RunError
-from vision.loops import ProgressLines, RandomState, StopAtSignal
+from vision.loops import (
+    AtomicCheckpoints,
+    MetricsFile,
+    ProgressLines,
+    RandomState,
+    StopAfter,
+    StopAtSignal,
+)
 from vision.precision import choose_precision
 from vision.recipe import Recipe, recipe_from_dict
 from vision.run import LAST, load_checkpoint, provenance, write_text
@@ -36,45 +43,52 @@ def train(
         RunError: the folder holds a run, or another recipe's; or cannot be written.
         Interrupted: stopped by a signal; the state is kept.
     """
-    _check_folder(folder, recipe, resume)
+    trained = _check_folder(folder, recipe, resume)
     data = load_data(recipe.data)
+    if trained is not None:
+        _check_data(data, trained["hyper_parameters"], folder)
     seed_everything(recipe.seed, workers=True, verbose=False)
     module = CoETraining(recipe.to_dict(), data.classes, data.preprocess.to_dict(), len(data.train))
-    trainer = _trainer(recipe, folder, stop_after)
+    stop = StopAtSignal(folder / LAST)
+    trainer = _trainer(recipe, folder, stop, stop_after, trained["global_step"] if trained else 0)
     rank, world_size = trainer.global_rank, trainer.world_size
     if rank == 0:
-        _save_provenance(recipe, data, folder)
+        _save_provenance(recipe, data, folder, resumed=trained is not None)
     loader = train_loader(
         recipe.data, data.train, recipe.train.batch_size, recipe.seed, rank, world_size
     )
     mine = Subset(data.validation, range(rank, len(data.validation), world_size))
     checkpoint = folder / LAST
     try:
-        trainer.fit(
-            module,
-            loader,
-            eval_loader(mine, 256),
-            ckpt_path=checkpoint if resume and checkpoint.is_file() else None,
-            weights_only=True,
-        )
+        with stop.listening():
+            trainer.fit(
+                module,
+                loader,
+                eval_loader(mine, 256),
+                ckpt_path=None if trained is None else checkpoint,
+                weights_only=True,
+            )
     except OSError as error:
         kept = (
             f"the last whole state is in {checkpoint}"
             if checkpoint.is_file()
             else "nothing was kept"
         )
-        raise RunError(f"cannot write to {folder}: {error.strerror or error}; {kept}") from error
+        raise RunError(f"training into {folder} stopped: {error}; {kept}") from error
     return data
 
 
-def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
+    """The checkpoint to continue from, if there is one; and that the folder can be written."""
+    content = None
     checkpoint = folder / LAST
     if checkpoint.is_file():
         if not resume:
             raise RunError(
                 f"{folder} already holds a run; continue it with --resume, or choose another --out"
             )
-        trained = recipe_from_dict(load_checkpoint(checkpoint)["hyper_parameters"]["recipe"])
+        content = load_checkpoint(checkpoint)
+        trained = recipe_from_dict(content["hyper_parameters"]["recipe"], str(checkpoint))
         changed = _differences(trained.to_dict(), recipe.to_dict())
         if changed:
             raise RunError(
@@ -84,11 +98,26 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
     try:
         (folder / LAST).parent.mkdir(parents=True, exist_ok=True)
         write_text(folder / ".writable", "")
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)  # other ranks do the same
     except OSError as error:
         raise RunError(
             f"cannot write to {folder}: {error.strerror}; choose another --out"
         ) from error
+    return content
+
+
+def _check_data(data: ImageData, trained: dict[str, Any], folder: Path) -> None:
+    now = {
+        "classes": data.classes,
+        "preprocess": data.preprocess.to_dict(),
+        "num_samples": len(data.train),
+    }
+    changed = _differences({name: trained.get(name) for name in now}, now)
+    if changed:
+        raise RunError(
+            f"{folder} was trained on other data: {'; '.join(changed)}. Resume with the same data "
+            "(data.path may differ, what lies there may not), or choose another --out"
+        )
 
 
 # Where the data lie and how they are read does not change what is learned.
@@ -105,34 +134,32 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [f"{key} was {old!r}, now {new!r}"]
 
 
-class _StopAfter(Callback):
-    def __init__(self, epochs: int):
-        self.epochs = epochs
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: CoETraining) -> None:
-        if trainer.current_epoch + 1 >= self.epochs:
-            trainer.should_stop = True
-
-
-def _trainer(recipe: Recipe, folder: Path, stop_after: int | None) -> Trainer:
+def _trainer(
+    recipe: Recipe, folder: Path, stop: StopAtSignal, stop_after: int | None, first_step: int
+) -> Trainer:
     interactive = sys.stdout.isatty()
+    checkpoints = folder / LAST.parent
     parts: list[Callback] = [
+        # Two: one that saves the best would save the last only where it is the best.
         callbacks.ModelCheckpoint(
-            str(folder / LAST.parent),
-            filename="best",
+            checkpoints, LAST.stem, enable_version_counter=False, save_on_train_epoch_end=True
+        ),
+        callbacks.ModelCheckpoint(
+            checkpoints,
+            "best",
             monitor="val/selected_accuracy",
             mode="max",
-            save_last=True,
             enable_version_counter=False,
+            save_on_train_epoch_end=True,
         ),
         RandomState(),
-        StopAtSignal(folder / LAST),
         callbacks.RichProgressBar() if interactive else ProgressLines(),
     ]
     if recipe.train.ema_decay:
         parts.append(callbacks.EMAWeightAveraging(decay=recipe.train.ema_decay))
     if stop_after is not None:
-        parts.append(_StopAfter(stop_after))
+        parts.append(StopAfter(stop_after))
+    parts.append(stop)
     processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     return Trainer(
@@ -144,9 +171,12 @@ def _trainer(recipe: Recipe, folder: Path, stop_after: int | None) -> Trainer:
         precision=choose_precision(recipe.train.precision),
         callbacks=parts,
         logger=[
-            loggers.CSVLogger(folder, name="", version="metrics"),
-            loggers.TensorBoardLogger(folder, name="", version="tensorboard"),
+            MetricsFile(folder, first_step),
+            loggers.TensorBoardLogger(
+                folder, name="", version="tensorboard", default_hp_metric=False
+            ),
         ],
+        plugins=[AtomicCheckpoints()],
         default_root_dir=folder,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
@@ -156,6 +186,12 @@ def _trainer(recipe: Recipe, folder: Path, stop_after: int | None) -> Trainer:
     )
 
 
-def _save_provenance(recipe: Recipe, data: ImageData, folder: Path) -> None:
+def _save_provenance(recipe: Recipe, data: ImageData, folder: Path, resumed: bool) -> None:
+    """The recipe, and what was run with what; each resumption is added to the first record."""
+    path = folder / "provenance.json"
+    record = provenance(data)
+    if resumed and path.is_file():
+        first = json.loads(path.read_text(encoding="utf-8"))
+        record = {**first, "resumed": [*first.get("resumed", []), record]}
     write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False))
-    write_text(folder / "provenance.json", json.dumps(provenance(data), indent=2) + "\n")
+    write_text(path, json.dumps(record, indent=2) + "\n")
