@@ -10,6 +10,7 @@ from coe_core.calibration import (
     OperatingPoint,
     TradeOffCurve,
     controlled_threshold,
+    fit_rough_weight,
     fit_threshold,
     trade_off_curve,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "demand_from_shares",
     "distil_from_mean",
     "even_demand",
+    "fit_rough_weight",
     "fit_threshold",
     "gather_rows",
     "group_rows",

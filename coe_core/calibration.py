@@ -8,8 +8,9 @@ from dataclasses import fields as dataclass_fields
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from coe_core.errors import AimNotReachableError
 
@@ -55,6 +56,7 @@ class OperatingPoint:
     data: str  # which data
     date: str  # ISO date of the fit
     guarantee: float | None = None  # probability with which the aim holds, if one was asked for
+    rough_weight: float = 0.0  # of the rough logits in the final prediction, see `fit_rough_weight`
 
     def to_dict(self) -> dict:
         """Plain values for a JSON file; an infinite threshold becomes a string, "inf" or "-inf"."""
@@ -71,7 +73,7 @@ class OperatingPoint:
             ValueError: a field that is missing or unknown.
         """
         known = {field.name for field in dataclass_fields(cls)}
-        missing, unknown = known - {"guarantee"} - set(fields), set(fields) - known
+        missing, unknown = known - {"guarantee", "rough_weight"} - set(fields), set(fields) - known
         if missing or unknown:
             raise ValueError(
                 f"not an operating point: missing fields {sorted(missing)}, unknown fields "
@@ -260,3 +262,44 @@ def controlled_threshold(
     failed = torch.nonzero(~passes).flatten()
     last = len(passes) - 1 if len(failed) == 0 else int(failed[0]) - 1
     return float(curve.threshold[last]) if last >= 0 else math.inf
+
+
+def fit_rough_weight(
+    rough_logits: Float[Tensor, "n c"],
+    expert_logits: Float[Tensor, "n c"],
+    target: Int[Tensor, " n"],
+) -> float:
+    """Weight w of the rough prediction in expert_logits + w * rough_logits. OURS.
+
+    The rough prediction is paid for when an expert runs; log-linear pooling uses it. The held-out
+    negative log-likelihood is convex in w; its minimum over [0, 4] is returned.
+
+    Args:
+        rough_logits: of the delegator, on held-out data.
+        expert_logits: of the selected expert, on the same samples.
+        target: labels.
+
+    Raises:
+        ValueError: no samples, or shapes that disagree.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> fit_rough_weight(-logits, logits, torch.tensor([0, 1]))  # a rough prediction that misleads
+        0.0
+    """
+    from scipy.optimize import minimize_scalar
+
+    if rough_logits.shape != expert_logits.shape or rough_logits.shape[:1] != target.shape:
+        raise ValueError(
+            f"rough_logits {tuple(rough_logits.shape)}, expert_logits {tuple(expert_logits.shape)} and "
+            f"target {tuple(target.shape)} must agree"
+        )
+    if len(target) == 0:
+        raise ValueError("no samples to fit on; give held-out data")
+    rough, expert = rough_logits.double().log_softmax(1), expert_logits.double().log_softmax(1)
+
+    def loss(weight: float) -> float:
+        return float(cross_entropy(expert + weight * rough, target))
+
+    best = minimize_scalar(loss, bounds=(0.0, 4.0), method="bounded", options={"xatol": 1e-4})
+    return float(best.x) if best.fun < loss(0.0) else 0.0

@@ -11,6 +11,7 @@ from coe_core import (
     OperatingPoint,
     TradeOffCurve,
     controlled_threshold,
+    fit_rough_weight,
     fit_threshold,
     trade_off_curve,
 )
@@ -19,7 +20,7 @@ from vision.data import ImageData
 from vision.precision import autocast, choose_precision
 from vision.predictions import RunMacs, predict_all, run_macs
 from vision.run import Run
-from vision.table import TwoStage
+from vision.table import TwoStage, coe_logits
 from vision.timing import milliseconds_per_image
 
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "%": 0.01}
@@ -83,7 +84,8 @@ def calibrate(
         raise ValueError("a guarantee is defined for accuracy_drop=... only")
     precision = choose_precision(run.recipe.train.precision)
     predictions = predict_all(run.networks, data.validation, precision, "validation data")
-    stage = TwoStage.coe(predictions, run_macs(run.networks))
+    rough_weight = fit_rough_weight(*coe_logits(predictions), predictions.target)
+    stage = TwoStage.coe(predictions, run_macs(run.networks), rough_weight)
     in_macs = stage.curve()
     in_milliseconds: TradeOffCurve | None = None
     points = []
@@ -116,6 +118,7 @@ def calibrate(
                 data=f"{run.recipe.data.name}, validation split",
                 date=datetime.date.today().isoformat(),
                 guarantee=guarantee,
+                rough_weight=rough_weight,
             )
         )
     for point in points:

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from coe_core import TradeOffCurve
+from coe_core import TradeOffCurve, confidence
 from vision import pictures, table
 from vision.data import ImageData, load_data
 from vision.errors import RunError
 from vision.precision import autocast, choose_precision
 from vision.predictions import Predictions, predict_all, run_macs
 from vision.run import Run, provenance, write_text
-from vision.table import Row, Summary, TwoStage
+from vision.table import Row, Summary
 from vision.timing import milliseconds_per_image
 
 NUM_EXAMPLES = 8
@@ -69,9 +69,8 @@ def evaluate(
         if time_images:
             rows = _timed(run, rows, data, batch_size, time_images, precision)
         tables.append(rows)
-        curves.setdefault("CoE", []).append(TwoStage.coe(test, macs).curve())
-        if {"delegator", "expert"} <= set(test.control_logits):
-            curves.setdefault("cascade", []).append(TwoStage.cascade(test, macs).curve())
+        for name, stage in table.fit_stages(validation, test, macs).items():
+            curves.setdefault(name, []).append(stage.test.curve())
         if run is first:
             _write_examples(run, data, test, folder / "examples")
             pictures.draw_selection(
@@ -153,7 +152,7 @@ def _timed(
 def _write_examples(run: Run, data: ImageData, test: Predictions, folder: Path) -> None:
     """A few test images as files, the surest and the least sure, to try `predict` on."""
     folder.mkdir(exist_ok=True)
-    sureness = TwoStage.coe(test, run_macs(run.networks)).sureness
+    sureness = confidence(test.rough_logits)
     order = torch.argsort(sureness, descending=True).tolist()
     half = NUM_EXAMPLES // 2
     for number, index in enumerate(order[:half] + order[-half:]):

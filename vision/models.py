@@ -149,11 +149,24 @@ class Team(nn.Module):
         images: Float[Tensor, "n ch h w"],
         threshold: float | Tensor,
         confidence_kind: ConfidenceKind = "max_probability",
+        rough_weight: float = 0.0,
     ) -> Inference:
-        """Logits with early termination: the delegator for all, one expert for those that stay."""
+        """Logits with early termination: the delegator for all, one expert for those that stay.
+
+        Where an expert runs, the prediction is its logits + ``rough_weight`` * the rough logits.
+        """
 
         def delegation(batch: Tensor) -> Delegation:
             rough, selection = self.delegate(batch)
             return Delegation(rough.float(), confidence(rough, confidence_kind), selection.float())
 
-        return infer(delegation, list(self.experts), images, threshold)
+        def pool(rough: Tensor, logits: Tensor) -> Tensor:
+            return logits.float() + rough_weight * rough
+
+        return infer(
+            delegation,
+            list(self.experts),
+            images,
+            threshold,
+            combine=pool if rough_weight else None,
+        )

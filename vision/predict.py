@@ -54,7 +54,11 @@ def find_images(paths: Sequence[str]) -> list[Path]:
 
 @torch.inference_mode()
 def predict_files(
-    run: Run, files: Sequence[Path], threshold: float, batch_size: int = 64
+    run: Run,
+    files: Sequence[Path],
+    threshold: float,
+    batch_size: int = 64,
+    rough_weight: float = 0.0,
 ) -> Iterator[FilePrediction]:
     """Predictions in the order of the files, one batch at a time.
 
@@ -63,6 +67,7 @@ def predict_files(
         files: images.
         threshold: exit when confidence >= threshold.
         batch_size: files decoded and predicted together.
+        rough_weight: of the rough logits where an expert runs, see `coe_core.fit_rough_weight`.
 
     Raises:
         ValueError: threshold NaN or below 0, or batch_size below 1.
@@ -88,7 +93,7 @@ def predict_files(
         if images:
             with autocast(run.networks.device, precision):
                 prepared = run.networks.prepare(torch.stack(images).to(run.networks.device))
-                result = run.networks.team.infer(prepared, threshold)
+                result = run.networks.team.infer(prepared, threshold, rough_weight=rough_weight)
             probability, label = result.prediction.softmax(1).max(1)
             rows = zip(
                 label.tolist(),

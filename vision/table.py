@@ -12,7 +12,15 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from coe_core import Delegation, TradeOffCurve, confidence, fit_threshold, infer, trade_off_curve
+from coe_core import (
+    Delegation,
+    TradeOffCurve,
+    confidence,
+    fit_rough_weight,
+    fit_threshold,
+    infer,
+    trade_off_curve,
+)
 from vision.models import Team
 from vision.predictions import Predictions, RunMacs
 
@@ -40,12 +48,15 @@ class Cascade:
     small: torch.nn.Module
     large: torch.nn.Module
 
-    def infer(self, images: Tensor, threshold: float) -> object:
+    def infer(self, images: Tensor, threshold: float, rough_weight: float = 0.0) -> object:
         def delegation(batch: Tensor) -> Delegation:
             rough = self.small(batch).float()
             return Delegation(rough, confidence(rough), rough.new_zeros(len(rough), 1))
 
-        return infer(delegation, [self.large], images, threshold)
+        def pool(rough: Tensor, logits: Tensor) -> Tensor:
+            return logits.float() + rough_weight * rough
+
+        return infer(delegation, [self.large], images, threshold, combine=pool)
 
 
 @dataclass(frozen=True)
@@ -54,29 +65,41 @@ class TwoStage:
 
     sureness: Tensor  # [n]
     rough_right: Tensor  # [n]
-    final_right: Tensor  # [n]
+    final_right: Tensor  # [n], with the pooled prediction
     first_macs: float
     second_macs: Tensor  # [n]
 
     @classmethod
-    def coe(cls, predictions: Predictions, macs: RunMacs) -> TwoStage:
-        return cls(
-            confidence(predictions.rough_logits),
-            predictions.right(predictions.rough_logits),
-            predictions.right(predictions.selected_logits),
+    def coe(cls, predictions: Predictions, macs: RunMacs, rough_weight: float = 0.0) -> TwoStage:
+        """Delegator, then the selected expert."""
+        experts = torch.tensor(macs.experts, dtype=torch.float64)
+        return cls._of(
+            predictions,
+            *coe_logits(predictions),
+            rough_weight,
             macs.delegator,
-            torch.tensor(macs.experts, dtype=torch.float64)[predictions.selected_expert],
+            experts[predictions.selected_expert],
         )
 
     @classmethod
-    def cascade(cls, predictions: Predictions, macs: RunMacs) -> TwoStage:
-        small, large = (predictions.control_logits[name] for name in ("delegator", "expert"))
+    def cascade(
+        cls, predictions: Predictions, macs: RunMacs, rough_weight: float = 0.0
+    ) -> TwoStage:
+        """The delegator's and an expert's network, both trained alone."""
+        second = torch.full(
+            (len(predictions.target),), macs.controls["expert"], dtype=torch.float64
+        )
+        first = macs.controls["delegator"]
+        return cls._of(predictions, *cascade_logits(predictions), rough_weight, first, second)
+
+    @classmethod
+    def _of(cls, predictions, rough, final, rough_weight, first_macs, second_macs) -> TwoStage:
         return cls(
-            confidence(small),
-            predictions.right(small),
-            predictions.right(large),
-            macs.controls["delegator"],
-            torch.full((len(small),), macs.controls["expert"], dtype=torch.float64),
+            confidence(rough),
+            predictions.right(rough),
+            predictions.right(final + rough_weight * rough),
+            first_macs,
+            second_macs,
         )
 
     def curve(self) -> TradeOffCurve:
@@ -91,6 +114,37 @@ class TwoStage:
         right = torch.where(exits, self.rough_right, self.final_right)
         macs = self.first_macs + float(torch.where(exits, 0.0, self.second_macs).mean())
         return float(right.mean()), macs, float(exits.float().mean()), exits
+
+
+def coe_logits(predictions: Predictions) -> tuple[Tensor, Tensor]:
+    """First and second answer of the collaboration."""
+    return predictions.rough_logits, predictions.selected_logits
+
+
+def cascade_logits(predictions: Predictions) -> tuple[Tensor, Tensor]:
+    """First and second answer of the cascade."""
+    return predictions.control_logits["delegator"], predictions.control_logits["expert"]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A two-stage predictor whose pooling was fitted on held-out data."""
+
+    rough_weight: float
+    validation: TwoStage
+    test: TwoStage
+
+
+def fit_stages(validation: Predictions, test: Predictions, macs: RunMacs) -> dict[str, Fitted]:
+    """ "CoE" and, if both of its networks were trained as controls, "cascade"."""
+    kinds = {"CoE": (coe_logits, TwoStage.coe)}
+    if {"delegator", "expert"} <= set(test.control_logits):
+        kinds["cascade"] = (cascade_logits, TwoStage.cascade)
+    fitted = {}
+    for name, (logits, stage) in kinds.items():
+        weight = fit_rough_weight(*logits(validation), validation.target)
+        fitted[name] = Fitted(weight, stage(validation, macs, weight), stage(test, macs, weight))
+    return fitted
 
 
 def table_rows(
@@ -113,9 +167,7 @@ def table_rows(
     """
     controls = dict(controls.items()) if controls is not None else {}
     n, k = test.selection_logits.shape
-    coe_rows = _two_stage_rows(
-        "CoE", TwoStage.coe(validation, macs), TwoStage.coe(test, macs), macs, team, test
-    )
+    stages = fit_stages(validation, test, macs)
     rows = []
     for name, logits in test.control_logits.items():
         label = {"delegator": "delegator network alone", "expert": "single expert network"}.get(
@@ -129,19 +181,10 @@ def table_rows(
                 predictor=controls.get(name),
             )
         )
-    if {"delegator", "expert"} <= set(test.control_logits):
-        cascade = (
-            Cascade(controls["delegator"], controls["expert"])
-            if "delegator" in controls and "expert" in controls
-            else None
-        )
-        rows += _two_stage_rows(
-            "cascade",
-            TwoStage.cascade(validation, macs),
-            TwoStage.cascade(test, macs),
-            macs,
-            cascade,
-        )
+    if "cascade" in stages:
+        both = "delegator" in controls and "expert" in controls
+        cascade = Cascade(controls["delegator"], controls["expert"]) if both else None
+        rows += _two_stage_rows("cascade", stages["cascade"], macs, cascade)
     rough = float(test.right(test.rough_logits).mean())
     rows.append(
         Row(
@@ -152,7 +195,7 @@ def table_rows(
             predictor=team and team.delegator,
         )
     )
-    rows += coe_rows
+    rows += _two_stage_rows("CoE", stages["CoE"], macs, team, test)
     expert_right = torch.stack([test.right(test.expert_logits[:, j]) for j in range(k)], 1)
     held_out_right = [
         float(validation.right(validation.expert_logits[:, j]).mean()) for j in range(k)
@@ -182,14 +225,13 @@ def table_rows(
 
 def _two_stage_rows(
     name: str,
-    validation: TwoStage,
-    test: TwoStage,
+    stage: Fitted,
     macs: RunMacs,
     model: Team | Cascade | None,
     routed: Predictions | None = None,
 ) -> list[Row]:
     """No exits, then every budget; a budget's threshold maximises held-out accuracy within it."""
-    curve = validation.curve()
+    curve = stage.validation.curve()
     points = [("no exits", torch.inf)]
     for budget in BUDGETS:
         limit = macs.delegator + budget * macs.expert
@@ -197,7 +239,7 @@ def _two_stage_rows(
         points.append((f"at {limit / 1e6:.3g}M", float(curve.threshold[index])))
     rows = []
     for label, threshold in reversed(points):
-        accuracy, cost, exit_rate, exits = test.at(threshold)
+        accuracy, cost, exit_rate, exits = stage.test.at(threshold)
         load: tuple[float, ...] = ()
         if routed is not None and not bool(exits.all()):
             k = routed.selection_logits.shape[1]
@@ -207,7 +249,7 @@ def _two_stage_rows(
         if model is not None:
 
             def predictor(images: Tensor, threshold: float = threshold) -> object:
-                return model.infer(images, threshold)
+                return model.infer(images, threshold, rough_weight=stage.rough_weight)
 
         rows.append(Row(f"{name} {label}", accuracy, cost, exit_rate, load, threshold, predictor))
     return rows
