@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from coe_core import count_macs
 from vision.data import ImageSet, eval_loader
@@ -55,7 +56,7 @@ def predict_all(
     networks.eval()
     parts: list[list[Tensor]] = []
     batches = eval_loader(images, 256)
-    for batch in track(batches, show, disable=not show, transient=True):
+    for batch in track(batches, show, disable=not (show and sys.stdout.isatty()), transient=True):
         prepared = networks.prepare(batch["image"].to(networks.device))
         with autocast(networks.device, precision):
             out = networks.team(prepared)
@@ -88,11 +89,32 @@ class RunMacs:
 
 
 def run_macs(networks: Networks) -> RunMacs:
-    """Count every network of a run on one image."""
-    prepare = networks.preprocess
+    """Count every network of a run on one image.
+
+    Raises:
+        ValueError: a network that cannot take images of this size.
+        UncountedOperatorError: an operator whose multiply-adds are not known.
+    """
+    prepare, recipe = networks.preprocess, networks.recipe
     image = torch.zeros(1, prepare.channels, prepare.size, prepare.size, device=networks.device)
+
+    def count(part: str, name: str, network: nn.Module) -> int:
+        try:
+            return count_macs(network, image)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{part} ({name}) cannot take images of {prepare.channels} x {prepare.size} x "
+                f"{prepare.size}: {reason}; change data.size, or the network's options"
+            ) from error
+
+    team = networks.team
+    experts = zip(recipe.expert_networks, team.experts, strict=True)
     return RunMacs(
-        count_macs(networks.team.delegator, image),
-        [count_macs(expert, image) for expert in networks.team.experts],
-        {name: count_macs(control, image) for name, control in networks.controls.items()},
+        count("delegator", recipe.delegator.name, team.delegator),
+        [count(f"expert {j}", named.name, expert) for j, (named, expert) in enumerate(experts)],
+        {
+            name: count(f"control {name}", recipe.controls[name].name, control)
+            for name, control in networks.controls.items()
+        },
     )

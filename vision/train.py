@@ -23,6 +23,7 @@ from vision.loops import (
     StopAtSignal,
 )
 from vision.precision import choose_precision
+from vision.predictions import run_macs
 from vision.recipe import Recipe, recipe_from_dict
 from vision.run import LAST, load_checkpoint, provenance, write_text
 from vision.training import CoETraining
@@ -49,6 +50,9 @@ def train(
         _check_data(data, trained["hyper_parameters"], folder)
     seed_everything(recipe.seed, workers=True, verbose=False)
     module = CoETraining(recipe.to_dict(), data.classes, data.preprocess.to_dict(), len(data.train))
+    run_macs(
+        module.networks
+    )  # a network that cannot be run or counted is found now, not at the end
     stop = StopAtSignal(folder / LAST)
     trainer = _trainer(recipe, folder, stop, stop_after, trained["global_step"] if trained else 0)
     rank, world_size = trainer.global_rank, trainer.world_size

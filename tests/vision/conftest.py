@@ -1,0 +1,81 @@
+"""One tiny trained run, shared; and the command as users call it."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+# 227 training images in 7 batches; 3 experts; about two seconds an epoch with nothing else running.
+TINY = ["data.train_fraction=0.2", "train.batch_size=32", "num_experts=3", "train.epochs=2"]
+
+
+@pytest.fixture(scope="session")
+def cli() -> Callable[..., int]:
+    """The command line in this process; returns the exit status."""
+    from vision.cli import main
+
+    def call(*arguments: object) -> int:
+        try:
+            return main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse
+            return int(stop.code or 0)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def shell() -> Callable[..., subprocess.CompletedProcess]:
+    """Python in a process of its own."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained(cli, tmp_path_factory) -> Path:
+    """Folder of a tiny run on digits. To be read only: copy it to change it."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert cli("train", "digits", *TINY, "--out", folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[[object, object], bool]:
+    """Bit for bit, at any depth; NaN equals NaN."""
+
+    def equal(a: object, b: object) -> bool:
+        if isinstance(a, torch.Tensor):
+            return (
+                isinstance(b, torch.Tensor)
+                and a.dtype == b.dtype
+                and a.shape == b.shape
+                and bool(((a == b) | ((a != a) & (b != b))).all())
+            )
+        if isinstance(a, dict):
+            return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+        if isinstance(a, list | tuple):
+            return len(a) == len(b) and all(map(equal, a, b))
+        return a == b
+
+    return equal
+
+
+@pytest.fixture(scope="session")
+def final_state() -> Callable[[Path], dict]:
+    """All that the next step of training depends on."""
+    names = ("state_dict", "current_model_state", "averaging_state", "optimizer_states")
+    names += ("lr_schedulers", "global_step", "epoch")
+
+    def read(folder: Path) -> dict:
+        content = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+        kept = {name: content[name] for name in names if name in content}
+        return {**kept, "random": content["callbacks"]["RandomState"]}
+
+    return read
