@@ -195,7 +195,7 @@ class ProgressLines(Callback):
         self._last = time.monotonic()
         per_step = (self._last - self._start) / max(1, trainer.global_step - self._first_step)
         rate = pl_module.recipe.train.batch_size / max(per_step, 1e-9)
-        left = per_step * (int(trainer.estimated_stepping_batches) - trainer.global_step)
+        left = per_step * (pl_module.num_steps - trainer.global_step)
         return f"{rate:,.0f} images/s  {datetime.timedelta(seconds=round(left))} left"
 
     @rank_zero_only

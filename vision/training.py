@@ -36,6 +36,9 @@ class CoETraining(LightningModule):
         self.save_hyperparameters()
         self.networks = Networks(recipe, classes, preprocess)
         self.recipe = self.networks.recipe
+        # Not the trainer's estimate: asking for it sets up the loader before its state is restored.
+        train = self.recipe.train
+        self.num_steps = train.epochs * (num_samples // train.batch_size)
         settings = dict(vars(self.recipe.objective))
         self._agreement = _AGREEMENT.get(settings.pop("agreement"))
         shares = settings.pop("shares")
@@ -76,7 +79,7 @@ class CoETraining(LightningModule):
             expert_loss,
             evidence,
             out.selection_logits,
-            progress=self.global_step / max(1, self.trainer.estimated_stepping_batches),
+            progress=self.global_step / self.num_steps,
             index=batch["index"],
             agreement=None if self._agreement is None else self._agreement(expert_logits),
         )
@@ -132,7 +135,7 @@ class CoETraining(LightningModule):
             weight_decay=train.weight_decay,
             momentum=train.momentum,
         )
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.num_steps
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=train.lr,
