@@ -48,6 +48,8 @@ def parse_aim(text: str) -> tuple[Aim, float | None]:
             parsed = round(float(number) * _UNITS.get(unit, 1.0), 12)
         except ValueError:
             parsed = -1.0
+        if aim.startswith("accuracy") and parsed > 1:
+            raise ValueError(f"{text!r} is above 1; with a percent sign: {text.rstrip('%')}%")
         if parsed >= 0:
             return aim, parsed
     raise ValueError(
@@ -155,7 +157,10 @@ def _latency_curve(
     networks = {"delegator": under_autocast(team.delegator)}
     networks |= {str(j): under_autocast(expert) for j, expert in enumerate(team.experts)}
     times = milliseconds_per_image(
-        networks, run.networks.prepare(images), min(batch_size, len(images)), rounds=7
+        networks,
+        run.networks.prepare(images.to(run.networks.device)),
+        min(batch_size, len(images)),
+        rounds=7,
     )
     experts = torch.tensor([times[str(j)] for j in range(team.num_experts)], dtype=torch.float64)
     return trade_off_curve(

@@ -18,8 +18,12 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-console = Console(width=None if sys.stdout.isatty() else 120)
+# No markup: names of files and classes may hold brackets.
+console = Console(
+    width=None if sys.stdout.isatty() else 120, markup=False, emoji=False, highlight=False
+)
 FAILED = 1
 USAGE = 2
 
@@ -65,6 +69,7 @@ def _quiet() -> None:
         ".*smaller than the logging interval.*",
         ".*Checkpoint directory.*exists and is not empty.*",
         ".*LeafSpec.*",
+        ".*The dirpath has changed.*",
         ".*srun.*",
     ):
         warnings.filterwarnings("ignore", text)
@@ -87,14 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", help="run folder (default: runs/RECIPE-sSEED)")
     train.add_argument("--resume", action="store_true", help="continue the run in --out")
     train.add_argument(
-        "--stop-after", type=int, metavar="EPOCHS", help="end early, to be resumed later"
+        "--stop-after", type=_at_least_one, metavar="EPOCHS", help="end early, to be resumed later"
     )
 
     evaluate = command("evaluate", _evaluate, "Table and pictures of one run, or of several seeds.")
     evaluate.add_argument("runs", nargs="+", help="run folders or checkpoints")
     evaluate.add_argument("--out", help="folder for the results (default: RUN/evaluation)")
     evaluate.add_argument("--data", help="where the data lie now")
-    evaluate.add_argument("--batch-size", type=int, default=64, help="for measured time")
+    evaluate.add_argument("--batch-size", type=_at_least_one, default=64, help="for measured time")
     evaluate.add_argument("--no-time", action="store_true", help="measure no time")
 
     calibrate = command(
@@ -114,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         help="accuracy_drop holds with probability P, such as 0.95",
     )
     calibrate.add_argument(
-        "--batch-size", type=int, default=64, help="at which latency is measured"
+        "--batch-size", type=_at_least_one, default=64, help="at which latency is measured"
     )
 
     predict = command("predict", _predict, "Predict image files, each with its route.")
@@ -125,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         "--threshold", type=float, help="exit when confidence >= this; higher exits fewer"
     )
     predict.add_argument("--format", choices=("table", "csv", "jsonl"), default="table")
-    predict.add_argument("--batch-size", type=int, default=64)
+    predict.add_argument("--batch-size", type=_at_least_one, default=64)
 
     recipes = command("recipes", _recipes, "List the shipped recipes, or copy one to change it.")
     recipes.add_argument("action", nargs="?", choices=("list", "copy"), default="list")
@@ -136,6 +141,13 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("source", help="recipe or run")
     inspect.add_argument("overrides", nargs="*", metavar="key=value")
     return parser
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -152,9 +164,9 @@ def _train(arguments: argparse.Namespace) -> None:
         return
     run = load_run(folder)
     points = default_points(run, data)
-    console.print(f"trained in {time.monotonic() - start:.0f} s; run folder: {folder}")
+    print(f"trained in {time.monotonic() - start:.0f} s; run folder: {folder}")
     console.print(_points_table(points))
-    console.print(f"next: coe-vision evaluate {folder}")
+    print(f"next: coe-vision evaluate {folder}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -173,8 +185,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
     names = ", ".join(run.folder.name for run in runs)
     console.print(rich_table(lines, f"{names} on test data; thresholds fitted on validation data"))
-    console.print(f"pictures: {folder / 'trade_off.png'}, {folder / 'classes_per_expert.png'}")
-    console.print(
+    print(f"pictures: {folder / 'trade_off.png'}, {folder / 'classes_per_expert.png'}")
+    print(
         f"tables: {folder / 'table.csv'}, {folder / 'table.md'}; images to try: {folder / 'examples'}"
     )
 
@@ -216,8 +228,13 @@ def _predict(arguments: argparse.Namespace) -> int:
 
     run = load_run(arguments.run)
     files = find_images(arguments.images)
-    point = run.operating_point(arguments.at)
-    threshold = point.threshold if arguments.threshold is None else arguments.threshold
+    if arguments.threshold is None or arguments.at in run.operating_points:
+        point = run.operating_point(arguments.at)
+        threshold, rough_weight = point.threshold, point.rough_weight
+    else:  # a checkpoint alone has no operating points
+        rough_weight = 0.0
+    if arguments.threshold is not None:
+        threshold = arguments.threshold
     failed = 0
     names = [field.name for field in dataclasses.fields(FilePrediction)]
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -228,14 +245,14 @@ def _predict(arguments: argparse.Namespace) -> int:
         table.add_column(
             heading, justify="left" if heading in ("file", "label", "route") else "right"
         )
-    for outcome in predict_files(run, files, threshold, arguments.batch_size, point.rough_weight):
+    for outcome in predict_files(run, files, threshold, arguments.batch_size, rough_weight):
         failed += outcome.error is not None
         if arguments.format == "jsonl":
             print(json.dumps(dataclasses.asdict(outcome)), flush=True)
         elif arguments.format == "csv":
             writer.writerow([getattr(outcome, name) for name in names])
         elif outcome.error is not None:
-            table.add_row(outcome.file, f"[red]{outcome.error}", "", "", "", "")
+            table.add_row(outcome.file, Text(outcome.error, "red"), "", "", "", "")
         else:
             table.add_row(
                 outcome.file,
@@ -259,9 +276,7 @@ def _recipes(arguments: argparse.Namespace) -> None:
 
     if arguments.action == "list":
         for name, path in shipped_recipes().items():
-            console.print(
-                f"[bold]{name}[/]  {path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}"
-            )
+            print(f"{name:16}{path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
         return
     if arguments.recipe is None:
         raise ValueError("copy which recipe? `coe-vision recipes` lists them")
@@ -271,7 +286,7 @@ def _recipes(arguments: argparse.Namespace) -> None:
     if target.exists():
         raise ValueError(f"{target} exists already and is left as it is; choose another name")
     shutil.copyfile(source, target)
-    console.print(f"copied to {target}; run it with: coe-vision train {target}")
+    print(f"copied to {target}; run it with: coe-vision train {target}")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:

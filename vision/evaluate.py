@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,6 +52,11 @@ def evaluate(
                 f"{first.folder} knows {len(first.networks.classes)} classes and {run.folder} "
                 f"{len(run.networks.classes)}, or others: evaluate runs of one recipe together"
             )
+        if _shape(run) != _shape(first):
+            raise RunError(
+                f"{first.folder} takes images of (size, channels, resize) {_shape(first)}, {run.folder} "
+                f"of {_shape(run)}: evaluate runs of one recipe together"
+            )
     data = load_run_data(first, data_path)
     folder.mkdir(parents=True, exist_ok=True)
     tables: list[list[Row]] = []
@@ -86,10 +92,10 @@ def evaluate(
     pictures.draw_trade_off(folder / "trade_off.png", title, curves, lines)
     write_text(folder / "table.csv", table.csv_table(lines))
     write_text(folder / "table.md", table.markdown_table(lines))
-    per_run = {
-        run.recipe.seed: table.csv_table(table.summarise([rows]))
+    per_run = [
+        (run.recipe.seed, table.csv_table(table.summarise([rows])))
         for run, rows in zip(runs, tables, strict=True)
-    }
+    ]
     write_text(folder / "per_run.csv", _join_by_seed(per_run))
     write_text(
         folder / "provenance.json",
@@ -126,7 +132,7 @@ def load_run_data(run: Run, data_path: str | None = None) -> ImageData:
 
 def _images(run: Run, data: ImageData, count: int) -> Tensor:
     raw = torch.stack([data.test[i]["image"] for i in range(min(count, len(data.test)))])
-    return run.networks.prepare(raw)
+    return run.networks.prepare(raw.to(run.networks.device))
 
 
 def _timed(
@@ -152,20 +158,31 @@ def _timed(
 def _write_examples(run: Run, data: ImageData, test: Predictions, folder: Path) -> None:
     """A few test images as files, the surest and the least sure, to try `predict` on."""
     folder.mkdir(exist_ok=True)
+    for earlier in folder.glob("[0-9]_*"):
+        earlier.unlink()
     sureness = confidence(test.rough_logits)
     order = torch.argsort(sureness, descending=True).tolist()
     half = NUM_EXAMPLES // 2
     for number, index in enumerate(order[:half] + order[-half:]):
         sample = data.test[index]
+        name = f"{number}_{data.classes[int(sample['target'])].replace('/', '_')}"
+        if data.test.paths is not None:  # as it is: what networks see is made from it once more
+            source = Path(data.test.paths[index])
+            shutil.copyfile(source, folder / (name + source.suffix))
+            continue
         image = sample["image"].permute(1, 2, 0).squeeze(-1).numpy()
-        name = data.classes[int(sample["target"])].replace("/", "_")
-        Image.fromarray(image).save(folder / f"{number}_{name}.png")
+        Image.fromarray(image).save(folder / f"{name}.png")
 
 
-def _join_by_seed(tables: dict[int, str]) -> str:
+def _shape(run: Run) -> tuple[int, int, str]:
+    preprocess = run.networks.preprocess
+    return preprocess.size, preprocess.channels, preprocess.resize
+
+
+def _join_by_seed(tables: Sequence[tuple[int, str]]) -> str:
     """One CSV with a column for the seed."""
     lines: list[str] = []
-    for seed, text in tables.items():
+    for seed, text in tables:
         heading, *body = text.splitlines()
         lines += [f"seed,{heading}"] if not lines else []
         lines += [f"{seed},{line}" for line in body]

@@ -11,8 +11,8 @@ from torch import nn
 from coe_core import mixture_macs
 from vision.networks import Networks
 from vision.predictions import run_macs
-from vision.recipe import Recipe, load_recipe
-from vision.run import load_run
+from vision.recipe import Recipe, load_recipe, shipped_recipes
+from vision.run import LAST, load_run, without_downloads
 
 NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
@@ -27,7 +27,8 @@ def describe(source: str, overrides: Sequence[str] = ()) -> list[Table]:
     Raises:
         ValueError: overrides for a run, or an unknown recipe or key.
     """
-    if Path(source).is_dir() or source.endswith(".ckpt"):
+    is_recipe = source in shipped_recipes() and not (Path(source) / LAST).is_file()
+    if not is_recipe and (Path(source).is_dir() or source.endswith(".ckpt")):
         if overrides:
             raise ValueError("a run is as it was trained: overrides are for recipes")
         networks = load_run(source).networks
@@ -72,4 +73,4 @@ def describe(source: str, overrides: Sequence[str] = ()) -> list[Table]:
 def _untrained(recipe: Recipe) -> Networks:
     data = recipe.data
     classes = [str(label) for label in range(NUM_CLASSES.get(data.name, 10))]
-    return Networks(recipe.to_dict(), classes, data.preprocess().to_dict())
+    return Networks(without_downloads(recipe.to_dict()), classes, data.preprocess().to_dict())

@@ -68,7 +68,7 @@ def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.M
             torchvision.models
         ):
             return _torchvision(network, short, num_outputs, channels)
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:  # options it does not take; no published weights
         raise ValueError(
             f"network {network.name!r} with options {network.options}: {error}"
         ) from error
@@ -85,13 +85,19 @@ def _torchvision(network: Network, name: str, num_outputs: int, channels: int) -
             f"torchvision's {name} takes images of 3 channels, the data have {channels}; "
             "set data.channels=3 (grey images are repeated) or use a timm network"
         )
-    model = torchvision.models.get_model(
-        name, weights=None, num_classes=num_outputs, **network.options
-    )
+    options = dict(network.options)
+    if name in ("googlenet", "inception_v3"):
+        options.setdefault("aux_logits", False)  # in training they would return several outputs
+        options.setdefault("init_weights", True)
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_outputs, **options)
     if network.pretrained:
         published = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
         own = model.state_dict()
-        fitting = {key: value for key, value in published.items() if value.shape == own[key].shape}
+        fitting = {
+            key: value
+            for key, value in published.items()
+            if key in own and value.shape == own[key].shape
+        }
         model.load_state_dict(fitting, strict=False)
     return model
 

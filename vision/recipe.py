@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -170,14 +171,14 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: unknown recipe or key (names the nearest), or a value of the wrong type.
     """
     path = find_recipe(name)
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    values = _parse(path.read_text(encoding="utf-8"), str(path)) or {}
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a recipe: expected keys and values at its top")
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise ValueError(f"override {override!r} is not of the form key=value")
-        _set(values, key.strip().split("."), yaml.safe_load(text))
+        _set(values, key.strip().split("."), _parse(text, f"override {override!r}"))
     return recipe_from_dict(values, str(path))
 
 
@@ -188,8 +189,14 @@ def recipe_from_dict(values: dict[str, Any], source: str = "recipe") -> Recipe:
         ValueError: unknown or missing key, or a value of the wrong type.
     """
     values = copy.deepcopy(values)  # the parser works in place
-    if isinstance(values.get("experts"), dict):
+    if not isinstance(values.get("experts", []), list):
         values["experts"] = [values["experts"]]
+    if "delegator" in values:
+        values["delegator"] = _written_out(values["delegator"])
+    if "experts" in values:
+        values["experts"] = [_written_out(network) for network in values["experts"]]
+    if isinstance(values.get("controls"), dict):
+        values["controls"] = {n: _written_out(net) for n, net in values["controls"].items()}
     for key, known in _unknown_keys(values, Recipe):
         raise ValueError(f"{source}: unknown key {key!r}{nearest(key, known)}")
     missing = [key for key in ("delegator", "experts") if key not in values]
@@ -200,8 +207,28 @@ def recipe_from_dict(values: dict[str, Any], source: str = "recipe") -> Recipe:
     try:
         parsed = parser.instantiate_classes(parser.parse_object({"recipe": values}))
     except jsonargparse.ArgumentError as error:
-        raise ValueError(f"{source}: {error}") from error
+        raise ValueError(f"{source}: {_plain(error)}") from error
     return parsed.recipe
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _plain(error: Exception) -> str:
+    """The parser's message in one line, with our names for keys and types."""
+    text = " ".join(str(error).split()).replace("typing.Literal", "one of ")
+    text = re.sub(r'Parser key "recipe\.([^"]*)":', r"\1:", text)
+    text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("recipe.", "")
+    return re.sub("Expected an? ", "expected ", text).replace(". Got value:", ", got")
+
+
+def _written_out(network: Any) -> Any:
+    """A network that is only named, as in ``delegator: resnet18``."""
+    return {"name": network} if isinstance(network, str) else network
 
 
 def _set(values: dict, keys: list[str], value: Any) -> None:
@@ -217,7 +244,13 @@ def _set(values: dict, keys: list[str], value: Any) -> None:
 
 
 def _unknown_keys(values: dict, kind: type, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Dotted keys that the dataclass does not have, each with the keys it has instead."""
+    """Dotted keys that the dataclass does not have, each with the keys it has instead.
+
+    Raises:
+        ValueError: a plain value where keys are expected.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{prefix.rstrip('.')} holds {values!r}; expected keys and values")
     types = typing.get_type_hints(kind)
     known = [prefix + name for name in types]
     for name, value in values.items():
@@ -225,9 +258,9 @@ def _unknown_keys(values: dict, kind: type, prefix: str = "") -> Iterator[tuple[
             yield prefix + name, known
             continue
         nested = types[name]
-        if dataclasses.is_dataclass(nested) and isinstance(value, dict):
+        if dataclasses.is_dataclass(nested):
             yield from _unknown_keys(value, nested, f"{prefix}{name}.")
-        elif name == "experts" and isinstance(value, list):
+        elif name == "experts":
             for network in value:
                 yield from _unknown_keys(network, Network, f"{prefix}{name}.")
         elif name == "controls" and isinstance(value, dict):

@@ -142,7 +142,7 @@ def load_run(path: str | Path) -> Run:
             f"the weights in {checkpoint} do not fit its recipe; was it written with other versions "
             "of timm or torchvision? provenance.json names those it was trained with"
         ) from error
-    networks.eval()
+    networks.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     in_run = checkpoint.parent.name == LAST.parent.name
     run = Run(checkpoint.parent.parent if in_run else checkpoint.parent, checkpoint, networks)
     points = run.folder / POINTS
