@@ -19,7 +19,8 @@ class _Block(nn.Module):
         self.shortcut = nn.Identity()
         if stride != 1 or in_width != width:
             self.shortcut = nn.Sequential(
-                nn.AvgPool2d(stride) if stride > 1 else nn.Identity(),
+                # Odd sides are rounded up, as by the convolution.
+                nn.AvgPool2d(stride, ceil_mode=True) if stride > 1 else nn.Identity(),
                 nn.Conv2d(in_width, width, 1, bias=False),
                 nn.BatchNorm2d(width),
             )
