@@ -11,6 +11,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 # 227 training images in 7 batches; 3 experts; about two seconds an epoch with nothing else running.
 TINY = ["data.train_fraction=0.2", "train.batch_size=32", "num_experts=3", "train.epochs=2"]
+TINY += ["train.precision=32-true"]  # so that batches of other sizes agree to 1e-5
 
 
 @pytest.fixture(scope="session")
