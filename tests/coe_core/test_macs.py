@@ -176,6 +176,15 @@ def test_the_module_is_left_as_it_was_after_an_error():
     assert torch.backends.mha.get_fastpath_enabled()
 
 
+def test_a_fused_path_that_was_off_stays_off():
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        count_macs(nn.Linear(3, 4), torch.zeros(1, 3))
+        assert not torch.backends.mha.get_fastpath_enabled()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
 def test_no_graph_is_built():
     outputs = []
     linear = nn.Linear(3, 4)
