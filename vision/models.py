@@ -14,10 +14,21 @@ from torch import Tensor, nn
 
 from coe_core import Delegation, Inference, confidence, infer
 from coe_core.inference import ConfidenceKind
+from vision.cifar_networks import CifarResNet, cifar_densenet
 from vision.errors import nearest
+from vision.scaled_networks import deep_stem_resnext, scaled_efficientnet
+from vision.shaken_networks import PyramidNet, ShakeShake
 from vision.small_resnet import SmallResNet
 
-_OWN = {"small_resnet": SmallResNet}
+_OWN = {
+    "small_resnet": SmallResNet,
+    "cifar_resnet": CifarResNet,
+    "cifar_densenet": cifar_densenet,
+    "shake_shake": ShakeShake,
+    "pyramidnet": PyramidNet,
+    "scaled_efficientnet": scaled_efficientnet,
+    "deep_stem_resnext": deep_stem_resnext,
+}
 
 
 @dataclass(frozen=True)
@@ -25,8 +36,9 @@ class Network:
     """A classifier by name.
 
     Args:
-        name: "small_resnet", any timm model or any torchvision classifier; "timm/NAME" or
-            "torchvision/NAME" where both have it (timm otherwise goes first).
+        name: one of our own, such as "small_resnet" or "cifar_resnet", any timm model or any
+            torchvision classifier; "timm/NAME" or "torchvision/NAME" where both have it (timm
+            otherwise goes first).
         pretrained: start from the library's published weights, all but the classifier.
         options: further arguments of the network's constructor, such as width or drop_rate.
     """
@@ -75,7 +87,7 @@ def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.M
     known = [*_OWN, *timm.list_models(), *torchvision.models.list_models(torchvision.models)]
     raise ValueError(
         f"unknown network {network.name!r}{nearest(short, known)}; any classifier of timm or "
-        f"torchvision goes by its name there, and {', '.join(_OWN)} is for small images"
+        f"torchvision goes by its name there, and our own are {', '.join(_OWN)}"
     )
 
 
