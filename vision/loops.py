@@ -17,6 +17,7 @@ import torch
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -179,6 +180,22 @@ class _Continued(ExperimentWriter):
         write_text(path, text.getvalue())
 
 
+def accuracies(trainer: Trainer) -> dict[str, str]:
+    """Of the last validation, for the eye; empty before the first."""
+    return {
+        name: f"{100 * float(trainer.callback_metrics[key]):.1f}%"
+        for name in ("rough", "selected", "expert", "oracle")
+        if (key := f"val/{name}_accuracy") in trainer.callback_metrics
+    }
+
+
+class ProgressBar(RichProgressBar):
+    """For terminals, with the accuracies of the last validation."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return {n: value for n, value in accuracies(trainer).items() if n != "expert"}
+
+
 class ProgressLines(Callback):
     """A line per epoch, and per minute within it, with rate and remaining time: for logs and pipes."""
 
@@ -211,14 +228,9 @@ class ProgressLines(Callback):
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        shown = ("rough", "selected", "expert", "oracle")
-        accuracies = "  ".join(
-            f"{name} {100 * float(trainer.callback_metrics[key]):.1f}%"
-            for name in shown
-            if (key := f"val/{name}_accuracy") in trainer.callback_metrics
-        )
+        validation = "  ".join(f"{name} {value}" for name, value in accuracies(trainer).items())
         print(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  "
-            f"{self._speed(trainer, pl_module)}  validation: {accuracies}",
+            f"{self._speed(trainer, pl_module)}  validation: {validation}",
             flush=True,
         )

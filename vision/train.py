@@ -17,6 +17,7 @@ from vision.errors import RunError
 from vision.loops import (
     AtomicCheckpoints,
     MetricsFile,
+    ProgressBar,
     ProgressLines,
     RandomState,
     StopAfter,
@@ -157,7 +158,7 @@ def _trainer(
             save_on_train_epoch_end=True,
         ),
         RandomState(),
-        callbacks.RichProgressBar() if interactive else ProgressLines(),
+        ProgressBar() if interactive else ProgressLines(),
     ]
     if recipe.train.ema_decay:
         parts.append(callbacks.EMAWeightAveraging(decay=recipe.train.ema_decay))
@@ -166,12 +167,15 @@ def _trainer(
     parts.append(stop)
     processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    # Experts that are still copies of the first take no part in the backward pass.
+    unused = recipe.objective.shared_start > 0
+    strategy = "ddp_find_unused_parameters_true" if unused else "ddp"
     return Trainer(
         max_epochs=recipe.train.epochs,
         accelerator="auto",
         devices=local if processes > 1 else 1,
         num_nodes=max(1, processes // local),
-        strategy="ddp" if processes > 1 else "auto",
+        strategy=strategy if processes > 1 else "auto",
         precision=choose_precision(recipe.train.precision),
         callbacks=parts,
         logger=[

@@ -18,7 +18,7 @@ def test_help(cli, capsys, command):
 def test_help_lists_the_commands(cli, capsys):
     assert cli("--help") == 0
     shown = capsys.readouterr().out
-    assert all(re.search(rf"^ +{command} ", shown, re.MULTILINE) for command in COMMANDS)
+    assert all(re.search(rf"^ +{command}\b", shown, re.MULTILINE) for command in COMMANDS)
 
 
 @pytest.mark.parametrize(
