@@ -140,6 +140,35 @@ def _parser() -> argparse.ArgumentParser:
     inspect = command("inspect", _inspect, "MACs and parameters of a recipe's or run's networks.")
     inspect.add_argument("source", help="recipe or run")
     inspect.add_argument("overrides", nargs="*", metavar="key=value")
+
+    divide = command(
+        "divide", _divide, "Divide a network into S small ones of its cost; print what they become."
+    )
+    divide.add_argument("model", help="any network by name, or paper/NAME such as paper/wrn_28_10")
+    divide.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="options of the network, such as width=64"
+    )
+    divide.add_argument("-s", type=int, required=True, metavar="S", help="number of networks")
+    divide.add_argument(
+        "--match", default="macs", help="what stays the same: macs (default) or parameters"
+    )
+    divide.add_argument(
+        "--rule", help="solve, or a published rule such as widening (default: paper's for paper/)"
+    )
+    divide.add_argument("--knob", help="argument of the network that solve changes")
+    divide.add_argument("--size", type=int, help="side of the images (default: 32, or paper's)")
+    divide.add_argument("--classes", type=int, help="(default: 10, or paper's)")
+    divide.add_argument(
+        "--tolerance", type=float, default=0.03, help="of solve, relative (default: 0.03)"
+    )
+    divide.add_argument("--weight-decay", type=float, help="of the recipe, to be divided too")
+    divide.add_argument(
+        "--regulariser",
+        action="append",
+        default=[],
+        metavar="KIND=RULE",
+        help="such as dropout=none: other than the published rule; may be repeated",
+    )
     return parser
 
 
@@ -294,6 +323,29 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
     for table in describe(arguments.source, arguments.overrides):
         console.print(table)
+
+
+def _divide(arguments: argparse.Namespace) -> None:
+    from vision.divide import divide_network, division_tables, parse_options, recipe_entry
+    from vision.models import Network
+
+    rules = dict(text.partition("=")[::2] for text in arguments.regulariser)
+    division = divide_network(
+        Network(arguments.model, options=parse_options(arguments.overrides)),
+        arguments.s,
+        arguments.match,
+        rule=arguments.rule,
+        num_classes=arguments.classes,
+        image_size=arguments.size,
+        tolerance=arguments.tolerance,
+        knob=arguments.knob,
+        weight_decay=arguments.weight_decay,
+        regulariser_rules=rules,
+    )
+    for table in division_tables(division):
+        console.print(table)
+    print(f"in a recipe, for each of the {division.s}:")
+    print(recipe_entry(division))
 
 
 if __name__ == "__main__":

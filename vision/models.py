@@ -62,7 +62,7 @@ def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.M
 
     Example:
         >>> sum(p.numel() for p in build_network(Network("small_resnet"), 10).parameters())
-        77850
+        78042
     """
     library, _, short = network.name.rpartition("/")
     try:

@@ -1,0 +1,146 @@
+"""The arguments that set a network's width, and the widths they can take. OURS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from vision.models import Network
+from vision.network_size import Size
+
+# Arguments of timm's, torchvision's and our own constructors that set the width of the whole
+# network, the most thorough first: the first one that works is taken.
+KNOBS = {
+    "channel_multiplier": "EfficientNet (ours): factor on all channels",
+    "width_mult": "MobileNet (torchvision), ReXNet: factor on all channels",
+    "width_factor": "TResNet: factor on all channels",
+    "multiplier": "GhostNet: factor on all channels",
+    "width": "our CIFAR networks: channels of the first stage",
+    "channels": "ResNet (timm), DLA: channels of the stages",
+    "dims": "ConvNeXt, MetaFormer: channels of the stages",
+    "embed_dims": "PVT, EfficientFormer, FastViT, RepViT: channels of the stages",
+    "embed_dim": "ViT, DeiT, Swin, MLP-Mixer, LeViT: width of the tokens",
+    "hidden_dim": "transformers: width of the tokens",
+    "base_dim": "StarNet: channels of the first stage",
+    "dim": "ConvMixer, MambaOut: channels",
+    "growth_rate": "DenseNet: channels that every layer adds",
+    "alpha": "PyramidNet (ours): channels added over the network",
+    "base_width": "bottlenecks of ResNet-like networks (timm)",
+    "width_per_group": "bottlenecks of ResNet-like networks (torchvision)",
+}
+EXAMPLES = (
+    "resnet50 (channels), convnext_tiny (dims), vit_small_patch16_224 (embed_dim), densenet121 "
+    "(growth_rate), torchvision/mobilenet_v3_large (width_mult), scaled_efficientnet "
+    "(channel_multiplier), small_resnet and cifar_resnet (width)"
+)
+_ALONG = {"growth_rate": "num_init_features", "channels": "stem_width"}  # scaled with the knob
+FACTORS = ("channel_multiplier", "width_mult", "width_factor", "multiplier")  # 1 when not given
+MULTIPLES = (8, 4, 2, 1)  # of channels: the coarsest that meets the tolerance is chosen
+SKIP = 8  # widths that a constructor may refuse in a row
+
+
+class Widths:
+    """Sizes at the widths of one knob, each computed once."""
+
+    def __init__(
+        self,
+        network: Network,
+        arguments: Mapping[str, Any],
+        knob: str,
+        measure: Callable[[Network], Size],
+    ):
+        self.network, self.arguments, self.knob = network, arguments, knob
+        value = arguments[knob]
+        self.is_list = isinstance(value, list | tuple)
+        self.values = list(value) if self.is_list else [value]
+        self.lead = max(self.values)
+        self.units = _units(self.values, arguments.get("num_heads"))
+        self.measure = measure
+        self.refused: set[str] = set()
+
+    @property
+    def step(self) -> float:
+        """Between neighbouring widths of the widest part."""
+        if isinstance(self.lead, float):
+            return self.lead / 400
+        return self.units[self.values.index(self.lead)]
+
+    def options(self, index: int, multiple: int = 1) -> dict[str, Any]:
+        """Options at a width: ``index`` steps of ``multiple`` in the widest part."""
+        factor = index * multiple * self.step / self.lead
+        if isinstance(self.lead, float):
+            return {self.knob: round(self.lead * factor, 6)}
+        scaled = []
+        for value, unit in zip(self.values, self.units, strict=True):
+            rounding = next(m for m in MULTIPLES if m == 1 or multiple >= m <= value * factor / 4)
+            unit = math.lcm(unit, rounding)
+            scaled.append(max(unit, unit * round(value * factor / unit)))
+        found = {self.knob: scaled if self.is_list else scaled[0]}
+        along = _ALONG.get(self.knob)
+        if along in self.arguments and _accepts_along(self.knob, self.arguments):
+            found[along] = max(2, 2 * round(self.arguments[along] * factor / 2))
+        return found
+
+    def size(self, index: int, multiple: int = 1) -> Size | None:
+        """Size at a width; None where the constructor refuses it."""
+        return self.size_of(self.options(index, multiple))
+
+    def size_of(self, options: Mapping[str, Any]) -> Size | None:
+        """Size with these options; None where the constructor refuses them."""
+        key = repr(options)
+        if key in self.refused:
+            return None
+        try:
+            return self.measure(Network(self.network.name, options=self.network.options | options))
+        except (ValueError, TypeError, RuntimeError, AssertionError, ZeroDivisionError):
+            self.refused.add(key)
+            return None
+
+    def near(self, index: int, multiple: int = 1) -> tuple[int, Size] | None:
+        """The next width, upwards, that the constructor takes."""
+        for candidate in range(index, index + SKIP):
+            size = self.size(candidate, multiple)
+            if size is not None:
+                return candidate, size
+        return None
+
+
+def _accepts_along(knob: str, arguments: Mapping[str, Any]) -> bool:
+    """timm's ResNet has a stem_width that only deep stems use."""
+    return knob != "channels" or "deep" in str(arguments.get("stem_type", ""))
+
+
+def _units(values: list, num_heads: Any) -> list[int]:
+    """What each width must be a multiple of: its number of attention heads."""
+    if isinstance(num_heads, int):
+        return [num_heads] * len(values)
+    if isinstance(num_heads, list | tuple) and all(isinstance(h, int) for h in num_heads):
+        if len(num_heads) == len(values):
+            return list(num_heads)
+        if len(values) == 1:  # Swin: the width doubles from stage to stage
+            shares = [heads // math.gcd(heads, 2**i) for i, heads in enumerate(num_heads)]
+            return [math.lcm(*shares)]
+    return [1] * len(values)
+
+
+def is_width(value: Any) -> bool:
+    """A number above 0, or a list of whole numbers above 0."""
+    if isinstance(value, list | tuple):
+        return bool(value) and all(type(part) is int and part > 0 for part in value)
+    return type(value) in (int, float) and value > 0
+
+
+def usable_widths(
+    network: Network, arguments: Mapping[str, Any], measure: Callable[[Network], Size]
+) -> Iterator[Widths]:
+    """Knobs of the constructor whose change its entry point takes, and that change the size."""
+    undivided = measure(network)
+    arguments = {**dict.fromkeys(FACTORS, 1.0), **arguments}
+    for knob in KNOBS:
+        if knob in arguments and is_width(arguments[knob]):
+            search = Widths(network, arguments, knob, measure)
+            top = round(search.lead / search.step)
+            found = search.near(max(1, (3 * top) // 4))
+            if found is not None and found[1] < undivided:
+                yield search
