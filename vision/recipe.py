@@ -28,9 +28,11 @@ class Objective:
     """How delegator and experts are trained together; see docs/method.md, section 3.
 
     Args:
+        shared_start: part of the training, in [0, 1), in which all experts are one network; then
+            each is a copy that specialises (OURS). Needs equal expert networks; 0 is off.
         focus: r in [0, 1]: how much each expert's loss is weighted towards its portion; 0 trains
             an ordinary ensemble.
-        focus_warmup: part of the training over which the focus rises from 0.
+        focus_warmup: part of the training after the shared start over which the focus rises from 0.
         scope: over which samples portions are balanced: batch, queue or dataset.
         queue_size: samples kept for scope queue.
         scores: by what the data are partitioned: selection, evidence or their sum.
@@ -43,6 +45,7 @@ class Objective:
         shares: relative size of each expert's portion; null means equal.
     """
 
+    shared_start: float = 0.0
     focus: float = 0.6
     focus_warmup: float = 0.3
     scope: Scope = "batch"
@@ -116,6 +119,15 @@ class Recipe:
             raise ValueError(
                 f"experts lists {len(self.experts)} networks for num_experts={self.num_experts}: "
                 "give one network for all, or one for each"
+            )
+        if not 0 <= self.objective.shared_start < 1:
+            raise ValueError(
+                f"objective.shared_start must be in [0, 1), got {self.objective.shared_start}"
+            )
+        if self.objective.shared_start > 0 and any(e != self.experts[0] for e in self.experts):
+            raise ValueError(
+                "objective.shared_start needs equal experts, as they start as one network; "
+                "set it to 0 for experts that differ"
             )
         if self.train.epochs < 1 or self.train.batch_size < 1:
             raise ValueError(

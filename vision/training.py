@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import timm.optim
@@ -42,6 +43,8 @@ class CoETraining(LightningModule):
         settings = dict(vars(self.recipe.objective))
         self._agreement = _AGREEMENT.get(settings.pop("agreement"))
         shares = settings.pop("shares")
+        # Until this step the experts are one network: expert 0 trains, the others are its copies.
+        self.split_step = round(settings.pop("shared_start") * self.num_steps)
         self.objective = CoTrainingObjective(
             self.recipe.num_experts,
             **settings,
@@ -55,53 +58,71 @@ class CoETraining(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         images, target = self.networks.prepare(batch["image"]), batch["target"]
-        smoothing = self.recipe.train.label_smoothing
-        out = self.networks.team(images)
-        expert_logits = out.expert_logits.float()  # [n, k, c]
-        n, k, c = expert_logits.shape
+        if self.split_step and self.global_step <= self.split_step:
+            self._copy_first_expert(with_optimizer=self.global_step == self.split_step)
+        if self.global_step < self.split_step:
+            total = self._shared_step(images, target)
+        else:
+            total = self._team_step(images, target, batch["index"])
+        for control in self.networks.controls.values():
+            total = total + self._loss(control(images), target).mean()
+        return total
 
-        rough_loss = cross_entropy(
-            out.rough_logits.float(), target, reduction="none", label_smoothing=smoothing
-        )
-        flat_target = target.repeat_interleave(k, 0)
-        expert_loss = cross_entropy(
-            expert_logits.reshape(n * k, c),
-            flat_target,
-            reduction="none",
-            label_smoothing=smoothing,
-        ).reshape(n, k)
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss per sample; with targets per class (MixUp) or labels."""
+        smoothing = self.recipe.train.label_smoothing
+        return cross_entropy(logits.float(), target, reduction="none", label_smoothing=smoothing)
+
+    def _shared_step(self, images: Tensor, target: Tensor) -> Tensor:
+        """Delegator's rough prediction and the one network that the experts still are."""
+        team = self.networks.team
+        rough_loss = self._loss(team.delegate(images)[0], target).mean()
+        expert_loss = self._loss(team.experts[0](images), target).mean()
+        self._log({"rough_loss": rough_loss, "expert_loss": expert_loss}, len(target))
+        return rough_loss + expert_loss
+
+    def _team_step(self, images: Tensor, target: Tensor, index: Tensor) -> Tensor:
+        out = self.networks.team(images)
+        expert_logits = out.expert_logits.float()
+        n, k, c = expert_logits.shape
+        flat, flat_target = expert_logits.reshape(n * k, c), target.repeat_interleave(k, 0)
         with torch.no_grad():
-            evidence = -cross_entropy(
-                expert_logits.reshape(n * k, c), flat_target, reduction="none"
-            ).reshape(n, k)
+            evidence = -cross_entropy(flat, flat_target, reduction="none").reshape(n, k)
         loss = self.objective(
-            rough_loss,
-            expert_loss,
+            self._loss(out.rough_logits, target),
+            self._loss(flat, flat_target).reshape(n, k),
             evidence,
             out.selection_logits,
-            progress=self.global_step / self.num_steps,
-            index=batch["index"],
+            progress=(self.global_step - self.split_step)
+            / max(1, self.num_steps - self.split_step),
+            index=index,
             agreement=None if self._agreement is None else self._agreement(expert_logits),
         )
-        total = loss.total
-        for control in self.networks.controls.values():
-            total = total + cross_entropy(
-                control(images).float(), target, label_smoothing=smoothing
-            )
         labelled = loss.labels.gather(1, out.selection_logits.argmax(1, keepdim=True))
-        self.log_dict(
-            {
-                "train/rough_loss": loss.rough,
-                "train/expert_loss": loss.experts,
-                "train/selection_loss": loss.selection,
-                "train/selection_accuracy": labelled.mean(),
-                "train/focus": loss.focus,
-            },
-            on_step=False,
-            on_epoch=True,
-            batch_size=n,
-        )
-        return total
+        parts = {
+            "rough_loss": loss.rough,
+            "expert_loss": loss.experts,
+            "selection_loss": loss.selection,
+            "selection_accuracy": labelled.mean(),
+            "focus": loss.focus,
+        }
+        self._log(parts, n)
+        return loss.total
+
+    def _log(self, parts: dict[str, Any], batch_size: int) -> None:
+        named = {f"train/{name}": value for name, value in parts.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=batch_size)
+
+    @torch.no_grad()
+    def _copy_first_expert(self, with_optimizer: bool) -> None:
+        """Make every expert what expert 0 is; at the split with its momentum, to continue as it did."""
+        first, *others = self.networks.team.experts
+        for expert in others:
+            expert.load_state_dict(first.state_dict())
+            if with_optimizer:
+                state = self.optimizers().optimizer.state
+                for source, copy in zip(first.parameters(), expert.parameters(), strict=True):
+                    state[copy] = deepcopy(state[source])
 
     def on_train_epoch_start(self) -> None:
         self.objective.partition.begin_epoch()
