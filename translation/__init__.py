@@ -1,1 +1,19 @@
-"""Collaboration of Experts for translation: the place of the fairseq plugin, which is not built yet."""
+"""Collaboration of Experts inside fairseq: the folder to give to ``--user-dir``.
+
+fairseq imports this package, and that import registers the task ``coe_translation``, the
+architectures ``coe_transformer...`` and the criterion ``coe_label_smoothed_cross_entropy``. Outside
+fairseq the import does next to nothing; whoever loads fairseq later calls `register`.
+"""
+
+import sys
+
+__all__ = ["register"]
+
+
+def register() -> None:
+    """Make fairseq know the plugin. Loads fairseq; calling it again has no effect."""
+    from translation import checkpoints, criterion, model, task  # noqa: F401
+
+
+if "fairseq" in sys.modules:
+    register()

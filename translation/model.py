@@ -1,0 +1,336 @@
+"""The team as a fairseq model: a small encoder-decoder that also selects, and k plain transformers."""
+
+# No "from __future__ import annotations": fairseq reads the types of dataclass fields.
+from argparse import Namespace
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple, Optional
+
+import torch
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
+from fairseq.models.transformer import TransformerModel, base_architecture
+from fairseq.utils import get_available_activation_fns
+from jaxtyping import Float, Int
+from omegaconf import II
+from torch import Tensor, nn
+
+from translation.selection import SelectionHead
+
+
+@dataclass
+class CoETransformerConfig(FairseqDataclass):
+    """Options of the networks. Those without a prefix describe an expert, with fairseq's own names."""
+
+    num_experts: int = field(default=4, metadata={"help": "number of experts, k"})
+    expert_encoder_layers: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "encoder layers of each expert, such as 6,4,2; default: --encoder-layers for all"
+        },
+    )
+    expert_decoder_layers: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "decoder layers of each expert, such as 6,4,2; default: --decoder-layers for all"
+        },
+    )
+    delegator_embed_dim: int = field(
+        default=256, metadata={"help": "embedding dimension of the delegator"}
+    )
+    delegator_ffn_embed_dim: int = field(
+        default=1024, metadata={"help": "feed-forward dimension of the delegator"}
+    )
+    delegator_attention_heads: int = field(
+        default=4, metadata={"help": "attention heads of the delegator"}
+    )
+    delegator_encoder_layers: int = field(
+        default=3, metadata={"help": "encoder layers of the delegator"}
+    )
+    delegator_decoder_layers: int = field(
+        default=2, metadata={"help": "decoder layers of the delegator"}
+    )
+    delegator_dropout: Optional[float] = field(
+        default=None, metadata={"help": "dropout of the delegator; default: --dropout"}
+    )
+    activation_fn: ChoiceEnum(get_available_activation_fns()) = field(
+        default="relu", metadata={"help": "activation function"}
+    )
+    dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
+    attention_dropout: float = field(
+        default=0.0, metadata={"help": "dropout probability for attention weights"}
+    )
+    activation_dropout: float = field(
+        default=0.0, metadata={"help": "dropout probability after the activation in FFN"}
+    )
+    encoder_embed_dim: int = field(default=512, metadata={"help": "encoder embedding dimension"})
+    encoder_ffn_embed_dim: int = field(
+        default=2048, metadata={"help": "encoder embedding dimension for FFN"}
+    )
+    encoder_layers: int = field(default=6, metadata={"help": "number of encoder layers"})
+    encoder_attention_heads: int = field(
+        default=8, metadata={"help": "number of encoder attention heads"}
+    )
+    encoder_normalize_before: bool = field(
+        default=False, metadata={"help": "apply layernorm before each encoder block"}
+    )
+    encoder_learned_pos: bool = field(
+        default=False, metadata={"help": "learned positional embeddings in the encoder"}
+    )
+    encoder_layerdrop: float = field(default=0, metadata={"help": "LayerDrop of the encoder"})
+    decoder_embed_dim: Optional[int] = field(
+        default=None, metadata={"help": "decoder embedding dimension; default: the encoder's"}
+    )
+    decoder_ffn_embed_dim: Optional[int] = field(
+        default=None,
+        metadata={"help": "decoder embedding dimension for FFN; default: the encoder's"},
+    )
+    decoder_layers: int = field(default=6, metadata={"help": "number of decoder layers"})
+    decoder_attention_heads: int = field(
+        default=8, metadata={"help": "number of decoder attention heads"}
+    )
+    decoder_normalize_before: bool = field(
+        default=False, metadata={"help": "apply layernorm before each decoder block"}
+    )
+    decoder_learned_pos: bool = field(
+        default=False, metadata={"help": "learned positional embeddings in the decoder"}
+    )
+    decoder_layerdrop: float = field(default=0, metadata={"help": "LayerDrop of the decoder"})
+    share_decoder_input_output_embed: bool = field(
+        default=False, metadata={"help": "share decoder input and output embeddings"}
+    )
+    share_all_embeddings: bool = field(
+        default=False,
+        metadata={
+            "help": "share encoder, decoder and output embeddings within each network "
+            "(requires a joined dictionary)"
+        },
+    )
+    layernorm_embedding: bool = field(
+        default=False, metadata={"help": "add layernorm to embedding"}
+    )
+    no_scale_embedding: bool = field(
+        default=False, metadata={"help": "if True, dont scale embeddings"}
+    )
+    no_token_positional_embeddings: bool = field(
+        default=False, metadata={"help": "disable positional embeddings"}
+    )
+    checkpoint_activations: bool = field(
+        default=False, metadata={"help": "checkpoint activations at each layer: less memory"}
+    )
+    max_source_positions: int = II("task.max_source_positions")
+    max_target_positions: int = II("task.max_target_positions")
+
+
+class TeamOutput(NamedTuple):
+    """Logits of every network on every sentence: all that a training step needs."""
+
+    rough: Float[Tensor, "n t c"]
+    selection_logits: Float[Tensor, "n k"]
+    experts: list[Float[Tensor, "n t c"]]
+
+
+def layers_of_experts(text: Optional[str], default: int, num_experts: int, option: str) -> list[int]:
+    """One number of layers for each expert.
+
+    Raises:
+        ValueError: not whole numbers above 0, or not one for each expert.
+
+    Example:
+        >>> layers_of_experts("6,4", 6, num_experts=2, option="--expert-encoder-layers")
+        [6, 4]
+    """
+    if text is None:
+        return [default] * num_experts
+    parts = str(text).split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"{option} must be whole numbers above 0 such as 6,4,2; got {text!r}")
+    if len(parts) != num_experts:
+        raise ValueError(
+            f"{option} {text} gives layers for {len(parts)} experts, but --num-experts is {num_experts}"
+        )
+    return [int(part) for part in parts]
+
+
+def expert_arguments(cfg: CoETransformerConfig) -> list[Namespace]:
+    """Arguments of fairseq's own ``transformer`` for each expert."""
+    own = {"num_experts", "expert_encoder_layers", "expert_decoder_layers", "_name"}
+    common = {
+        option.name: getattr(cfg, option.name)
+        for option in fields(CoETransformerConfig)
+        if option.name not in own and not option.name.startswith("delegator_")
+    }
+    for name in ("decoder_embed_dim", "decoder_ffn_embed_dim"):
+        if common[name] is None:
+            common[name] = common[name.replace("decoder", "encoder")]
+    k = cfg.num_experts
+    encoders = layers_of_experts(
+        cfg.expert_encoder_layers, cfg.encoder_layers, k, "--expert-encoder-layers"
+    )
+    decoders = layers_of_experts(
+        cfg.expert_decoder_layers, cfg.decoder_layers, k, "--expert-decoder-layers"
+    )
+    return [
+        _transformer_arguments(common, encoder_layers=encoder, decoder_layers=decoder)
+        for encoder, decoder in zip(encoders, decoders, strict=True)
+    ]
+
+
+def delegator_arguments(cfg: CoETransformerConfig) -> Namespace:
+    """Arguments of fairseq's own ``transformer`` for the delegator without its selection head."""
+    return _transformer_arguments(
+        vars(expert_arguments(cfg)[0]),
+        dropout=cfg.dropout if cfg.delegator_dropout is None else cfg.delegator_dropout,
+        encoder_layers=cfg.delegator_encoder_layers,
+        decoder_layers=cfg.delegator_decoder_layers,
+        decoder_output_dim=cfg.delegator_embed_dim,
+        decoder_input_dim=cfg.delegator_embed_dim,
+        **{
+            f"{side}_{name}": getattr(cfg, f"delegator_{name}")
+            for side in ("encoder", "decoder")
+            for name in ("embed_dim", "ffn_embed_dim", "attention_heads")
+        },
+    )
+
+
+def _transformer_arguments(common: dict, **own) -> Namespace:
+    arguments = Namespace(**{**common, **own})
+    base_architecture(arguments)
+    return arguments
+
+
+@register_model("coe_transformer", dataclass=CoETransformerConfig)
+class CoETransformerModel(BaseFairseqModel):
+    """A delegator and k experts, each a plain fairseq transformer; nothing is shared between them.
+
+    PAPER: the delegator gives a rough prediction and a selection; experts are whole networks.
+    RECONSTRUCTED: the delegator of translation is a smaller transformer whose selection head sees
+    its mean-pooled encoder output.
+    """
+
+    def __init__(
+        self,
+        delegator: TransformerModel,
+        selection: SelectionHead,
+        experts: list[TransformerModel],
+    ):
+        super().__init__()
+        self.delegator = delegator
+        self.selection = selection
+        self.experts = nn.ModuleList(experts)
+
+    @classmethod
+    def build_model(cls, cfg, task):
+        if cfg.num_experts < 1:
+            raise ValueError(f"--num-experts must be at least 1, got {cfg.num_experts}")
+        delegator = TransformerModel.build_model(delegator_arguments(cfg), task)
+        experts = [TransformerModel.build_model(one, task) for one in expert_arguments(cfg)]
+        return cls(delegator, SelectionHead(cfg.delegator_embed_dim, cfg.num_experts), experts)
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.experts)
+
+    def select(self, encoder_out: dict[str, list[Tensor]]) -> Float[Tensor, "n k"]:
+        """Selection logits from what the delegator's encoder returned."""
+        padding = encoder_out["encoder_padding_mask"]
+        return self.selection(encoder_out["encoder_out"][0], padding[0] if padding else None)
+
+    def forward(
+        self,
+        src_tokens: Int[Tensor, "n s"],
+        src_lengths: Int[Tensor, " n"],
+        prev_output_tokens: Int[Tensor, "n t"],
+    ) -> TeamOutput:
+        """All networks on all sentences, teacher-forced: for training and validation."""
+        encoded = self.delegator.encoder(src_tokens, src_lengths=src_lengths)
+        rough, _ = self.delegator.decoder(prev_output_tokens, encoder_out=encoded)
+        experts = [one(src_tokens, src_lengths, prev_output_tokens)[0] for one in self.experts]
+        return TeamOutput(rough, self.select(encoded), experts)
+
+    def max_positions(self) -> tuple[int, int]:
+        """Longest source and target that every network takes."""
+        sides = zip(*(one.max_positions() for one in (self.delegator, *self.experts)), strict=True)
+        return tuple(min(side) for side in sides)
+
+    def max_decoder_positions(self) -> int:
+        return self.max_positions()[1]
+
+    def load_state_dict(self, state_dict, strict=True, model_cfg=None, args=None):
+        """As fairseq does, after checking that the checkpoint was trained with this vocabulary.
+
+        Raises:
+            ValueError: the dictionaries have other sizes than the checkpoint's embeddings.
+        """
+        for side in ("encoder", "decoder"):
+            saved = state_dict.get(f"delegator.{side}.embed_tokens.weight")
+            size = getattr(self.delegator, side).embed_tokens.num_embeddings
+            if saved is not None and len(saved) != size:
+                raise ValueError(
+                    f"the {side}'s dictionary does not match the checkpoint: it has {size} entries, "
+                    f"the checkpoint was trained with {len(saved)}; give the data folder (dict.*.txt) "
+                    "that the model was trained on"
+                )
+        return super().load_state_dict(state_dict, strict, model_cfg, args)
+
+
+def _defaults(args, **values) -> None:
+    """Set what the user has not set."""
+    for name, value in values.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
+
+
+@register_model_architecture("coe_transformer", "coe_transformer_tiny")
+def coe_transformer_tiny(args):
+    """For tests on a CPU."""
+    _defaults(
+        args,
+        **{"encoder_embed_dim": 64, "encoder_ffn_embed_dim": 128},
+        **{"encoder_layers": 2, "encoder_attention_heads": 2},
+        **{"decoder_layers": 2, "decoder_attention_heads": 2},
+        **{"delegator_embed_dim": 32, "delegator_ffn_embed_dim": 64},
+        **{"delegator_encoder_layers": 1, "delegator_decoder_layers": 1},
+        delegator_attention_heads=2,
+    )
+
+
+@register_model_architecture("coe_transformer", "coe_transformer_iwslt_de_en")
+def coe_transformer_iwslt_de_en(args):
+    """Experts: fairseq's ``transformer_iwslt_de_en``. The delegator's size is OURS."""
+    _defaults(
+        args,
+        **{"encoder_embed_dim": 512, "encoder_ffn_embed_dim": 1024},
+        **{"encoder_layers": 6, "encoder_attention_heads": 4},
+        **{"decoder_layers": 6, "decoder_attention_heads": 4},
+        **{"delegator_embed_dim": 256, "delegator_ffn_embed_dim": 512},
+        **{"delegator_encoder_layers": 3, "delegator_decoder_layers": 2},
+        delegator_attention_heads=4,
+    )
+
+
+@register_model_architecture("coe_transformer", "coe_transformer_wmt_en_de")
+def coe_transformer_wmt_en_de(args):
+    """Experts: fairseq's ``transformer_wmt_en_de`` (base). The delegator's size is OURS."""
+    _defaults(
+        args,
+        **{"encoder_embed_dim": 512, "encoder_ffn_embed_dim": 2048},
+        **{"encoder_layers": 6, "encoder_attention_heads": 8},
+        **{"decoder_layers": 6, "decoder_attention_heads": 8},
+        **{"delegator_embed_dim": 256, "delegator_ffn_embed_dim": 1024},
+        **{"delegator_encoder_layers": 3, "delegator_decoder_layers": 2},
+        delegator_attention_heads=4,
+    )
+
+
+@register_model_architecture("coe_transformer", "coe_transformer_vaswani_wmt_en_de_big")
+def coe_transformer_vaswani_wmt_en_de_big(args):
+    """Experts: fairseq's ``transformer_vaswani_wmt_en_de_big``. The delegator's size is OURS."""
+    _defaults(
+        args,
+        **{"encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 4096},
+        **{"encoder_layers": 6, "encoder_attention_heads": 16},
+        **{"decoder_layers": 6, "decoder_attention_heads": 16},
+        **{"delegator_embed_dim": 512, "delegator_ffn_embed_dim": 2048},
+        **{"delegator_encoder_layers": 3, "delegator_decoder_layers": 2},
+        **{"delegator_attention_heads": 8, "dropout": 0.3},
+    )
