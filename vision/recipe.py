@@ -29,7 +29,8 @@ class Objective:
 
     Args:
         shared_start: part of the training, in [0, 1), in which all experts are one network; then
-            each is a copy that specialises (OURS). Needs equal expert networks; 0 is off.
+            each is a copy that specialises (OURS). Needs equal expert networks; 0 is off; null: 0.5
+            for equal experts, 0 for others.
         focus: r in [0, 1]: how much each expert's loss is weighted towards its portion; 0 trains
             an ordinary ensemble.
         focus_warmup: part of the training after the shared start over which the focus rises from 0.
@@ -45,7 +46,7 @@ class Objective:
         shares: relative size of each expert's portion; null means equal.
     """
 
-    shared_start: float = 0.0
+    shared_start: float | None = None
     focus: float = 0.6
     focus_warmup: float = 0.3
     scope: Scope = "batch"
@@ -120,11 +121,10 @@ class Recipe:
                 f"experts lists {len(self.experts)} networks for num_experts={self.num_experts}: "
                 "give one network for all, or one for each"
             )
-        if not 0 <= self.objective.shared_start < 1:
-            raise ValueError(
-                f"objective.shared_start must be in [0, 1), got {self.objective.shared_start}"
-            )
-        if self.objective.shared_start > 0 and any(e != self.experts[0] for e in self.experts):
+        shared = self.objective.shared_start
+        if shared is not None and not 0 <= shared < 1:
+            raise ValueError(f"objective.shared_start must be in [0, 1), got {shared}")
+        if shared and not self.equal_experts:
             raise ValueError(
                 "objective.shared_start needs equal experts, as they start as one network; "
                 "set it to 0 for experts that differ"
@@ -139,6 +139,18 @@ class Recipe:
     def expert_networks(self) -> list[Network]:
         """One entry per expert."""
         return self.experts * (self.num_experts // len(self.experts))
+
+    @property
+    def equal_experts(self) -> bool:
+        """Whether all experts are the same network."""
+        return all(expert == self.experts[0] for expert in self.experts)
+
+    @property
+    def shared_start(self) -> float:
+        """The objective's, or what its default means for these experts."""
+        if self.objective.shared_start is None:
+            return 0.5 if self.equal_experts and self.num_experts > 1 else 0.0
+        return self.objective.shared_start
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: for YAML files and checkpoints."""

@@ -168,7 +168,7 @@ def _trainer(
     processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
     local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     # Experts that are still copies of the first take no part in the backward pass.
-    unused = recipe.objective.shared_start > 0
+    unused = recipe.shared_start > 0
     strategy = "ddp_find_unused_parameters_true" if unused else "ddp"
     return Trainer(
         max_epochs=recipe.train.epochs,

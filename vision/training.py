@@ -44,7 +44,8 @@ class CoETraining(LightningModule):
         self._agreement = _AGREEMENT.get(settings.pop("agreement"))
         shares = settings.pop("shares")
         # Until this step the experts are one network: expert 0 trains, the others are its copies.
-        self.split_step = round(settings.pop("shared_start") * self.num_steps)
+        del settings["shared_start"]
+        self.split_step = round(self.recipe.shared_start * self.num_steps)
         self.objective = CoTrainingObjective(
             self.recipe.num_experts,
             **settings,
