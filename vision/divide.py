@@ -89,7 +89,7 @@ def divide_network(
         >>> round(division.total.macs / division.undivided_size.macs, 2)
         1.13
         >>> round(divide_network("paper/wrn_16_8", 3, rule="solve").total.macs / 1e9, 2)
-        1.54
+        1.57
     """
     if s < 1:
         raise ValueError(f"s must be at least 1, got {s}; s=1 leaves the network undivided")
@@ -127,6 +127,13 @@ def divide_network(
     undivided = network_size(network, num_classes, image_size, channels)
     arguments = constructor_arguments(network, num_classes, channels)
     before = {**dict.fromkeys(FACTORS, 1.0), **arguments}
+    decay = {} if weight_decay is None else {"weight_decay": weight_decay}
+    regularisers = divide_regularisers(
+        {**decay, **{k: v for k, v in arguments.items() if k != "weight_decay"}},
+        s,
+        resnet_family=_is_resnet(network.name),
+        rules=regulariser_rules,
+    )
     if rule != SOLVE:
         new = apply_rule(rule, arguments, s)
     elif s == 1:
@@ -136,13 +143,6 @@ def divide_network(
             network, arguments, s, match, num_classes, image_size, channels, tolerance, knob
         )
         new = solution.options
-    decay = {} if weight_decay is None else {"weight_decay": weight_decay}
-    regularisers = divide_regularisers(
-        {**decay, **{k: v for k, v in arguments.items() if k != "weight_decay"}},
-        s,
-        resnet_family=_is_resnet(network.name),
-        rules=regulariser_rules,
-    )
     softer = {r.option: r.after for r in regularisers if r.kind != "weight_decay" and s > 1}
     divided = Network(network.name, options={**network.options, **new, **softer})
     return Division(
@@ -152,7 +152,9 @@ def divide_network(
         rule,
         {k: (before.get(k), v) for k, v in new.items() if _differ(before.get(k), v)},
         undivided,
-        network_size(divided, num_classes, image_size, channels),
+        undivided
+        if divided.options == network.options
+        else network_size(divided, num_classes, image_size, channels),
         regularisers,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -30,10 +31,17 @@ def build_meta(network: Network, num_classes: int, channels: int = 3) -> nn.Modu
         ValueError: as `build_network`.
     """
     try:
-        with torch.device("meta"):
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")  # on empty layers; `network_size` refuses them
             return build_network(network, num_classes, channels)
     except Exception:  # some constructors compute with tensors; what is really wrong fails again
+        pass
+    try:
         return build_network(network, num_classes, channels).to("meta")
+    except (KeyError, IndexError, AssertionError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"network {network.name!r} with options {network.options}: {error!r}"
+        ) from error
 
 
 def network_size(
@@ -49,14 +57,18 @@ def network_size(
         macs: count them; else they are given as 0.
 
     Raises:
-        ValueError: as `build_network`, or images too small for the network.
+        ValueError: as `build_network`, images that the network does not take, or empty layers.
         UncountedOperatorError: the multiply-adds of an operator are not known.
 
     Example:
         >>> network_size(Network("cifar_resnet", options={"depth": 110}), 10, 32)
-        Size(parameters=1147818, macs=167428...)
+        Size(parameters=1147738, macs=167430656)
     """
     module = build_meta(network, num_classes, channels)
+    if any(p.numel() == 0 for p in module.parameters()):
+        raise ValueError(
+            f"{network.name} with options {network.options} has layers of 0 channels; widen it"
+        )
     parameters = sum(p.numel() for p in module.parameters())
     if not macs:
         return Size(parameters, 0)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from coe_core import UncountedOperatorError
 from vision.models import Network
 from vision.network_size import Size
 
@@ -15,16 +16,13 @@ KNOBS = {
     "channel_multiplier": "EfficientNet (ours): factor on all channels",
     "width_mult": "MobileNet (torchvision), ReXNet: factor on all channels",
     "width_factor": "TResNet: factor on all channels",
-    "multiplier": "GhostNet: factor on all channels",
-    "width": "our CIFAR networks: channels of the first stage",
-    "channels": "ResNet (timm), DLA: channels of the stages",
-    "dims": "ConvNeXt, MetaFormer: channels of the stages",
-    "embed_dims": "PVT, EfficientFormer, FastViT, RepViT: channels of the stages",
-    "embed_dim": "ViT, DeiT, Swin, MLP-Mixer, LeViT: width of the tokens",
-    "hidden_dim": "transformers: width of the tokens",
+    "width": "our small and CIFAR networks: channels of the first stage",
+    "channels": "ResNet, SE-ResNet, ResNetV2, DLA (timm): channels of the stages",
+    "dims": "ConvNeXt, MambaOut: channels of the stages",
+    "embed_dims": "PVT, FastViT, DaViT, EfficientFormer: channels of the stages",
+    "embed_dim": "ViT, DeiT, BEiT, EVA, Swin, CaiT, LeViT, Hiera: width of the tokens",
     "base_dim": "StarNet: channels of the first stage",
-    "dim": "ConvMixer, MambaOut: channels",
-    "growth_rate": "DenseNet: channels that every layer adds",
+    "growth_rate": "DenseNet (timm and ours): channels that every layer adds",
     "alpha": "PyramidNet (ours): channels added over the network",
     "base_width": "bottlenecks of ResNet-like networks (timm)",
     "width_per_group": "bottlenecks of ResNet-like networks (torchvision)",
@@ -35,9 +33,10 @@ EXAMPLES = (
     "(channel_multiplier), small_resnet and cifar_resnet (width)"
 )
 _ALONG = {"growth_rate": "num_init_features", "channels": "stem_width"}  # scaled with the knob
-FACTORS = ("channel_multiplier", "width_mult", "width_factor", "multiplier")  # 1 when not given
-MULTIPLES = (8, 4, 2, 1)  # of channels: the coarsest that meets the tolerance is chosen
-SKIP = 8  # widths that a constructor may refuse in a row
+FACTORS = ("channel_multiplier", "width_mult", "width_factor")  # 1 when not given
+# Channels are multiples of the first of these that meets the tolerance; the last two are for
+# networks that refuse the others.
+MULTIPLES = (8, 4, 2, 1, 16, 32)
 
 
 class Widths:
@@ -73,7 +72,9 @@ class Widths:
             return {self.knob: round(self.lead * factor, 6)}
         scaled = []
         for value, unit in zip(self.values, self.units, strict=True):
-            rounding = next(m for m in MULTIPLES if m == 1 or multiple >= m <= value * factor / 4)
+            rounding = next(
+                m for m in (32, 16, 8, 4, 2, 1) if m == 1 or multiple >= m <= value * factor / 4
+            )
             unit = math.lcm(unit, rounding)
             scaled.append(max(unit, unit * round(value * factor / unit)))
         found = {self.knob: scaled if self.is_list else scaled[0]}
@@ -93,13 +94,16 @@ class Widths:
             return None
         try:
             return self.measure(Network(self.network.name, options=self.network.options | options))
-        except (ValueError, TypeError, RuntimeError, AssertionError, ZeroDivisionError):
+        except UncountedOperatorError:
+            raise
+        except Exception:  # constructors refuse in any way that they like
             self.refused.add(key)
             return None
 
     def near(self, index: int, multiple: int = 1) -> tuple[int, Size] | None:
         """The next width, upwards, that the constructor takes."""
-        for candidate in range(index, index + SKIP):
+        rounded = [math.ceil(index / unit) * unit for unit in (4, 8, 16, 32, 64)]
+        for candidate in sorted({index, index + 1, index + 2, *rounded}):
             size = self.size(candidate, multiple)
             if size is not None:
                 return candidate, size

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from vision.errors import nearest
 from vision.models import Network
 from vision.network_size import Size, network_size
-from vision.width_knobs import EXAMPLES, KNOBS, MULTIPLES, SKIP, Widths, is_width, usable_widths
+from vision.width_knobs import EXAMPLES, KNOBS, MULTIPLES, Widths, is_width, usable_widths
 
 Match = Literal["macs", "parameters"]
 
@@ -71,18 +71,24 @@ def solve_width(
     budget = measure(network)[position]
     search = _choose(network, arguments, measure, knob)
     top = round(search.lead / search.step)
-    lowest = search.near(1)
+    lowest = _lowest(search, top)
     if lowest is None or s * lowest[1][position] > budget * (1 + tolerance):
         least = "none" if lowest is None else f"{lowest[1][position] / 1e6:.4g}M"
         most = "" if lowest is None else f"; at most s={budget // lowest[1][position]} fits"
         raise ValueError(
             f"{network.name} is too narrow to divide into s={s}: the budget is "
             f"{budget / s / 1e6:.4g}M {match} each, the narrowest network ({search.knob} from "
-            f"{arguments[search.knob]} to {_first(search.options(lowest[0]) if lowest else {})}) "
+            f"{search.arguments[search.knob]} to {_first(search.options(lowest[0]) if lowest else {})}) "
             f"has {least}{most}; choose a smaller s or a wider network"
         )
     low = _last_within(search, lowest, top, budget / s, position)
     return _scan(search, low, s, budget, position, tolerance, match)
+
+
+def _lowest(search: Widths, top: int) -> tuple[int, Size] | None:
+    """About the narrowest network that the constructor takes."""
+    starts = [2**power for power in range(top.bit_length())]
+    return next((found for start in starts if (found := search.near(start))), None)
 
 
 def _last_within(
@@ -143,7 +149,7 @@ def _scan(
 
     for multiple in MULTIPLES:
         centre = low // multiple
-        for index in range(max(1, centre - 1), centre + (3 if multiple > 1 else SKIP)):
+        for index in range(max(1, centre - 1), centre + (3 if multiple > 1 else 6)):
             found = search.size(index, multiple)
             if found is None:
                 continue
