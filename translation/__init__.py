@@ -12,7 +12,10 @@ __all__ = ["register"]
 
 def register() -> None:
     """Make fairseq know the plugin. Loads fairseq; calling it again has no effect."""
-    from translation import checkpoints, criterion, model, task  # noqa: F401
+    from translation import criterion, model, task  # noqa: F401
+    from translation.checkpoints import register_safe_classes
+
+    register_safe_classes()
 
 
 if "fairseq" in sys.modules:

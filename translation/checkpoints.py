@@ -1,12 +1,84 @@
-"""fairseq's checkpoints under torch >= 2.6, which loads with ``weights_only=True``.
+"""fairseq's checkpoints: loading them on torch >= 2.6, and taking one network out of a team's.
 
-fairseq calls ``torch.load`` without saying how, so its own checkpoints of models with arguments of
-the older kind (``--arch transformer...``) do not load: they hold an ``argparse.Namespace``. The
-classes that occur in them are registered here as safe; the safety of ``weights_only`` stays on.
+fairseq calls ``torch.load`` without saying how, and torch >= 2.6 then loads ``weights_only=True``. A
+checkpoint of ours holds plain values only. Those of models with arguments of the older kind
+(``--arch transformer...``) hold an ``argparse.Namespace``, and those trained with --eval-bleu hold
+numpy counts: these classes are registered here as safe; ``weights_only`` stays on.
 """
 
 import argparse
+import re
+from typing import Any
 
+import numpy as np
 import torch
 
-torch.serialization.add_safe_globals([argparse.Namespace])
+
+def register_safe_classes() -> None:
+    """Let ``weights_only=True`` build what occurs in fairseq's own checkpoints. No code runs in them."""
+    kinds = {type(np.dtype(kind)) for kind in (np.int64, np.int32, np.float64, np.float32)}
+    rebuild = [np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]]
+    torch.serialization.add_safe_globals(
+        [argparse.Namespace, np.ndarray, np.dtype, *rebuild, *kinds]
+    )
+
+
+def network_names(num_experts: int) -> list[str]:
+    """Names of the networks of a team, as lines R-<id> have them."""
+    return ["delegator", *(f"expert-{j}" for j in range(num_experts))]
+
+
+def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
+    """A plain fairseq checkpoint of one network of a team: it loads without the plugin.
+
+    The selection head is left out, as are the optimiser and the state of training.
+
+    Args:
+        state: of a checkpoint of ``coe_transformer``, as `torch.load` returns it.
+        name: "delegator" or "expert-J".
+
+    Raises:
+        ValueError: not a checkpoint of a team, or no such network in it.
+    """
+    from omegaconf import OmegaConf
+
+    from translation.model import CoETransformerConfig, delegator_arguments, expert_arguments
+
+    config = state.get("cfg") or {}
+    model = config.get("model") or {}
+    if not str(model.get("_name", "")).startswith("coe_transformer"):
+        raise ValueError(
+            f"not the checkpoint of a collaboration: its architecture is {model.get('_name')!r}; "
+            "give a checkpoint of coe_transformer..."
+        )
+    cfg = OmegaConf.merge(CoETransformerConfig(), model)
+    if name not in network_names(cfg.num_experts):
+        raise ValueError(
+            f"no network {name!r} in this checkpoint; known: {', '.join(network_names(cfg.num_experts))}"
+        )
+    if name == "delegator":
+        arguments, prefix = delegator_arguments(cfg), "delegator."
+    else:
+        number = int(re.findall(r"\d+", name)[0])
+        arguments, prefix = expert_arguments(cfg)[number], f"experts.{number}."
+    plain = {key: getattr(value, "value", value) for key, value in vars(arguments).items()}
+    own = ("router", "threshold", "confidence", "routes")
+    task = {key: value for key, value in config["task"].items() if key not in own}
+    return {
+        "args": None,
+        "cfg": {
+            **config,
+            "model": {**plain, "_name": "transformer"},
+            "task": {**task, "_name": "translation"},
+            "criterion": None,
+            "common": {**config["common"], "user_dir": None},
+        },
+        "model": {
+            key.removeprefix(prefix): value.clone()
+            for key, value in state["model"].items()
+            if key.startswith(prefix)
+        },
+        "optimizer_history": [],
+        "extra_state": {},
+        "task_state": {},
+    }

@@ -1,18 +1,16 @@
 """The translation task of fairseq, with routing: what fairseq-train, -validate, -generate, -interactive use."""
 
 # No "from __future__ import annotations": fairseq reads the types of dataclass fields.
-import logging
-import sys
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
+from functools import partial
 
-import torch
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq.utils import strip_pad
 
-from translation.decoding import CollaborativeGenerator
+from translation.decoding import CollaborativeGenerator, Route
 from translation.model import CoETransformerModel
 from translation.routers import ROUTERS, Router, check_threshold, parse_router
 
@@ -45,9 +43,12 @@ class CoETranslationConfig(TranslationConfig):
             "exponential of it (in [0, 1], default)"
         },
     )
-    no_route_lines: bool = field(
-        default=False,
-        metadata={"help": "do not print a line R-<id>, route, confidence for each sentence"},
+    routes: str = field(
+        default="-",
+        metadata={
+            "help": "where the line R-<id>, route, confidence of each sentence goes: a file, - (standard "
+            "output, default) or none; with --results-path only a file keeps them beside the rest"
+        },
     )
 
 
@@ -69,6 +70,7 @@ class CoETranslationTask(TranslationTask):
         self.epoch = 1
         self.dummy_batch = False  # whether this process fills up a step with a batch that does not count
         self.num_experts: int | None = None  # known once a model is built
+        self._told = False  # whether the file of --routes is ours already
         self._typed = 0  # lines that fairseq-interactive has read
         self._lines: dict[tuple, deque] = {}
 
@@ -145,6 +147,11 @@ class CoETranslationTask(TranslationTask):
             by_length=getattr(args, "max_len_a", 0) > 0 or getattr(args, "match_source_len", False),
         )
 
+    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        dataset = self.datasets[split]
+        dataset.batch_by_size = partial(_batch_all, dataset.batch_by_size)
+
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         """As the parent; and remember which lines these are, since `inference_step` is not told."""
         self._lines = defaultdict(deque)
@@ -158,13 +165,22 @@ class CoETranslationTask(TranslationTask):
             generator, models, sample, prefix_tokens=prefix_tokens, constraints=constraints
         )
         validating = generator is getattr(self, "sequence_generator", None)
-        if isinstance(generator, CollaborativeGenerator) and not (
-            validating or self.cfg.no_route_lines
-        ):
-            output = _output()
-            for number, route in zip(self._numbers(sample), generator.routes, strict=True):
-                print(f"R-{number}\t{route.network}\t{route.confidence:.4f}", file=output)
+        if isinstance(generator, CollaborativeGenerator) and not validating:
+            self._tell(self._numbers(sample), generator.routes)
         return hypotheses
+
+    def _tell(self, numbers: list[int], routes: list[Route]) -> None:
+        """A line for each sentence, written at once, so that it can be followed."""
+        if self.cfg.routes == "none":
+            return
+        told = zip(numbers, routes, strict=True)
+        text = [f"R-{number}\t{one.network}\t{one.confidence:.4f}" for number, one in told]
+        if self.cfg.routes == "-":
+            print(*text, sep="\n")
+            return
+        with open(self.cfg.routes, "a" if self._told else "w", encoding="utf-8") as file:
+            print(*text, sep="\n", file=file)
+        self._told = True
 
     def _numbers(self, sample) -> list[int]:
         """Number of each sentence of a batch, as fairseq prints it in S-<number>."""
@@ -173,6 +189,18 @@ class CoETranslationTask(TranslationTask):
         pad = self.source_dictionary.pad()
         sources = sample["net_input"]["src_tokens"].cpu()
         return [self._lines[tuple(strip_pad(row, pad).tolist())].popleft() for row in sources]
+
+
+def _batch_all(batch_by_size, indices, *options, **named):
+    """fairseq's batches, and the last one too.
+
+    fairseq (0.12.3) leaves out the last batch if its size is not a multiple of
+    --required-batch-size-multiple, 8 by default: up to seven sentences, often a whole batch, would be
+    neither trained on nor translated.
+    """
+    batches = batch_by_size(indices, *options, **named)
+    rest = indices[sum(len(batch) for batch in batches) :]
+    return [*batches, rest] if len(rest) else batches
 
 
 def _listen_to_selection(generator, team: CoETransformerModel):
@@ -187,11 +215,3 @@ def _listen_to_selection(generator, team: CoETransformerModel):
 
     generator.model.forward_encoder = forward_encoder
     return lambda: heard[0]
-
-
-def _output():
-    """Where fairseq's other lines go: fairseq-generate logs to the file of --results-path too."""
-    for handler in logging.getLogger().handlers:
-        if type(handler) is logging.StreamHandler and handler.stream is not sys.stderr:
-            return handler.stream
-    return sys.stdout

@@ -1,9 +1,14 @@
 """A small German-English corpus of numbers in words, and fairseq's own commands as users call them."""
 
+import contextlib
+import importlib
+import io
+import logging
 import os
 import random
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -40,30 +45,109 @@ def write_pairs(prefix: Path, pairs: list[tuple[str, str]]) -> None:
         prefix.with_name(f"{prefix.name}.{language}").write_text(lines, encoding="utf-8")
 
 
+class Done(NamedTuple):
+    out: str  # what was printed
+    log: str  # what was logged, and the error, if there was one
+
+    def lines(self, *kinds: str) -> list[str]:
+        """The lines S-0, H-0, ... of a generation."""
+        return [line for line in self.out.splitlines() if line.partition("-")[0] in kinds]
+
+    def table(self, kind: str) -> dict[int, list[str]]:
+        """Fields of the lines of one kind, by sentence."""
+        rows = (line.split("\t") for line in self.lines(kind))
+        return {int(row[0].removeprefix(f"{kind}-")): row[1:] for row in rows}
+
+    def hypotheses(self) -> dict[int, str]:
+        """Best translation of every sentence."""
+        return {number: row[1] for number, row in self.table("H").items()}
+
+    def numbers(self, kind: str) -> list[float]:
+        """The numbers of the lines of one kind, in the order of the sentences."""
+        rows = sorted((line.split("\t") for line in self.lines(kind)), key=lambda row: row[0])
+        return [float(word) for row in rows for word in row[1].split()]
+
+    def figures(self, part: str) -> dict[str, float]:
+        """The last figures that training, or validation, logged."""
+        line = [line for line in self.log.splitlines() if f"| {part} |" in f"| {line}"][-1]
+        pairs = (figure.split() for figure in line.split(" | "))
+        return {pair[0]: float(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] != part}
+
+
 class Shell:
-    """Runs the commands in processes of their own, one thread each."""
+    """fairseq's commands by their own entry points, in this process: starting one takes seconds."""
+
+    PLUGIN = ("--user-dir", "translation", "--task", "coe_translation")
+    TRAIN = (
+        *("--optimizer", "adam", "--lr", "5e-3", "--lr-scheduler", "inverse_sqrt"),
+        *("--warmup-updates", "10", "--max-tokens", "600", "--seed", "1", "--cpu"),
+        *("--no-progress-bar", "--log-format", "simple", "--share-all-embeddings"),
+        *("--num-workers", "0", "--no-epoch-checkpoints"),
+    )
+    TEAM = (
+        *("--arch", "coe_transformer_tiny", "--num-experts", "2"),
+        *("--criterion", "coe_label_smoothed_cross_entropy", "--label-smoothing", "0.1"),
+    )
 
     def __call__(
-        self, *command: object, given: str | None = None, fails: bool = False
-    ) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        words = [str(word) for word in command]
-        script = Path(sys.executable).with_name(words[0])
-        done = subprocess.run(
-            [sys.executable, script, *words[1:]],
-            input=given,
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=ROOT,
-        )
-        assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
-        return done
+        self, command: str, *options: object, given: str | None = None, fails: bool = False
+    ) -> Done:
+        import fairseq.checkpoint_utils
+
+        import translation
+
+        translation.register()  # this process may have imported the package before fairseq
+        vars(fairseq.checkpoint_utils.save_checkpoint).pop("best", None)  # fairseq keeps it for good
+        words = ["translation" if word == "translation" else str(word) for word in options]
+        module = importlib.import_module(f"fairseq_cli.{command.removeprefix('fairseq-')}")
+        out, log = io.StringIO(), io.StringIO()
+        handler, root = logging.StreamHandler(log), logging.getLogger()
+        kept = sys.argv, sys.stdin, root.level
+        sys.argv, sys.stdin = [command, *words], io.StringIO(given or "")
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+        error = None
+        try:
+            with (
+                contextlib.redirect_stdout(out),
+                contextlib.chdir(ROOT),
+                warnings.catch_warnings(action="ignore"),  # of hydra and fairseq
+            ):
+                module.cli_main()
+        except (Exception, SystemExit) as caught:
+            error = caught
+            log.write(f"{type(error).__name__}: {error}")
+        finally:
+            sys.argv, sys.stdin, level = kept
+            root.setLevel(level)
+            root.removeHandler(handler)
+        if error is not None and not fails:
+            raise error
+        assert (error is not None) == fails, out.getvalue() + log.getvalue()
+        return Done(out.getvalue(), log.getvalue())
+
+
+def apart(*command: object, fails: bool = False, **how) -> subprocess.CompletedProcess:
+    """A command in a process of its own, as users start it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    words = [str(word) for word in command]
+    script = Path(sys.executable).with_name(words[0])
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", script, *words[1:]],
+        **{"capture_output": True, "text": True, "env": environment, "cwd": ROOT, **how},
+    )
+    assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
 
 
 @pytest.fixture(scope="session")
 def shell() -> Shell:
     return Shell()
+
+
+@pytest.fixture(scope="session", name="apart")
+def _apart() -> Callable[..., subprocess.CompletedProcess]:
+    return apart
 
 
 class Corpus(NamedTuple):
@@ -88,51 +172,39 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, shell: Shell) -> Corpus:
     return Corpus(folder, folder / "bin")
 
 
-PLUGIN = ("--user-dir", "translation", "--task", "coe_translation")
-TRAIN = (
-    *("--optimizer", "adam", "--lr", "5e-3", "--lr-scheduler", "inverse_sqrt"),
-    *("--warmup-updates", "10", "--max-tokens", "600", "--seed", "1", "--cpu"),
-    *("--no-progress-bar", "--log-format", "simple", "--share-all-embeddings"),
-)
-TEAM = (
-    *("--arch", "coe_transformer_tiny", "--num-experts", "2"),
-    *("--criterion", "coe_label_smoothed_cross_entropy", "--label-smoothing", "0.1"),
-)
-
-
 @pytest.fixture(scope="session")
 def team(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus, shell: Shell) -> Path:
     """Folder of the checkpoints of a small trained team; ``log`` in it is what training said."""
     folder = tmp_path_factory.mktemp("team")
     done = shell(
-        *("fairseq-train", corpus.binary, *PLUGIN, *TRAIN, *TEAM),
+        *("fairseq-train", corpus.binary, *shell.PLUGIN, *shell.TRAIN, *shell.TEAM),
         *("--expert-decoder-layers", "2,1", "--max-update", "60", "--save-dir", folder),
     )
-    (folder / "log").write_text(done.stdout + done.stderr)
+    (folder / "log").write_text(done.log)
     return folder
 
 
-def lines(output: str, *kinds: str) -> list[str]:
-    """The lines S-0, H-0, ... of a generation."""
-    return [line for line in output.splitlines() if line[:2] in {f"{kind}-" for kind in kinds}]
-
-
-def table(output: str, kind: str) -> dict[int, list[str]]:
-    """Fields of the lines of one kind, by sentence."""
-    rows = (line.split("\t") for line in lines(output, kind))
-    return {int(row[0].removeprefix(f"{kind}-")): row[1:] for row in rows}
-
-
 @pytest.fixture(scope="session")
-def generate(corpus: Corpus, team: Path, shell: Shell) -> Callable[..., str]:
-    """fairseq-generate on the test set; returns what it prints."""
+def generate(corpus: Corpus, team: Path, shell: Shell) -> Callable[..., Done]:
+    """fairseq-generate on the test set."""
 
-    def call(*options: object, path: object = team / "checkpoint_last.pt", **how) -> str:
-        done = shell(
-            *("fairseq-generate", corpus.binary, *PLUGIN, "--path", path, "--cpu"),
+    def call(*options: object, path: object = team / "checkpoint_last.pt", **how) -> Done:
+        return shell(
+            *("fairseq-generate", corpus.binary, *shell.PLUGIN, "--path", path, "--cpu", "--num-workers", "0"),
             *("--beam", "3", *options),
             **how,
         )
-        return done.stdout + (done.stderr if how.get("fails") else "")
 
     return call
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus, shell: Shell) -> Path:
+    """Checkpoint of fairseq's own transformer, trained by fairseq's own task."""
+    folder = tmp_path_factory.mktemp("plain")
+    shell(
+        *("fairseq-train", corpus.binary, "--user-dir", "translation", *shell.TRAIN),
+        *("--task", "translation", "--arch", "transformer_tiny", "--max-update", "20"),
+        *("--criterion", "label_smoothed_cross_entropy", "--save-dir", folder),
+    )
+    return folder / "checkpoint_last.pt"

@@ -1,0 +1,145 @@
+"""fairseq-train and fairseq-validate with the plugin: losses, resume, two processes, wrong options."""
+
+import shutil
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def train(corpus, shell):
+    def call(folder, *options, given=(), **how):
+        words = [*shell.PLUGIN, *shell.TRAIN, *shell.TEAM, "--save-dir", folder, *options]
+        return shell("fairseq-train", corpus.binary, *words, **how)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def validate(corpus, shell, team):
+    def call(*options, path=team / "checkpoint_last.pt", **how):
+        return shell(
+            *("fairseq-validate", corpus.binary, *shell.PLUGIN, "--path", path, "--cpu"),
+            *("--max-tokens", "600", "--num-workers", "0", *options),
+            **how,
+        )
+
+    return call
+
+
+def saved(folder):
+    return torch.load(folder / "checkpoint_last.pt", weights_only=True)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_training_learns_and_says_what_it_does(team):
+    log = (team / "log").read_text()
+    valid = [line for line in log.splitlines() if " valid on 'valid' subset" in line]
+    first, last = (float(line.split("| nll_loss ")[1].split()[0]) for line in (valid[0], valid[-1]))
+    assert last < first - 0.5
+    train = [line for line in log.splitlines() if "| rough_nll" in line and "| focus" in line]
+    assert float(train[0].split("| focus ")[1].split()[0]) < 0.6
+    assert float(train[-1].split("| focus ")[1].split()[0]) == 0.6
+    for name in ("expert_nll", "oracle_nll", "selection_loss", "selection_accuracy", "load_1"):
+        assert f"| {name} " in train[-1]
+
+
+def test_the_checkpoint_loads_with_weights_only(team):
+    state = saved(team)
+    assert state["cfg"]["model"]["num_experts"] == 2
+    assert "experts.1.decoder.layers.0.fc1.weight" in state["model"]
+    assert "experts.1.decoder.layers.1.fc1.weight" not in state["model"]  # experts differ in depth
+    assert "selection.linear.weight" in state["model"]
+
+
+def test_resume_ends_where_an_uninterrupted_training_does(train, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = ("--max-update", "12", "--disable-validation", "--save-interval-updates", "7")
+    train(whole, *options)
+    parts.mkdir()
+    shutil.copy(whole / "checkpoint_2_7.pt", parts / "checkpoint_last.pt")  # inside the second epoch
+    train(parts, *options)
+    assert equal(saved(whole)["model"], saved(parts)["model"])
+
+
+def test_update_freq_and_other_kinds_of_everything(train, tmp_path):
+    options = ("--max-update", "3", "--disable-validation", "--update-freq", "2", "--sentence-avg")
+    for number, more in enumerate(
+        [
+            ("--selection-labels", "soft_balanced", "--agreement", "distil"),
+            ("--selection-labels", "soft", "--agreement", "js", "--portion-scores", "sum"),
+            ("--selection-labels", "hard", "--portion-scope", "queue", "--portion-queue-size", "64"),
+            ("--agreement", "mutual", "--no-choice-variance", "--portion-scores", "evidence"),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        train(folder, *options, *more)
+        assert saved(folder)["optimizer_history"][-1]["num_updates"] == 3
+
+
+def test_bleu_in_validation_and_resume_of_it(train, tmp_path):
+    options = ("--eval-bleu", "--eval-bleu-args", '{"beam": 2, "max_len_b": 10}')
+    done = train(tmp_path, *options, "--max-update", "5")
+    assert "| bleu " in done.log
+    assert "R-" not in done.out
+    assert saved(tmp_path)
+    assert "| bleu " in train(tmp_path, *options, "--max-update", "8").log
+
+
+def test_validation_shows_the_routers(validate):
+    loss = {
+        router: validate("--router", router).figures("valid")["nll_loss"]
+        for router in ("learned", "random", "always-0", "always-1", "oracle", "ensemble")
+    }
+    assert loss["oracle"] < min(loss[name] for name in loss if name != "oracle")
+    figures = validate().figures("valid")
+    assert figures["expert_nll"] == pytest.approx((loss["always-0"] + loss["always-1"]) / 2, abs=2e-3)
+    assert figures["oracle_nll"] == pytest.approx(loss["oracle"], abs=2e-3)
+    assert figures["load_0"] + figures["load_1"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--router", "always-7"), "there are 2 experts, numbered 0 to 1"),
+        (("--num-experts", "0"), "--num-experts must be at least 1, got 0"),
+        (("--expert-decoder-layers", "1,2,3"), "layers for 3 experts, but --num-experts is 2"),
+        (("--expert-decoder-layers", "1,x"), "must be whole numbers above 0 such as 6,4,2"),
+        (("--focus", "1.5"), "focus must be in [0, 1], got 1.5"),
+        (("--max-update", "0"), "the training has no end: give --max-update"),
+        (("--label-smoothing", "1"), "--label-smoothing must be in [0, 1), got 1"),
+        (("--arch", "transformer_tiny"), "it needs --task coe_translation and an architecture"),
+    ],
+)
+def test_wrong_options_are_errors_before_training(train, tmp_path, options, message):
+    done = train(tmp_path, "--max-update", "3", *options, fails=True)
+    assert message in done.log
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_dictionaries_than_the_checkpoints(validate, corpus, shell, tmp_path, team):
+    shutil.copytree(corpus.binary, tmp_path / "bin")
+    for language in ("de", "en"):
+        with (tmp_path / "bin" / f"dict.{language}.txt").open("a", encoding="utf-8") as file:
+            file.write("Wort 1\n")
+    done = shell(
+        *("fairseq-generate", tmp_path / "bin", *shell.PLUGIN, "--cpu"),
+        *("--path", team / "checkpoint_last.pt"),
+        fails=True,
+    )
+    assert "the encoder's dictionary does not match the checkpoint: it has" in done.log
+
+
+def test_a_checkpoint_from_before_an_option(validate, generate, team, tmp_path):
+    """Options that a checkpoint lacks have their default; those it has too many are left out."""
+    state = saved(team)
+    for part, name in (("model", "delegator_dropout"), ("task", "routes"), ("criterion", "agreement")):
+        del state["cfg"][part][name]
+    state["cfg"]["criterion"]["of_the_future"] = 1
+    torch.save(state, tmp_path / "old.pt")
+    assert generate(path=tmp_path / "old.pt").hypotheses() == generate().hypotheses()
+    ours = validate().figures("valid")["nll_loss"]
+    assert validate(path=tmp_path / "old.pt").figures("valid")["nll_loss"] == ours
