@@ -31,6 +31,8 @@ setup: .venv/.installed
 	@test -x $(BIN)/python || $(UV) venv --quiet --python "$(PYTHON)" .venv
 	@$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@echo "== compiling the transport solver (once; it is cached)"
+	@$(BIN)/python -c "import torch, coe_core; coe_core.balanced_assignment(torch.zeros(2, 2))"
 	@touch $@
 
 lock:  ## resolve requirements.lock again (all supported Pythons and platforms; no host names in it)
