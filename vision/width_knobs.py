@@ -15,7 +15,7 @@ from vision.network_size import Size
 KNOBS = {
     "channel_multiplier": "EfficientNet (ours): factor on all channels",
     "width_mult": "MobileNet (torchvision), ReXNet: factor on all channels",
-    "width_factor": "TResNet: factor on all channels",
+    "width_factor": "TResNet, RepVGG, GENet: factor on all channels",
     "width": "our small and CIFAR networks: channels of the first stage",
     "channels": "ResNet, SE-ResNet, ResNetV2, DLA (timm): channels of the stages",
     "dims": "ConvNeXt, MambaOut: channels of the stages",
@@ -138,13 +138,23 @@ def is_width(value: Any) -> bool:
 def usable_widths(
     network: Network, arguments: Mapping[str, Any], measure: Callable[[Network], Size]
 ) -> Iterator[Widths]:
-    """Knobs of the constructor whose change its entry point takes, and that change the size."""
-    undivided = measure(network)
-    arguments = {**dict.fromkeys(FACTORS, 1.0), **arguments}
+    """Every knob whose change the network's entry point takes, and that changes its size."""
     for knob in KNOBS:
-        if knob in arguments and is_width(arguments[knob]):
-            search = Widths(network, arguments, knob, measure)
-            top = round(search.lead / search.step)
-            found = search.near(max(1, (3 * top) // 4))
-            if found is not None and found[1] < undivided:
-                yield search
+        widths = usable_width(network, arguments, knob, measure)
+        if widths is not None:
+            yield widths
+
+
+def usable_width(
+    network: Network,
+    arguments: Mapping[str, Any],
+    knob: str,
+    measure: Callable[[Network], Size],
+) -> Widths | None:
+    """The widths of one knob; None if it is none: not there, not taken, or without effect."""
+    arguments = {**dict.fromkeys(FACTORS, 1.0), **arguments}
+    if knob not in arguments or not is_width(arguments[knob]):
+        return None
+    widths = Widths(network, arguments, knob, measure)
+    found = widths.near(max(1, (3 * round(widths.lead / widths.step)) // 4))
+    return widths if found is not None and found[1] < measure(network) else None

@@ -10,7 +10,15 @@ from typing import Any, Literal, NamedTuple
 from vision.errors import nearest
 from vision.models import Network
 from vision.network_size import Size, network_size
-from vision.width_knobs import EXAMPLES, KNOBS, MULTIPLES, Widths, is_width, usable_widths
+from vision.width_knobs import (
+    EXAMPLES,
+    KNOBS,
+    MULTIPLES,
+    Widths,
+    is_width,
+    usable_width,
+    usable_widths,
+)
 
 Match = Literal["macs", "parameters"]
 
@@ -72,14 +80,18 @@ def solve_width(
     search = _choose(network, arguments, measure, knob)
     top = round(search.lead / search.step)
     lowest = _lowest(search, top)
-    if lowest is None or s * lowest[1][position] > budget * (1 + tolerance):
-        least = "none" if lowest is None else f"{lowest[1][position] / 1e6:.4g}M"
-        most = "" if lowest is None else f"; at most s={budget // lowest[1][position]} fits"
+    if lowest is None:
+        raise ValueError(
+            f"{network.name} is too narrow to divide into s={s}: its constructor takes no "
+            f"{search.knob} below {search.arguments[search.knob]}"
+        )
+    if s * lowest[1][position] > budget * (1 + tolerance):
         raise ValueError(
             f"{network.name} is too narrow to divide into s={s}: the budget is "
             f"{budget / s / 1e6:.4g}M {match} each, the narrowest network ({search.knob} from "
-            f"{search.arguments[search.knob]} to {_first(search.options(lowest[0]) if lowest else {})}) "
-            f"has {least}{most}; choose a smaller s or a wider network"
+            f"{search.arguments[search.knob]} to {_first(search.options(lowest[0]))}) has "
+            f"{lowest[1][position] / 1e6:.4g}M; at most s={budget // lowest[1][position]} fits; "
+            "choose a smaller s or a wider network"
         )
     low = _last_within(search, lowest, top, budget / s, position)
     return _scan(search, low, s, budget, position, tolerance, match)
@@ -126,13 +138,14 @@ def _choose(
             f"{network.name} has no width knob that its constructor takes (looked for "
             f"{', '.join(KNOBS)}); some that have: {EXAMPLES}"
         )
-    if knob not in arguments or not is_width(arguments[knob]):
+    chosen = usable_width(network, arguments, knob, measure)
+    if chosen is None:
         widths = [name for name, value in arguments.items() if is_width(value)]
         raise ValueError(
-            f"{network.name} has no knob {knob!r}{nearest(knob, widths)}; its constructor has the "
-            f"numbers {', '.join(widths)}"
+            f"{network.name} has no knob {knob!r} that its constructor takes"
+            f"{nearest(knob, widths)}; it has the numbers {', '.join(widths)}"
         )
-    return Widths(network, arguments, knob, measure)
+    return chosen
 
 
 def _scan(
@@ -149,7 +162,7 @@ def _scan(
 
     for multiple in MULTIPLES:
         centre = low // multiple
-        for index in range(max(1, centre - 1), centre + (3 if multiple > 1 else 6)):
+        for index in range(max(1, centre), centre + (2 if multiple > 1 else 6)):
             found = search.size(index, multiple)
             if found is None:
                 continue
@@ -188,4 +201,4 @@ def _finer(
 
 
 def _first(options: Mapping[str, Any]) -> Any:
-    return next(iter(options.values()), "nothing")
+    return next(iter(options.values()))

@@ -87,6 +87,12 @@ def test_a_knob_may_be_chosen():
     assert division.total.macs == pytest.approx(division.undivided_size.macs, rel=0.03)
 
 
+def test_a_factor_may_be_chosen_though_the_class_does_not_show_it():
+    network = net("torchvision/mobilenet_v3_small")
+    with pytest.raises(ValueError, match=r"too narrow to divide into s=99.*width_mult from 1.0"):
+        divide_network(network, 99, image_size=32, knob="width_mult")
+
+
 def test_s_of_one_changes_nothing():
     wide = net("small_resnet", width=8)
     division = divide_network(wide, 1)
@@ -143,7 +149,8 @@ def test_constructor_arguments_are_those_of_the_class():
         ("efficientnet_b0", 2, {}, r"efficientnet_b0 has no width knob.*scaled_efficientnet"),
         ("resnet81", 2, {}, r"unknown network 'resnet81'; nearest: resnet18"),
         ("small_resnet", 2, {"match": "mac"}, r"unknown match 'mac'; nearest: macs"),
-        ("small_resnet", 2, {"knob": "widht"}, r"no knob 'widht'; nearest: width"),
+        ("small_resnet", 2, {"knob": "widht"}, r"no knob 'widht'.*nearest: width"),
+        ("vgg11", 2, {"image_size": 224, "knob": "kernel_size"}, r"no knob 'kernel_size'"),
         ("small_resnet", 2, {"rule": "slove"}, r"unknown rule 'slove'; nearest: solve"),
         (
             "small_resnet",
