@@ -15,6 +15,13 @@ from coe_core.calibration import (
     trade_off_curve,
 )
 from coe_core.distributed import gather_rows
+from coe_core.ensembling import (
+    calibration_error,
+    disagreement,
+    ensemble_log_probs,
+    ensemble_report,
+    negative_log_likelihood,
+)
 from coe_core.errors import (
     AimNotReachableError,
     CoEError,
@@ -44,12 +51,16 @@ __all__ = [
     "TradeOffCurve",
     "UncountedOperatorError",
     "balanced_assignment",
+    "calibration_error",
     "choice_variance",
     "confidence",
     "controlled_threshold",
     "count_macs",
     "demand_from_shares",
+    "disagreement",
     "distil_from_mean",
+    "ensemble_log_probs",
+    "ensemble_report",
     "even_demand",
     "fit_rough_weight",
     "fit_threshold",
@@ -59,6 +70,7 @@ __all__ = [
     "js_divergence",
     "mixture_macs",
     "mutual_learning",
+    "negative_log_likelihood",
     "ramped_focus",
     "sample_weights",
     "select_expert",

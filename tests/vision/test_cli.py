@@ -6,7 +6,7 @@ import pytest
 
 from vision.recipe import load_recipe, shipped_recipes
 
-COMMANDS = ("train", "evaluate", "calibrate", "predict", "recipes", "inspect")
+COMMANDS = ("train", "evaluate", "calibrate", "predict", "recipes", "inspect", "divide")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
