@@ -40,18 +40,17 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
     Raises:
         ValueError: not a checkpoint of a team, or no such network in it.
     """
-    from omegaconf import OmegaConf
-
-    from translation.model import CoETransformerConfig, delegator_arguments, expert_arguments
+    from translation.model import complete, delegator_arguments, expert_arguments
 
     config = state.get("cfg") or {}
-    model = config.get("model") or {}
+    model = config.get("model") or state.get("args") or {}
+    model = model if isinstance(model, dict) else vars(model)
     if not str(model.get("_name", "")).startswith("coe_transformer"):
         raise ValueError(
-            f"not the checkpoint of a collaboration: its architecture is {model.get('_name')!r}; "
+            f"not the checkpoint of a collaboration: its architecture is {model.get('_name', model.get('arch'))!r}; "
             "give a checkpoint of coe_transformer..."
         )
-    cfg = OmegaConf.merge(CoETransformerConfig(), model)
+    cfg = complete(argparse.Namespace(**model))
     if name not in network_names(cfg.num_experts):
         raise ValueError(
             f"no network {name!r} in this checkpoint; known: {', '.join(network_names(cfg.num_experts))}"
@@ -78,7 +77,7 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
             for key, value in state["model"].items()
             if key.startswith(prefix)
         },
-        "optimizer_history": [],
-        "extra_state": {},
+        "optimizer_history": state["optimizer_history"][-1:],
+        "extra_state": {"train_iterator": state["extra_state"]["train_iterator"]},
         "task_state": {},
     }

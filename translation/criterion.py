@@ -125,6 +125,7 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             selection_weight=cfg.selection_weight,
             agreement_weight=0.0 if self.agreement is None else cfg.agreement_weight,
         )
+        _ = self.progress()  # a training without an end is an error now, not at the first step
 
     def progress(self) -> float:
         """Part of the training done, from --max-update or, failing that, whole epochs of --max-epoch.

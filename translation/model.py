@@ -151,6 +151,15 @@ def layers_of_experts(text: Optional[str], default: int, num_experts: int, optio
     return [int(part) for part in parts]
 
 
+def complete(cfg) -> Namespace:
+    """All options; those that an older checkpoint lacks have their default."""
+    given = Namespace()
+    for option in fields(CoETransformerConfig):
+        default = 1024 if option.name.startswith("max_") else option.default
+        setattr(given, option.name, getattr(cfg, option.name, default))
+    return given
+
+
 def expert_arguments(cfg: CoETransformerConfig) -> list[Namespace]:
     """Arguments of fairseq's own ``transformer`` for each expert."""
     own = {"num_experts", "expert_encoder_layers", "expert_decoder_layers", "_name"}
@@ -220,6 +229,7 @@ class CoETransformerModel(BaseFairseqModel):
 
     @classmethod
     def build_model(cls, cfg, task):
+        cfg = complete(cfg)
         if cfg.num_experts < 1:
             raise ValueError(f"--num-experts must be at least 1, got {cfg.num_experts}")
         delegator = TransformerModel.build_model(delegator_arguments(cfg), task)

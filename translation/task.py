@@ -3,8 +3,9 @@
 # No "from __future__ import annotations": fairseq reads the types of dataclass fields.
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
-from functools import partial
 
+from fairseq.data import LanguagePairDataset
+from fairseq.data.data_utils import numpy_seed
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
@@ -50,6 +51,29 @@ class CoETranslationConfig(TranslationConfig):
             "output, default) or none; with --results-path only a file keeps them beside the rest"
         },
     )
+
+
+class WholePairDataset(LanguagePairDataset):
+    """fairseq's data set without two faults of 0.12.3 in how batches are cut.
+
+    - It leaves out the last batch if its size is not a multiple of --required-batch-size-multiple, 8 by
+      default: up to a whole batch is neither trained on, nor validated on, nor translated.
+    - It cuts batches by chance from the epoch at which a process starts, so a training that is resumed
+      goes on with other batches than one that was not interrupted. Here they are those of epoch 1.
+    """
+
+    order_seed: int | None = None
+
+    def ordered_indices(self):
+        if self.order_seed is None:
+            return super().ordered_indices()
+        with numpy_seed(self.order_seed):
+            return super().ordered_indices()
+
+    def batch_by_size(self, indices, *options, **named):
+        batches = super().batch_by_size(indices, *options, **named)
+        rest = indices[sum(len(batch) for batch in batches) :]
+        return [*batches, rest] if len(rest) else batches
 
 
 @register_task("coe_translation", dataclass=CoETranslationConfig)
@@ -149,8 +173,14 @@ class CoETranslationTask(TranslationTask):
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
-        dataset = self.datasets[split]
-        dataset.batch_by_size = partial(_batch_all, dataset.batch_by_size)
+        self.datasets[split].__class__ = WholePairDataset
+
+    def get_batch_iterator(self, dataset, *options, seed=1, update_epoch_batch_itr=False, **named):
+        if isinstance(dataset, WholePairDataset):
+            dataset.order_seed = None if update_epoch_batch_itr else seed + 1
+        return super().get_batch_iterator(
+            dataset, *options, seed=seed, update_epoch_batch_itr=update_epoch_batch_itr, **named
+        )
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         """As the parent; and remember which lines these are, since `inference_step` is not told."""
@@ -189,18 +219,6 @@ class CoETranslationTask(TranslationTask):
         pad = self.source_dictionary.pad()
         sources = sample["net_input"]["src_tokens"].cpu()
         return [self._lines[tuple(strip_pad(row, pad).tolist())].popleft() for row in sources]
-
-
-def _batch_all(batch_by_size, indices, *options, **named):
-    """fairseq's batches, and the last one too.
-
-    fairseq (0.12.3) leaves out the last batch if its size is not a multiple of
-    --required-batch-size-multiple, 8 by default: up to seven sentences, often a whole batch, would be
-    neither trained on nor translated.
-    """
-    batches = batch_by_size(indices, *options, **named)
-    rest = indices[sum(len(batch) for batch in batches) :]
-    return [*batches, rest] if len(rest) else batches
 
 
 def _listen_to_selection(generator, team: CoETransformerModel):

@@ -67,11 +67,11 @@ class Done(NamedTuple):
         rows = sorted((line.split("\t") for line in self.lines(kind)), key=lambda row: row[0])
         return [float(word) for row in rows for word in row[1].split()]
 
-    def figures(self, part: str) -> dict[str, float]:
-        """The last figures that training, or validation, logged."""
-        line = [line for line in self.log.splitlines() if f"| {part} |" in f"| {line}"][-1]
-        pairs = (figure.split() for figure in line.split(" | "))
-        return {pair[0]: float(pair[1]) for pair in pairs if len(pair) == 2 and pair[0] != part}
+    def valid(self) -> dict[str, float]:
+        """The last figures of the validation."""
+        line = [text for text in self.log.splitlines() if "valid on 'valid' subset |" in text][-1]
+        pairs = (figure.split() for figure in line.split(" | ")[1:])
+        return {pair[0]: float(pair[1]) for pair in pairs if len(pair) == 2}
 
 
 class Shell:

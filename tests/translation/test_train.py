@@ -17,10 +17,10 @@ def train(corpus, shell):
 
 @pytest.fixture(scope="session")
 def validate(corpus, shell, team):
-    def call(*options, path=team / "checkpoint_last.pt", **how):
+    def call(*options, path=team / "checkpoint_last.pt", size="24", **how):
         return shell(
             *("fairseq-validate", corpus.binary, *shell.PLUGIN, "--path", path, "--cpu"),
-            *("--max-tokens", "600", "--num-workers", "0", *options),
+            *("--num-workers", "0", "--batch-size", size, *options),
             **how,
         )
 
@@ -65,6 +65,14 @@ def test_resume_ends_where_an_uninterrupted_training_does(train, tmp_path):
     assert equal(saved(whole)["model"], saved(parts)["model"])
 
 
+def test_no_sentence_is_left_out(validate):
+    """fairseq itself leaves out a last batch of 4, 7 or 9: not a multiple of 8."""
+    whole = validate().valid()
+    assert whole["bsz"] == 24
+    for size in ("5", "17"):
+        assert validate(size=size).valid()["nll_loss"] == whole["nll_loss"]
+
+
 def test_update_freq_and_other_kinds_of_everything(train, tmp_path):
     options = ("--max-update", "3", "--disable-validation", "--update-freq", "2", "--sentence-avg")
     for number, more in enumerate(
@@ -91,11 +99,11 @@ def test_bleu_in_validation_and_resume_of_it(train, tmp_path):
 
 def test_validation_shows_the_routers(validate):
     loss = {
-        router: validate("--router", router).figures("valid")["nll_loss"]
+        router: validate("--router", router).valid()["nll_loss"]
         for router in ("learned", "random", "always-0", "always-1", "oracle", "ensemble")
     }
     assert loss["oracle"] < min(loss[name] for name in loss if name != "oracle")
-    figures = validate().figures("valid")
+    figures = validate().valid()
     assert figures["expert_nll"] == pytest.approx((loss["always-0"] + loss["always-1"]) / 2, abs=2e-3)
     assert figures["oracle_nll"] == pytest.approx(loss["oracle"], abs=2e-3)
     assert figures["load_0"] + figures["load_1"] == pytest.approx(100)
@@ -111,13 +119,22 @@ def test_validation_shows_the_routers(validate):
         (("--focus", "1.5"), "focus must be in [0, 1], got 1.5"),
         (("--max-update", "0"), "the training has no end: give --max-update"),
         (("--label-smoothing", "1"), "--label-smoothing must be in [0, 1), got 1"),
-        (("--arch", "transformer_tiny"), "it needs --task coe_translation and an architecture"),
     ],
 )
 def test_wrong_options_are_errors_before_training(train, tmp_path, options, message):
     done = train(tmp_path, "--max-update", "3", *options, fails=True)
     assert message in done.log
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_criterion_needs_a_team(corpus, shell, tmp_path):
+    done = shell(
+        *("fairseq-train", corpus.binary, *shell.PLUGIN, *shell.TRAIN, "--max-update", "3"),
+        *("--arch", "transformer_tiny", "--criterion", "coe_label_smoothed_cross_entropy"),
+        *("--save-dir", tmp_path),
+        fails=True,
+    )
+    assert "it needs --task coe_translation and an architecture coe_transformer" in done.log
 
 
 def test_other_dictionaries_than_the_checkpoints(validate, corpus, shell, tmp_path, team):
@@ -141,5 +158,5 @@ def test_a_checkpoint_from_before_an_option(validate, generate, team, tmp_path):
     state["cfg"]["criterion"]["of_the_future"] = 1
     torch.save(state, tmp_path / "old.pt")
     assert generate(path=tmp_path / "old.pt").hypotheses() == generate().hypotheses()
-    ours = validate().figures("valid")["nll_loss"]
-    assert validate(path=tmp_path / "old.pt").figures("valid")["nll_loss"] == ours
+    ours = validate().valid()["nll_loss"]
+    assert validate(path=tmp_path / "old.pt").valid()["nll_loss"] == ours
