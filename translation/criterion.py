@@ -180,7 +180,9 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
         return loss, sample_size, log
 
     def _train(self, output, sample, rough, expert_loss, evidence, weight):
-        rows = slice(0, 0) if self.task.dummy_batch else slice(None)  # none of a batch that is filler
+        rows = (
+            slice(0, 0) if self.task.dummy_batch else slice(None)
+        )  # none of a batch that is filler
         agreement = None
         if self.agreement is not None:
             kept = sample["target"].ne(self.padding_idx)

@@ -5,7 +5,6 @@ from argparse import Namespace
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple, Optional
 
-import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
 from fairseq.models.transformer import TransformerModel, base_architecture
@@ -129,7 +128,9 @@ class TeamOutput(NamedTuple):
     experts: list[Float[Tensor, "n t c"]]
 
 
-def layers_of_experts(text: Optional[str], default: int, num_experts: int, option: str) -> list[int]:
+def layers_of_experts(
+    text: Optional[str], default: int, num_experts: int, option: str
+) -> list[int]:
     """One number of layers for each expert.
 
     Raises:

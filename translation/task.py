@@ -1,4 +1,4 @@
-"""The translation task of fairseq, with routing: what fairseq-train, -validate, -generate, -interactive use."""
+"""The translation task of fairseq, with routing: for fairseq-train, -validate, -generate, -interactive."""
 
 # No "from __future__ import annotations": fairseq reads the types of dataclass fields.
 from collections import defaultdict, deque
@@ -92,7 +92,9 @@ class CoETranslationTask(TranslationTask):
         self.threshold = check_threshold(threshold, self.confidence)
         self.num_updates = 0
         self.epoch = 1
-        self.dummy_batch = False  # whether this process fills up a step with a batch that does not count
+        self.dummy_batch = (
+            False  # whether this process fills up a step with a batch that does not count
+        )
         self.num_experts: int | None = None  # known once a model is built
         self._told = False  # whether the file of --routes is ours already
         self._typed = 0  # lines that fairseq-interactive has read

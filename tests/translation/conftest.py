@@ -97,7 +97,9 @@ class Shell:
         import translation
 
         translation.register()  # this process may have imported the package before fairseq
-        vars(fairseq.checkpoint_utils.save_checkpoint).pop("best", None)  # fairseq keeps it for good
+        vars(fairseq.checkpoint_utils.save_checkpoint).pop(
+            "best", None
+        )  # fairseq keeps it for good
         words = ["translation" if word == "translation" else str(word) for word in options]
         module = importlib.import_module(f"fairseq_cli.{command.removeprefix('fairseq-')}")
         out, log = io.StringIO(), io.StringIO()
@@ -190,7 +192,16 @@ def generate(corpus: Corpus, team: Path, shell: Shell) -> Callable[..., Done]:
 
     def call(*options: object, path: object = team / "checkpoint_last.pt", **how) -> Done:
         return shell(
-            *("fairseq-generate", corpus.binary, *shell.PLUGIN, "--path", path, "--cpu", "--num-workers", "0"),
+            *(
+                "fairseq-generate",
+                corpus.binary,
+                *shell.PLUGIN,
+                "--path",
+                path,
+                "--cpu",
+                "--num-workers",
+                "0",
+            ),
             *("--beam", "3", *options),
             **how,
         )

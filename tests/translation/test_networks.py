@@ -47,7 +47,10 @@ def test_one_expert_above_the_top_is_the_plain_transformer(
 def test_delegator_and_experts_of_other_depth_load_without_the_plugin(
     team, generate, corpus, shell, tmp_path, apart
 ):
-    for name, router in (("delegator", ("--threshold", "0")), ("expert-1", ("--router", "always-1"))):
+    for name, router in (
+        ("delegator", ("--threshold", "0")),
+        ("expert-1", ("--router", "always-1")),
+    ):
         path = take(team / "checkpoint_last.pt", name, tmp_path / f"{name}.pt")
         theirs = by_fairseq_alone(corpus, shell, path).hypotheses()
         ours = generate(*router).hypotheses()
@@ -62,7 +65,9 @@ def test_delegator_and_experts_of_other_depth_load_without_the_plugin(
 
 
 def test_what_is_not_in_a_checkpoint(team, plain, tmp_path):
-    with pytest.raises(ValueError, match=r"no network 'expert-2' .* known: delegator, expert-0, exp"):
+    with pytest.raises(
+        ValueError, match=r"no network 'expert-2' .* known: delegator, expert-0, exp"
+    ):
         take(team / "checkpoint_last.pt", "expert-2", tmp_path / "x.pt")
     with pytest.raises(ValueError, match="its architecture is 'transformer_tiny'"):
         take(plain, "expert-0", tmp_path / "x.pt")

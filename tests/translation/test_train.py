@@ -60,7 +60,9 @@ def test_resume_ends_where_an_uninterrupted_training_does(train, tmp_path):
     options = ("--max-update", "12", "--disable-validation", "--save-interval-updates", "7")
     train(whole, *options)
     parts.mkdir()
-    shutil.copy(whole / "checkpoint_2_7.pt", parts / "checkpoint_last.pt")  # inside the second epoch
+    shutil.copy(
+        whole / "checkpoint_2_7.pt", parts / "checkpoint_last.pt"
+    )  # inside the second epoch
     train(parts, *options)
     assert equal(saved(whole)["model"], saved(parts)["model"])
 
@@ -79,7 +81,14 @@ def test_update_freq_and_other_kinds_of_everything(train, tmp_path):
         [
             ("--selection-labels", "soft_balanced", "--agreement", "distil"),
             ("--selection-labels", "soft", "--agreement", "js", "--portion-scores", "sum"),
-            ("--selection-labels", "hard", "--portion-scope", "queue", "--portion-queue-size", "64"),
+            (
+                "--selection-labels",
+                "hard",
+                "--portion-scope",
+                "queue",
+                "--portion-queue-size",
+                "64",
+            ),
             ("--agreement", "mutual", "--no-choice-variance", "--portion-scores", "evidence"),
         ]
     ):
@@ -104,7 +113,9 @@ def test_validation_shows_the_routers(validate):
     }
     assert loss["oracle"] < min(loss[name] for name in loss if name != "oracle")
     figures = validate().valid()
-    assert figures["expert_nll"] == pytest.approx((loss["always-0"] + loss["always-1"]) / 2, abs=2e-3)
+    assert figures["expert_nll"] == pytest.approx(
+        (loss["always-0"] + loss["always-1"]) / 2, abs=2e-3
+    )
     assert figures["oracle_nll"] == pytest.approx(loss["oracle"], abs=2e-3)
     assert figures["load_0"] + figures["load_1"] == pytest.approx(100)
 
@@ -153,7 +164,11 @@ def test_other_dictionaries_than_the_checkpoints(validate, corpus, shell, tmp_pa
 def test_a_checkpoint_from_before_an_option(validate, generate, team, tmp_path):
     """Options that a checkpoint lacks have their default; those it has too many are left out."""
     state = saved(team)
-    for part, name in (("model", "delegator_dropout"), ("task", "routes"), ("criterion", "agreement")):
+    for part, name in (
+        ("model", "delegator_dropout"),
+        ("task", "routes"),
+        ("criterion", "agreement"),
+    ):
         del state["cfg"][part][name]
     state["cfg"]["criterion"]["of_the_future"] = 1
     torch.save(state, tmp_path / "old.pt")
