@@ -47,7 +47,8 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
     model = model if isinstance(model, dict) else vars(model)
     if not str(model.get("_name", "")).startswith("coe_transformer"):
         raise ValueError(
-            f"not the checkpoint of a collaboration: its architecture is {model.get('_name', model.get('arch'))!r}; "
+            "not the checkpoint of a collaboration: its architecture is "
+            f"{model.get('_name', model.get('arch'))!r}; "
             "give a checkpoint of coe_transformer..."
         )
     cfg = complete(argparse.Namespace(**model))
