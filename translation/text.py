@@ -64,7 +64,10 @@ def check_parallel(paths: Sequence[str | Path]) -> ParallelText:
         ValueError: as `read_parallel`, and texts without a word.
     """
     texts = read_parallel(paths)
-    words = {str(path): [len(line.split()) for line in text] for path, text in zip(paths, texts)}
+    words = {
+        str(path): [len(line.split()) for line in text]
+        for path, text in zip(paths, texts, strict=True)
+    }
     for path, counts in words.items():
         if not any(counts):
             raise ValueError(f"{path}: all {len(counts)} lines are empty")
