@@ -34,6 +34,7 @@ def sentence_loss(
         smoothing: e, in [0, 1).
 
     Example:
+        >>> import torch
         >>> loss = sentence_loss(torch.zeros(1, 3, 4), torch.tensor([[2, 3, 0]]), pad=0)
         >>> loss.log_likelihood.exp().item()
         0.25
@@ -57,6 +58,7 @@ def sentence_mean(
     """Mean over each sentence of one value for every token that is not padding, in reading order.
 
     Example:
+        >>> import torch
         >>> sentence_mean(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([[7, 7], [7, 0]]), pad=0).tolist()
         [2.0, 5.0]
     """

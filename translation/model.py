@@ -3,6 +3,7 @@
 # No "from __future__ import annotations": fairseq reads the types of dataclass fields.
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import NamedTuple, Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
@@ -18,7 +19,10 @@ from translation.selection import SelectionHead
 
 @dataclass
 class CoETransformerConfig(FairseqDataclass):
-    """Options of the networks. Those without a prefix describe an expert, with fairseq's own names."""
+    """Options of the networks. Those without a prefix describe an expert, with fairseq's own names.
+
+    Sizes that are not given are the architecture's, see `PRESETS`.
+    """
 
     num_experts: int = field(default=4, metadata={"help": "number of experts, k"})
     expert_encoder_layers: Optional[str] = field(
@@ -33,20 +37,20 @@ class CoETransformerConfig(FairseqDataclass):
             "help": "decoder layers of each expert, such as 6,4,2; default: --decoder-layers for all"
         },
     )
-    delegator_embed_dim: int = field(
-        default=256, metadata={"help": "embedding dimension of the delegator"}
+    delegator_embed_dim: Optional[int] = field(
+        default=None, metadata={"help": "embedding dimension of the delegator"}
     )
-    delegator_ffn_embed_dim: int = field(
-        default=1024, metadata={"help": "feed-forward dimension of the delegator"}
+    delegator_ffn_embed_dim: Optional[int] = field(
+        default=None, metadata={"help": "feed-forward dimension of the delegator"}
     )
-    delegator_attention_heads: int = field(
-        default=4, metadata={"help": "attention heads of the delegator"}
+    delegator_attention_heads: Optional[int] = field(
+        default=None, metadata={"help": "attention heads of the delegator"}
     )
-    delegator_encoder_layers: int = field(
-        default=3, metadata={"help": "encoder layers of the delegator"}
+    delegator_encoder_layers: Optional[int] = field(
+        default=None, metadata={"help": "encoder layers of the delegator"}
     )
-    delegator_decoder_layers: int = field(
-        default=2, metadata={"help": "decoder layers of the delegator"}
+    delegator_decoder_layers: Optional[int] = field(
+        default=None, metadata={"help": "decoder layers of the delegator"}
     )
     delegator_dropout: Optional[float] = field(
         default=None, metadata={"help": "dropout of the delegator; default: --dropout"}
@@ -54,20 +58,24 @@ class CoETransformerConfig(FairseqDataclass):
     activation_fn: ChoiceEnum(get_available_activation_fns()) = field(
         default="relu", metadata={"help": "activation function"}
     )
-    dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
+    dropout: Optional[float] = field(default=None, metadata={"help": "dropout probability"})
     attention_dropout: float = field(
         default=0.0, metadata={"help": "dropout probability for attention weights"}
     )
     activation_dropout: float = field(
         default=0.0, metadata={"help": "dropout probability after the activation in FFN"}
     )
-    encoder_embed_dim: int = field(default=512, metadata={"help": "encoder embedding dimension"})
-    encoder_ffn_embed_dim: int = field(
-        default=2048, metadata={"help": "encoder embedding dimension for FFN"}
+    encoder_embed_dim: Optional[int] = field(
+        default=None, metadata={"help": "encoder embedding dimension"}
     )
-    encoder_layers: int = field(default=6, metadata={"help": "number of encoder layers"})
-    encoder_attention_heads: int = field(
-        default=8, metadata={"help": "number of encoder attention heads"}
+    encoder_ffn_embed_dim: Optional[int] = field(
+        default=None, metadata={"help": "encoder embedding dimension for FFN"}
+    )
+    encoder_layers: Optional[int] = field(
+        default=None, metadata={"help": "number of encoder layers"}
+    )
+    encoder_attention_heads: Optional[int] = field(
+        default=None, metadata={"help": "number of encoder attention heads"}
     )
     encoder_normalize_before: bool = field(
         default=False, metadata={"help": "apply layernorm before each encoder block"}
@@ -83,9 +91,11 @@ class CoETransformerConfig(FairseqDataclass):
         default=None,
         metadata={"help": "decoder embedding dimension for FFN; default: the encoder's"},
     )
-    decoder_layers: int = field(default=6, metadata={"help": "number of decoder layers"})
-    decoder_attention_heads: int = field(
-        default=8, metadata={"help": "number of decoder attention heads"}
+    decoder_layers: Optional[int] = field(
+        default=None, metadata={"help": "number of decoder layers"}
+    )
+    decoder_attention_heads: Optional[int] = field(
+        default=None, metadata={"help": "number of decoder attention heads"}
     )
     decoder_normalize_before: bool = field(
         default=False, metadata={"help": "apply layernorm before each decoder block"}
@@ -128,9 +138,7 @@ class TeamOutput(NamedTuple):
     experts: list[Float[Tensor, "n t c"]]
 
 
-def layers_of_experts(
-    text: Optional[str], default: int, num_experts: int, option: str
-) -> list[int]:
+def layers_of_experts(text: str | None, default: int, num_experts: int, option: str) -> list[int]:
     """One number of layers for each expert.
 
     Raises:
@@ -153,11 +161,13 @@ def layers_of_experts(
 
 
 def complete(cfg) -> Namespace:
-    """All options; those that an older checkpoint lacks have their default."""
-    given = Namespace()
+    """All options: those given, the architecture's sizes, and for an older checkpoint the defaults."""
+    given = Namespace(_name=getattr(cfg, "_name", None))
     for option in fields(CoETransformerConfig):
-        default = 1024 if option.name.startswith("max_") else option.default
-        setattr(given, option.name, getattr(cfg, option.name, default))
+        if option.name != "_name":
+            default = 1024 if option.name.startswith("max_") else option.default
+            setattr(given, option.name, getattr(cfg, option.name, default))
+    _fill(given, PRESETS.get(given._name, PRESETS["coe_transformer"]))
     return given
 
 
@@ -284,64 +294,47 @@ class CoETransformerModel(BaseFairseqModel):
         return super().load_state_dict(state_dict, strict, model_cfg, args)
 
 
-def _defaults(args, **values) -> None:
+def _sizes(
+    width: int, inner: int, encoder: int, decoder: int, heads: int, prefix: str = ""
+) -> dict:
+    if prefix:
+        names = (
+            "embed_dim",
+            "ffn_embed_dim",
+            "encoder_layers",
+            "decoder_layers",
+            "attention_heads",
+        )
+        values = (width, inner, encoder, decoder, heads)
+        return {f"{prefix}_{name}": value for name, value in zip(names, values, strict=True)}
+    sizes = {"encoder_embed_dim": width, "encoder_ffn_embed_dim": inner}
+    sizes |= {"encoder_layers": encoder, "decoder_layers": decoder, "dropout": 0.1}
+    return sizes | {"encoder_attention_heads": heads, "decoder_attention_heads": heads}
+
+
+# Experts have the sizes of fairseq's architecture of the same name without "coe_"; the delegators' are
+# OURS. Width, inner width, encoder layers, decoder layers, heads.
+_BASE = _sizes(512, 2048, 6, 6, 8) | _sizes(256, 1024, 3, 2, 4, "delegator")
+PRESETS = {
+    "coe_transformer": _BASE,
+    "coe_transformer_tiny": _sizes(64, 128, 2, 2, 2) | _sizes(32, 64, 1, 1, 2, "delegator"),
+    "coe_transformer_iwslt_de_en": (
+        _sizes(512, 1024, 6, 6, 4) | _sizes(256, 512, 3, 2, 4, "delegator")
+    ),
+    "coe_transformer_wmt_en_de": _BASE,
+    "coe_transformer_vaswani_wmt_en_de_big": (
+        _sizes(1024, 4096, 6, 6, 16) | _sizes(512, 2048, 3, 2, 8, "delegator") | {"dropout": 0.3}
+    ),
+}
+
+
+def _fill(args, sizes: dict) -> None:
     """Set what the user has not set."""
-    for name, value in values.items():
+    for name, value in sizes.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
 
 
-@register_model_architecture("coe_transformer", "coe_transformer_tiny")
-def coe_transformer_tiny(args):
-    """For tests on a CPU."""
-    _defaults(
-        args,
-        **{"encoder_embed_dim": 64, "encoder_ffn_embed_dim": 128},
-        **{"encoder_layers": 2, "encoder_attention_heads": 2},
-        **{"decoder_layers": 2, "decoder_attention_heads": 2},
-        **{"delegator_embed_dim": 32, "delegator_ffn_embed_dim": 64},
-        **{"delegator_encoder_layers": 1, "delegator_decoder_layers": 1},
-        delegator_attention_heads=2,
-    )
-
-
-@register_model_architecture("coe_transformer", "coe_transformer_iwslt_de_en")
-def coe_transformer_iwslt_de_en(args):
-    """Experts: fairseq's ``transformer_iwslt_de_en``. The delegator's size is OURS."""
-    _defaults(
-        args,
-        **{"encoder_embed_dim": 512, "encoder_ffn_embed_dim": 1024},
-        **{"encoder_layers": 6, "encoder_attention_heads": 4},
-        **{"decoder_layers": 6, "decoder_attention_heads": 4},
-        **{"delegator_embed_dim": 256, "delegator_ffn_embed_dim": 512},
-        **{"delegator_encoder_layers": 3, "delegator_decoder_layers": 2},
-        delegator_attention_heads=4,
-    )
-
-
-@register_model_architecture("coe_transformer", "coe_transformer_wmt_en_de")
-def coe_transformer_wmt_en_de(args):
-    """Experts: fairseq's ``transformer_wmt_en_de`` (base). The delegator's size is OURS."""
-    _defaults(
-        args,
-        **{"encoder_embed_dim": 512, "encoder_ffn_embed_dim": 2048},
-        **{"encoder_layers": 6, "encoder_attention_heads": 8},
-        **{"decoder_layers": 6, "decoder_attention_heads": 8},
-        **{"delegator_embed_dim": 256, "delegator_ffn_embed_dim": 1024},
-        **{"delegator_encoder_layers": 3, "delegator_decoder_layers": 2},
-        delegator_attention_heads=4,
-    )
-
-
-@register_model_architecture("coe_transformer", "coe_transformer_vaswani_wmt_en_de_big")
-def coe_transformer_vaswani_wmt_en_de_big(args):
-    """Experts: fairseq's ``transformer_vaswani_wmt_en_de_big``. The delegator's size is OURS."""
-    _defaults(
-        args,
-        **{"encoder_embed_dim": 1024, "encoder_ffn_embed_dim": 4096},
-        **{"encoder_layers": 6, "encoder_attention_heads": 16},
-        **{"decoder_layers": 6, "decoder_attention_heads": 16},
-        **{"delegator_embed_dim": 512, "delegator_ffn_embed_dim": 2048},
-        **{"delegator_encoder_layers": 3, "delegator_decoder_layers": 2},
-        **{"delegator_attention_heads": 8, "dropout": 0.3},
-    )
+for _name in PRESETS:
+    if _name != "coe_transformer":  # that one came with the model
+        register_model_architecture("coe_transformer", _name)(partial(_fill, sizes=PRESETS[_name]))

@@ -16,6 +16,7 @@ class SelectionHead(nn.Module):
         num_experts: k.
 
     Example:
+        >>> import torch
         >>> head = SelectionHead(8, num_experts=3)
         >>> head(torch.zeros(5, 2, 8), torch.zeros(2, 5, dtype=torch.bool)).shape
         torch.Size([2, 3])

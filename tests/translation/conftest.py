@@ -106,7 +106,11 @@ class Shell:
         handler, root = logging.StreamHandler(log), logging.getLogger()
         kept = sys.argv, sys.stdin, root.level
         sys.argv, sys.stdin = [command, *words], io.StringIO(given or "")
+        figures = logging.getLogger(
+            "fairseq.logging.progress_bar"
+        )  # validate resets the root logger
         root.addHandler(handler)
+        figures.addHandler(handler)
         root.setLevel(logging.INFO)
         error = None
         try:
@@ -123,6 +127,7 @@ class Shell:
             sys.argv, sys.stdin, level = kept
             root.setLevel(level)
             root.removeHandler(handler)
+            figures.removeHandler(handler)
         if error is not None and not fails:
             raise error
         assert (error is not None) == fails, out.getvalue() + log.getvalue()

@@ -1,7 +1,5 @@
 """One network of a team is a plain fairseq model, before, in and after training."""
 
-import argparse
-
 import pytest
 import torch
 
@@ -101,7 +99,7 @@ def test_the_gradient_of_one_expert_is_that_of_fairseqs_criterion(corpus, shell,
         CoELabelSmoothedCrossEntropy,
         CoELabelSmoothedCrossEntropyConfig,
     )
-    from translation.model import CoETransformerConfig, coe_transformer_tiny
+    from translation.model import CoETransformerConfig
     from translation.task import CoETranslationConfig
 
     register()
@@ -109,9 +107,8 @@ def test_the_gradient_of_one_expert_is_that_of_fairseqs_criterion(corpus, shell,
     config._name = "coe_translation"
     config.train_subset, config.dataset_impl, config.required_seq_len_multiple = "train", None, 1
     task = fairseq.tasks.setup_task(OmegaConf.structured(config))
-    arguments = argparse.Namespace(num_experts=1, dropout=0.0, _name="coe_transformer_tiny")
-    coe_transformer_tiny(arguments)
-    options = {**vars(CoETransformerConfig()), **vars(arguments)}
+    options = {**vars(CoETransformerConfig()), "num_experts": 1, "dropout": 0.0}
+    options["_name"] = "coe_transformer_tiny"
     options |= {"max_source_positions": 1024, "max_target_positions": 1024}
     torch.manual_seed(0)
     model = task.build_model(OmegaConf.create(options))
