@@ -17,7 +17,7 @@ from coe_core import (
 )
 from coe_core.calibration import Aim
 from vision.data import ImageData
-from vision.precision import autocast, choose_precision
+from vision.precision import choose_precision, under_autocast
 from vision.predictions import RunMacs, predict_all, run_macs
 from vision.run import Run
 from vision.table import TwoStage, coe_logits
@@ -147,15 +147,8 @@ def _latency_curve(
     precision = choose_precision(run.recipe.train.precision)
     team = run.networks.team
 
-    def under_autocast(network):
-        def call(batch: torch.Tensor) -> object:
-            with autocast(batch.device, precision):
-                return network(batch)
-
-        return call
-
-    networks = {"delegator": under_autocast(team.delegator)}
-    networks |= {str(j): under_autocast(expert) for j, expert in enumerate(team.experts)}
+    networks = {"delegator": under_autocast(team.delegator, precision)}
+    networks |= {str(j): under_autocast(expert, precision) for j, expert in enumerate(team.experts)}
     times = milliseconds_per_image(
         networks,
         run.networks.prepare(images.to(run.networks.device)),

@@ -16,7 +16,7 @@ from coe_core import TradeOffCurve, confidence
 from vision import pictures, table
 from vision.data import ImageData, load_data
 from vision.errors import RunError
-from vision.precision import autocast, choose_precision
+from vision.precision import choose_precision, under_autocast
 from vision.predictions import Predictions, predict_all, run_macs
 from vision.run import Run, provenance, write_text
 from vision.table import Row, Summary
@@ -140,16 +140,11 @@ def _timed(
 ) -> list[Row]:
     """Rows with measured time: real early termination, in batches, all predictors in turns."""
 
-    def under_autocast(predict):
-        def call(images: Tensor) -> object:
-            with autocast(images.device, precision):
-                return predict(images)
-
-        return call
-
     images = _images(run, data, count)
     predictors = {
-        row.name: under_autocast(row.predictor) for row in rows if row.predictor is not None
+        row.name: under_autocast(row.predictor, precision)
+        for row in rows
+        if row.predictor is not None
     }
     times = milliseconds_per_image(predictors, images, min(batch_size, len(images)))
     return [dataclasses.replace(row, milliseconds=times.get(row.name)) for row in rows]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 
 def choose_precision(precision: str = "auto") -> str:
@@ -40,3 +43,15 @@ def autocast(device: torch.device | str, precision: str) -> torch.autocast:
     kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     name = torch.device(device).type
     return torch.autocast(name, dtype=kind or torch.bfloat16, enabled=kind is not None)
+
+
+def under_autocast(
+    predict: Callable[[Tensor], object], precision: str
+) -> Callable[[Tensor], object]:
+    """The same function of a batch, run in the arithmetic of `autocast`: for timing."""
+
+    def call(batch: Tensor) -> object:
+        with autocast(batch.device, precision):
+            return predict(batch)
+
+    return call
