@@ -5,11 +5,17 @@ what is independent of images or sentences: the balanced transportation problem,
 generation, the co-training objective, routing, early-terminating inference, calibration and MACs.
 """
 
-from coe_core.agreement import distil_from_mean, js_divergence, mutual_learning
+from coe_core.agreement import (
+    distil_from_mean,
+    js_divergence,
+    mutual_learning,
+    ramped_agreement,
+)
 from coe_core.calibration import (
     OperatingPoint,
     TradeOffCurve,
     controlled_threshold,
+    corpus_trade_off_curve,
     fit_rough_weight,
     fit_threshold,
     trade_off_curve,
@@ -27,12 +33,14 @@ from coe_core.errors import (
     CoEError,
     NotConvergedError,
     UncountedOperatorError,
+    UnequalExpertsError,
 )
 from coe_core.inference import Delegation, Inference, confidence, infer
 from coe_core.labels import choice_variance, selection_labels, sinkhorn
 from coe_core.macs import count_macs, mixture_macs
 from coe_core.objective import CoTrainingLoss, CoTrainingObjective
 from coe_core.routing import Groups, group_rows, select_expert
+from coe_core.shared_start import are_one, check_one, share_gradient, start_as_one
 from coe_core.transport import Assignment, balanced_assignment, even_demand
 from coe_core.weights import Partitioner, demand_from_shares, ramped_focus, sample_weights
 
@@ -50,11 +58,15 @@ __all__ = [
     "Partitioner",
     "TradeOffCurve",
     "UncountedOperatorError",
+    "UnequalExpertsError",
+    "are_one",
     "balanced_assignment",
     "calibration_error",
+    "check_one",
     "choice_variance",
     "confidence",
     "controlled_threshold",
+    "corpus_trade_off_curve",
     "count_macs",
     "demand_from_shares",
     "disagreement",
@@ -71,10 +83,13 @@ __all__ = [
     "mixture_macs",
     "mutual_learning",
     "negative_log_likelihood",
+    "ramped_agreement",
     "ramped_focus",
     "sample_weights",
     "select_expert",
     "selection_labels",
+    "share_gradient",
     "sinkhorn",
+    "start_as_one",
     "trade_off_curve",
 ]

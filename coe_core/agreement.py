@@ -80,3 +80,34 @@ def distil_from_mean(logits: Float[Tensor, "n s c"]) -> Float[Tensor, " n"]:
     log_probs = _log_probs(logits)
     log_mean = _log_mean(log_probs).detach().unsqueeze(1)
     return (log_mean.exp() * (log_mean - log_probs)).sum(-1).mean(1)
+
+
+AGREEMENTS = {"distil": distil_from_mean, "js": js_divergence, "mutual": mutual_learning}
+
+
+def ramped_agreement(weight: float, progress: float, warmup: float, least: float = 0.005) -> float:
+    """Weight of an agreement term after a part of the training, rising over the warm-up: PAPER.
+
+    max(weight * progress / warmup, least) during the warm-up, then ``weight``; the paper's are .5,
+    least .005, over 40 of 300 epochs.
+
+    Args:
+        weight: after the warm-up, at least 0.
+        progress: part of the training done, in [0, 1].
+        warmup: part of the training over which it rises, in [0, 1].
+        least: during the warm-up, unless ``weight`` is less.
+
+    Raises:
+        ValueError: a negative or infinite weight, or a warm-up outside [0, 1].
+
+    Example:
+        >>> [ramped_agreement(0.5, epoch / 300, 40 / 300) for epoch in (0, 20, 40, 200)]
+        [0.005, 0.25, 0.5, 0.5]
+    """
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"weight must be finite and at least 0, got {weight}")
+    if not 0 <= warmup <= 1:
+        raise ValueError(f"warmup is a part of the training, in [0, 1]; got {warmup}")
+    if progress >= warmup:
+        return weight
+    return min(weight, max(weight * progress / warmup, least))

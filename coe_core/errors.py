@@ -15,3 +15,7 @@ class AimNotReachableError(CoEError):
 
 class UncountedOperatorError(CoEError):
     """A module runs an operator whose multiply-adds are not known."""
+
+
+class UnequalExpertsError(CoEError):
+    """Experts that were to be one network are not."""

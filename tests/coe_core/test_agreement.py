@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coe_core import distil_from_mean, js_divergence, mutual_learning
+from coe_core import distil_from_mean, js_divergence, mutual_learning, ramped_agreement
 
 TERMS = [js_divergence, mutual_learning, distil_from_mean]
 
@@ -130,3 +130,24 @@ def test_invariances(term, s, c, seed):
 @given(s=st.integers(1, 5), seed=st.integers(0, 10**6), scale=st.floats(0, 1e4))
 def test_js_is_at_most_log_of_the_number_of_networks(s, seed, scale):
     assert (js_divergence(logits_of(4, s, 6, seed, scale)) <= math.log(s) + 1e-12).all()
+
+
+def test_weight_warms_up_as_published():
+    weights = [ramped_agreement(0.5, epoch / 300, 40 / 300) for epoch in range(300)]
+    expected = [max(0.5 * e / 40, 0.005) if e < 40 else 0.5 for e in range(300)]
+    torch.testing.assert_close(torch.tensor(weights), torch.tensor(expected))
+    assert ramped_agreement(0.0, 0.1, 0.5) == 0.0  # off stays off
+    assert ramped_agreement(0.3, 0.0, 0.0) == 0.3
+
+
+@pytest.mark.parametrize(
+    ("weight", "warmup", "message"),
+    [
+        (-1.0, 0.1, "finite and at least 0, got -1"),
+        (math.inf, 0.1, "finite and at least 0, got inf"),
+        (0.5, 1.5, "warmup is a part of the training, in .0, 1.; got 1.5"),
+    ],
+)
+def test_weight_out_of_range(weight, warmup, message):
+    with pytest.raises(ValueError, match=message):
+        ramped_agreement(weight, 0.5, warmup)

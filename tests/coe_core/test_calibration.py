@@ -12,6 +12,7 @@ from coe_core import (
     AimNotReachableError,
     OperatingPoint,
     controlled_threshold,
+    corpus_trade_off_curve,
     fit_threshold,
     trade_off_curve,
 )
@@ -350,3 +351,43 @@ def test_qualities_between_right_and_wrong_are_an_error(name):
 def test_shapes_that_disagree_guarantee_nothing():
     with pytest.raises(ValueError, match=r"rough_quality has shape \(3, 1\), but there are 3 samp"):
         controlled_threshold(torch.rand(3), torch.ones(3, 1), torch.ones(3), 0.1)
+
+
+@given(samples)
+def test_corpus_curve_is_the_loop_at_every_threshold(rows):
+    """A quality that is no mean: the ratio of two sums."""
+    table = torch.tensor(rows, dtype=torch.float64)
+    sure, rough, expert, cost = table.T
+    words = torch.arange(1, len(rows) + 1, dtype=torch.float64)
+    counts = [torch.stack([right * words, words + right], 1) for right in (rough, expert)]
+
+    def ratio(sums):
+        return sums[:, 0] / sums[:, 1]
+
+    curve = corpus_trade_off_curve(sure, *counts, ratio, 2.0, cost)
+    assert curve.threshold.tolist() == [math.inf, *sorted(set(sure.tolist()), reverse=True)]
+    for threshold, exit_rate, quality, spent in zip(*curve, strict=True):
+        exits = sure >= threshold
+        chosen = torch.where(exits[:, None], *counts).sum(0, keepdim=True)
+        assert float(exits.double().mean()) == pytest.approx(float(exit_rate))
+        assert float(ratio(chosen)) == pytest.approx(float(quality))
+        assert 2.0 + float((cost * ~exits).mean()) == pytest.approx(float(spent))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_corpus_curve_refuses():
+    sure, counts = torch.rand(3), torch.ones(3, 2)
+
+    def curve(one=counts, other=counts, quality=lambda sums: sums[:, 0]):
+        return corpus_trade_off_curve(sure, one, other, quality, 1.0, 1.0)
+
+    with pytest.raises(
+        ValueError, match=r"rough_statistics \(2, 2\) and expert_statistics \(3, 2\)"
+    ):
+        curve(counts[:2])
+    with pytest.raises(ValueError, match="a row for each of 3 samples"):
+        curve(counts[:2], counts[:2])
+    with pytest.raises(ValueError, match="2 values that are not finite"):
+        curve(other=counts * torch.tensor([[1.0], [math.nan], [1.0]]))
+    with pytest.raises(ValueError, match=r"quality gave \(\) for 4 operating points"):
+        curve(quality=lambda sums: sums.sum())

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from coe_core import Delegation, confidence, infer, select_expert
 
@@ -309,3 +310,75 @@ def test_predictions_that_the_rough_ones_cannot_hold_are_an_error():
     delegation = Delegation(torch.zeros(2, dtype=torch.long), torch.zeros(2), torch.zeros(2, 1))
     with pytest.raises(ValueError, match=r"expert 0 predicts torch.float32, which .* torch.int64"):
         infer(lambda _: delegation, [lambda x: x], torch.rand(2), 0.5)
+
+
+# the device
+
+
+class Waits(TorchFunctionMode):
+    """Records the calls for which a host waits until a CUDA device has caught up."""
+
+    names = ("cpu", "item", "tolist", "nonzero", "bincount", "masked_select", "unique")
+    names += ("__bool__", "__int__", "__float__", "__index__")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") in self.names:
+            self.seen.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("n", [1, 2, 64])
+def test_the_host_waits_once_however_many_experts(n):
+    networks, x = Networks(4), inputs(n)
+    threshold = networks.middle(x)
+    with Waits() as waits:
+        networks.infer(x, threshold)
+    assert waits.seen == ["cpu"]
+
+
+def test_waits_are_seen():
+    with Waits() as waits:
+        assert bool(torch.ones(2).isnan().any()) is False
+        torch.ones(2).sum().item()
+    assert waits.seen == ["__bool__", "item"]
+
+
+def test_groups_keep_channels_last():
+    layouts = []
+
+    def expert(x):
+        layouts.append(x.is_contiguous(memory_format=torch.channels_last))
+        return x.sum((1, 2, 3))[:, None]
+
+    x = torch.randn(6, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    delegation = Delegation(torch.zeros(6, 1), torch.zeros(6), torch.eye(2)[[0, 1, 1, 0, 1, 0]])
+    result = infer(lambda _: delegation, [expert, expert], x, 0.5)
+    assert layouts == [True, True]
+    torch.testing.assert_close(result.prediction, x.sum((1, 2, 3))[:, None])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("streams", [False, True])
+def test_on_cuda_one_wait_and_equal_to_the_cpu(streams):
+    networks, x = Networks(4), inputs(64)
+    threshold = networks.middle(x)
+    expected = networks.infer(x, threshold)
+    networks.delegator.cuda()
+    for net in networks.nets:
+        net.cuda()
+    x = x.cuda()
+    networks.infer(x, threshold, streams=streams)  # the libraries' own set-up waits
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with pytest.warns(UserWarning, match="called a synchronizing CUDA operation") as waits:
+            found = networks.infer(x, threshold, streams=streams)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 1
+    torch.testing.assert_close(found.prediction.cpu(), expected.prediction, rtol=0, atol=1e-4)
