@@ -1,4 +1,4 @@
-"""fairseq's checkpoints: loading them on torch >= 2.6, and taking one network out of a team's.
+"""fairseq's checkpoints: loading them on torch >= 2.6, and taking one network out, averaging.
 
 fairseq calls ``torch.load`` without saying how, and torch >= 2.6 then loads ``weights_only=True``. A
 checkpoint of ours holds plain values only. Those of models with arguments of the older kind
@@ -8,6 +8,7 @@ numpy counts: these classes are registered here as safe; ``weights_only`` stays 
 
 import argparse
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -82,3 +83,36 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
         "extra_state": {"train_iterator": state["extra_state"]["train_iterator"]},
         "task_state": {},
     }
+
+
+def average(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A checkpoint whose parameters are the mean of several of one training; the rest is the last's.
+
+    Its optimiser is left out: it is for translating, not for training on.
+
+    Args:
+        states: as `torch.load` returns them, in the order of training.
+
+    Raises:
+        ValueError: none given, or checkpoints of other networks.
+    """
+    if not states:
+        raise ValueError("no checkpoints to average")
+    for place, state in enumerate(states):
+        if {key: value.shape for key, value in state["model"].items()} != {
+            key: value.shape for key, value in states[0]["model"].items()
+        }:
+            raise ValueError(
+                f"checkpoint {place + 1} of {len(states)} is of another network than the first; "
+                "average checkpoints of one training"
+            )
+    last = states[-1]["model"]
+    mean: dict[int, torch.Tensor] = {}  # by storage: tied embeddings stay tied
+    averaged = {}
+    for key, value in last.items():
+        if value.data_ptr() not in mean or value.numel() == 0:
+            summed = torch.stack([state["model"][key].double() for state in states]).mean(0)
+            mean[value.data_ptr()] = summed.to(value.dtype) if value.is_floating_point() else value
+        averaged[key] = mean[value.data_ptr()]
+    kept = {key: value for key, value in states[-1].items() if key != "last_optimizer_state"}
+    return {**kept, "model": averaged}

@@ -14,7 +14,10 @@ USAGE = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: returns the exit status; what is wrong is said in one line on stderr."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, arguments.more = parser.parse_known_args(argv)
+    if arguments.more and arguments.name != "decode":
+        parser.error(f"unrecognized arguments: {' '.join(arguments.more)}")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     try:
         return arguments.command(arguments) or 0
@@ -24,6 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"coe-translation {arguments.name}: {error}", file=sys.stderr)
         return USAGE
+    except Exception as error:
+        from coe_core import CoEError
+
+        if not isinstance(error, CoEError):
+            raise
+        print(f"coe-translation {arguments.name}: {error}", file=sys.stderr)
+        return FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,6 +52,75 @@ def _parser() -> argparse.ArgumentParser:
 
     check = command("check", _check, "Check parallel text before fairseq-preprocess.")
     check.add_argument("texts", nargs="+", help="source and target, one sentence a line, UTF-8")
+
+    vocabulary = command("vocabulary", _vocabulary, "Learn a joint SentencePiece vocabulary.")
+    vocabulary.add_argument("texts", nargs="+", help="both languages, one sentence a line, UTF-8")
+    vocabulary.add_argument("--size", type=int, required=True, help="number of pieces")
+    vocabulary.add_argument("--out", required=True, help="file to write, such as joint.model")
+
+    encode = command(
+        "encode", _encode, "Write texts as SentencePiece pieces, for fairseq-preprocess."
+    )
+    encode.add_argument("texts", nargs="+", help="one sentence a line; NAME becomes OUT/NAME")
+    encode.add_argument("--model", required=True, help="SentencePiece model")
+    encode.add_argument("--out", required=True, help="folder to write to")
+
+    average = command("average", _average, "Average the parameters of checkpoints of one training.")
+    average.add_argument(
+        "checkpoints", nargs="+", help="in any order; two after as many updates count once"
+    )
+    average.add_argument("--out", required=True, help="file to write; it is replaced")
+
+    decode = command(
+        "decode",
+        _decode,
+        "Translate a data set by every network of a team and by every control, for calibrate and curve. "
+        "All options of fairseq-generate go with it.",
+    )
+    decode.add_argument("data", help="folder that fairseq-preprocess made")
+    decode.add_argument("--path", required=True, help="checkpoint of the team")
+    decode.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="NAME=CHECKPOINT",
+        help="a plain transformer; expert-alone and delegator-alone are the parts of the cascade",
+    )
+    decode.add_argument("--reference", help="target text as it was before it was cut into pieces")
+    decode.add_argument("--out", required=True, help="file to write (JSON)")
+
+    calibrate = command(
+        "calibrate", _calibrate, "Fit thresholds for stated aims on a translated validation set."
+    )
+    calibrate.add_argument("translations", help="what decode wrote, of held-out data")
+    calibrate.add_argument(
+        "aims",
+        nargs="+",
+        metavar="AIM",
+        help="best, bleu_drop=POINTS, chrf_drop=POINTS, macs=AMOUNT (20M, or 60%% of that of no exits), "
+        "latency=MILLISECONDS a sentence (or 60%%)",
+    )
+    calibrate.add_argument(
+        "--out",
+        required=True,
+        help="file to write (JSON); --threshold FILE:AIM of fairseq-generate reads it",
+    )
+
+    curve = command(
+        "curve",
+        _curve,
+        "BLEU and chrF against MACs and seconds: table, CSV and PNG, with all controls.",
+    )
+    curve.add_argument(
+        "translations", nargs="+", help="what decode wrote, of one test set; a file for each seed"
+    )
+    curve.add_argument(
+        "--points",
+        action="append",
+        default=[],
+        help="what calibrate wrote: once for all, or once for each seed",
+    )
+    curve.add_argument("--out", required=True, help="folder to write to")
 
     score = command("score", _score, "sacreBLEU with its signature, chrF, TER, tokenised BLEU.")
     score.add_argument(
@@ -76,6 +155,142 @@ def _check(arguments: argparse.Namespace) -> None:
     print(f"{found.num_lines} lines")
     for path in arguments.texts:
         print(f"{path}: {found.num_empty[path]} empty, longest {found.longest[path]} words")
+
+
+def _vocabulary(arguments: argparse.Namespace) -> None:
+    from translation.vocabulary import train_vocabulary
+
+    train_vocabulary(arguments.texts, arguments.size, arguments.out)
+    print(f"{arguments.out}: {arguments.size} pieces")
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    from translation.vocabulary import encode_file
+
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for text in arguments.texts:
+        out = folder / Path(text).name
+        if out.resolve() == Path(text).resolve():
+            raise ValueError(f"{text} would be overwritten; give another folder to --out")
+        print(f"{out}: {encode_file(arguments.model, text, out)} pieces")
+
+
+def _average(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from translation.checkpoints import average
+
+    loaded = (_load(path) for path in arguments.checkpoints)
+    by_updates = {state["optimizer_history"][-1]["num_updates"]: state for state in loaded}
+    states = [by_updates[updates] for updates in sorted(by_updates)]
+    part = Path(f"{arguments.out}.part")
+    torch.save(average(states), part)
+    os.replace(part, arguments.out)
+    updates = ", ".join(map(str, sorted(by_updates)))
+    print(f"{arguments.out}: mean of {len(states)} checkpoints, after {updates} updates")
+
+
+def _decode(arguments: argparse.Namespace) -> None:
+    _load_fairseq()
+    from translation.decode_all import decode_all, generation_options
+    from translation.text import read_lines
+
+    controls = _pairs(arguments.control, "--control", "NAME=CHECKPOINT")
+    for path in (arguments.path, *controls.values()):
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such file")
+    reference = None if arguments.reference is None else read_lines(arguments.reference)
+    cfg = generation_options([arguments.data, "--path", arguments.path, *arguments.more])
+    decode_all(cfg, controls, reference, tell=lambda line: print(line, flush=True)).save(
+        arguments.out
+    )
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from translation.thresholds import fit_all, save_points
+    from translation.translations import Translations
+
+    made = Translations.load(arguments.translations)
+    points = fit_all(made, arguments.aims, arguments.translations)
+    save_points(arguments.out, points, made.provenance)
+    print(f"{'system':8} {'aim':16} {'threshold':>9} {'exits %':>8} {'quality':>8} {'cost':>14}")
+    for system, some in points.items():
+        for one in some:
+            cost = (
+                f"{one.cost / 1e6:.2f} MMACs" if one.cost_unit == "macs" else f"{one.cost:.2f} ms"
+            )
+            print(
+                f"{system:8} {one.name:16} {one.threshold:9.4f} {100 * one.exit_rate:8.1f} "
+                f"{one.quality:8.2f} {cost:>14}"
+            )
+
+
+def _curve(arguments: argparse.Namespace) -> None:
+    from translation import table
+    from translation.quality import METRICS, CorpusQuality
+    from translation.thresholds import load_points
+    from translation.translations import Translations
+
+    seeds = [Translations.load(path) for path in arguments.translations]
+    if any(made.reference != seeds[0].reference for made in seeds):
+        raise ValueError("the files are of different test sets; give seeds of one set")
+    points = [load_points(path) for path in arguments.points] or [{}]
+    if len(points) not in (1, len(seeds)):
+        raise ValueError(
+            f"{len(points)} files of --points for {len(seeds)} seeds; give one for all, or one for each"
+        )
+    points *= len(seeds) // len(points)
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    of_seeds = [table.rows(made, own) for made, own in zip(seeds, points, strict=True)]
+    found = table.summary(of_seeds)
+    table.write_csv(folder / "table.csv", found)
+    for place, (made, rows) in enumerate(zip(seeds, of_seeds, strict=True)):
+        end = f"-{place}" if len(seeds) > 1 else ""
+        table.write_curves(folder / f"trade_off{end}.csv", made)
+        table.draw(folder / f"trade_off{end}.png", made, arguments.translations[place])
+        texts = folder / f"translations{end}"
+        texts.mkdir(exist_ok=True)
+        for row in rows:
+            if row.text is not None:
+                name = row.name.replace(", ", "_").replace(" ", "_")
+                (texts / name).write_text(
+                    "".join(f"{line}\n" for line in row.text), encoding="utf-8"
+                )
+        load = ", ".join(f"{100 * part:.1f}" for part in table.loads(made))
+        print(
+            f"{arguments.translations[place]}: {len(made)} sentences, load of the experts {load} %"
+        )
+    print(table.shown(found))
+    for metric in METRICS:
+        print(f"{metric}: {CorpusQuality(metric, seeds[0].reference).signature}")
+
+
+def _load_fairseq() -> None:
+    """fairseq and the plugin, without the lines that its parts log while they load."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", module="fairseq|hydra|torch")
+    for name in ("fairseq", "hydra"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    import translation
+
+    translation.register()
+
+
+def _pairs(words: Sequence[str], option: str, form: str) -> dict[str, str]:
+    """NAME=VALUE words by name."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not (name and sign and value):
+            raise ValueError(f"{option} must be {form}, got {word!r}")
+        if name in found:
+            raise ValueError(f"{option} {name} is given twice")
+        found[name] = value
+    return found
 
 
 def _score(arguments: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 # No "from __future__ import annotations": fairseq reads the types of dataclass fields.
 import math
 from dataclasses import dataclass, field
+from typing import Optional
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -12,11 +13,10 @@ from fairseq.utils import get_perplexity
 from omegaconf import II
 from torch import Tensor
 
-from coe_core import CoTrainingObjective, distil_from_mean, js_divergence, mutual_learning
+from coe_core import CoTrainingObjective, start_as_one
+from coe_core.agreement import AGREEMENTS
 from translation.losses import num_tokens, sentence_loss, sentence_mean
 from translation.model import TeamOutput
-
-_AGREEMENT = {"distil": distil_from_mean, "js": js_divergence, "mutual": mutual_learning}
 
 
 @dataclass
@@ -25,6 +25,13 @@ class CoELabelSmoothedCrossEntropyConfig(FairseqDataclass):
 
     label_smoothing: float = field(
         default=0.0, metadata={"help": "epsilon for label smoothing, 0 means no label smoothing"}
+    )
+    shared_start: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "part of the training, in [0, 1), in which all experts are one network; then each is "
+            "a copy that specialises. Default: 0.5 for equal experts, 0 for others"
+        },
     )
     focus: float = field(
         default=0.6,
@@ -35,7 +42,9 @@ class CoELabelSmoothedCrossEntropyConfig(FairseqDataclass):
     )
     focus_warmup: float = field(
         default=0.3,
-        metadata={"help": "part of the training over which the focus rises from 0, in [0, 1]"},
+        metadata={
+            "help": "part of the training after the shared start over which the focus rises from 0, in [0, 1]"
+        },
     )
     portion_scope: ChoiceEnum(["batch", "queue"]) = field(
         default="batch",
@@ -111,7 +120,17 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
         self.sentence_avg = cfg.sentence_avg
         self.max_update = cfg.max_update
         self.max_epoch = cfg.max_epoch
-        self.agreement = _AGREEMENT.get(str(cfg.agreement))
+        equal = bool(getattr(task, "equal_experts", False)) and num_experts > 1
+        given = cfg.shared_start
+        self.shared_start = (0.5 if equal else 0.0) if given is None else given
+        if not 0 <= self.shared_start < 1:
+            raise ValueError(f"--shared-start must be in [0, 1), got {self.shared_start}")
+        if self.shared_start > 0 and not equal and num_experts > 1:
+            raise ValueError(
+                "--shared-start needs equal experts, as they start as one network: "
+                "leave it out, or --expert-encoder-layers and --expert-decoder-layers"
+            )
+        self.agreement = AGREEMENTS.get(str(cfg.agreement))
         self.objective = CoTrainingObjective(
             num_experts,
             focus=cfg.focus,
@@ -125,13 +144,16 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             selection_weight=cfg.selection_weight,
             agreement_weight=0.0 if self.agreement is None else cfg.agreement_weight,
         )
-        _ = self.progress()  # a training without an end is an error now, not at the first step
+        self.progress()  # a training without an end is an error now, not at the first step
+        new_team = getattr(task, "new_team", None)
+        if self.shared_start > 0 and new_team is not None:
+            start_as_one(new_team.experts)
 
     def progress(self) -> float:
         """Part of the training done, from --max-update or, failing that, whole epochs of --max-epoch.
 
         Raises:
-            ValueError: the training has no end, but the focus is to rise over a part of it.
+            ValueError: the training has no end, but something is to last for a part of it.
         """
         parts = []
         if 0 < self.max_update < math.inf:
@@ -140,6 +162,11 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             parts.append((self.task.epoch - 1) / self.max_epoch)
         if parts:
             return min(1.0, max(parts))
+        if self.shared_start > 0:
+            raise ValueError(
+                f"the experts are one network for {self.shared_start:.0%} of the training, but the "
+                "training has no end: give --max-update (or --max-epoch), or --shared-start 0"
+            )
         if self.objective.focus > 0 and self.objective.focus_warmup > 0:
             raise ValueError(
                 f"the focus rises over the first {self.objective.focus_warmup:.0%} of the training, but "
@@ -147,12 +174,20 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             )
         return 1.0
 
+    @property
+    def experts_are_one(self) -> bool:
+        """Whether training is in the shared start now."""
+        return self.progress() < self.shared_start
+
     def forward(self, model, sample, reduce=True):
         """Loss, the number it is to be divided by, and what to log; as every fairseq criterion."""
-        output: TeamOutput = model(**sample["net_input"])
+        shared = model.training and self.experts_are_one
+        output: TeamOutput = model(**sample["net_input"], one_expert=shared)
         target, pad, eps = sample["target"], self.padding_idx, self.label_smoothing
         rough = sentence_loss(output.rough, target, pad, eps)
         experts = [sentence_loss(logits, target, pad, eps) for logits in output.experts]
+        if shared:
+            experts *= self.objective.num_experts
         expert_loss = torch.stack([one.smoothed for one in experts], 1)  # [n, k]
         evidence = torch.stack([one.log_likelihood for one in experts], 1).detach()  # [n, k]
         tokens = num_tokens(target, pad)
@@ -164,6 +199,7 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
         )
         log = {"ntokens": ntokens, "nsentences": n, "sample_size": sample_size}
         parts = self._train if model.training else self._validate
+        parts = self._train_as_one if shared else parts
         loss, more = parts(output, sample, rough, expert_loss, evidence, weight)
         loss = loss * sample_size
 
@@ -194,7 +230,7 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             (expert_loss * weight[:, None])[rows],
             evidence[rows],
             output.selection_logits[rows],
-            progress=self.progress(),
+            progress=(self.progress() - self.shared_start) / (1 - self.shared_start),
             agreement=agreement,
         )
         n = len(loss.labels)
@@ -207,6 +243,17 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             "selection_correct": loss.labels.gather(1, chosen).sum(),
             "focus": loss.focus * n,
         }
+
+    def _train_as_one(self, output, sample, rough, expert_loss, evidence, weight):
+        """The delegator's rough prediction and the one network that the experts still are."""
+        loss = ((rough.smoothed + expert_loss[:, 0]) * weight).mean()
+        # Data-parallel wrappers wait for a gradient of every parameter; see `share_gradient`.
+        idle = [
+            one.sum() for expert in self.task.new_team.experts[1:] for one in expert.parameters()
+        ]
+        loss = loss + 0 * sum(idle, start=output.selection_logits.sum())
+        tokens = num_tokens(sample["target"], self.padding_idx)
+        return loss, {"nll_loss": -(evidence[:, 0] * tokens).sum()}
 
     def _validate(self, output, sample, rough, expert_loss, evidence, weight):
         tokens = num_tokens(sample["target"], self.padding_idx)
@@ -249,8 +296,9 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             value = total("selection_loss") / sentences / math.log(2)
             metrics.log_scalar("selection_loss", value, sentences, round=3)
             metrics.log_scalar("focus", total("focus") / sentences, sentences, round=3)
-        right = total("selection_correct")
-        metrics.log_scalar("selection_accuracy", 100 * right / sentences, sentences, round=1)
+        if any("selection_correct" in log for log in logging_outputs):
+            right = total("selection_correct")
+            metrics.log_scalar("selection_accuracy", 100 * right / sentences, sentences, round=1)
         loads = [key for key in logging_outputs[0] if key.startswith("load_")]
         for key in loads:
             metrics.log_scalar(key, 100 * total(key) / sentences, sentences, round=1)

@@ -135,7 +135,7 @@ class TeamOutput(NamedTuple):
 
     rough: Float[Tensor, "n t c"]
     selection_logits: Float[Tensor, "n k"]
-    experts: list[Float[Tensor, "n t c"]]
+    experts: list[Float[Tensor, "n t c"]]  # one in the shared start, where all are that one
 
 
 def layers_of_experts(text: str | None, default: int, num_experts: int, option: str) -> list[int]:
@@ -251,6 +251,12 @@ class CoETransformerModel(BaseFairseqModel):
     def num_experts(self) -> int:
         return len(self.experts)
 
+    @property
+    def equal_experts(self) -> bool:
+        """Whether all experts are built alike, so that they can start as one network."""
+        first, *others = ([p.shape for p in expert.parameters()] for expert in self.experts)
+        return all(other == first for other in others)
+
     def select(self, encoder_out: dict[str, list[Tensor]]) -> Float[Tensor, "n k"]:
         """Selection logits from what the delegator's encoder returned."""
         padding = encoder_out["encoder_padding_mask"]
@@ -261,11 +267,16 @@ class CoETransformerModel(BaseFairseqModel):
         src_tokens: Int[Tensor, "n s"],
         src_lengths: Int[Tensor, " n"],
         prev_output_tokens: Int[Tensor, "n t"],
+        one_expert: bool = False,
     ) -> TeamOutput:
-        """All networks on all sentences, teacher-forced: for training and validation."""
+        """All networks on all sentences, teacher-forced: for training and validation.
+
+        ``one_expert``: of the experts, the first only; for the shared start.
+        """
         encoded = self.delegator.encoder(src_tokens, src_lengths=src_lengths)
         rough, _ = self.delegator.decoder(prev_output_tokens, encoder_out=encoded)
-        experts = [one(src_tokens, src_lengths, prev_output_tokens)[0] for one in self.experts]
+        running = self.experts[:1] if one_expert else self.experts
+        experts = [one(src_tokens, src_lengths, prev_output_tokens)[0] for one in running]
         return TeamOutput(rough, self.select(encoded), experts)
 
     def max_positions(self) -> tuple[int, int]:

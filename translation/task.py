@@ -11,9 +11,11 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq.utils import strip_pad
 
+from coe_core import check_one, share_gradient
 from translation.decoding import CollaborativeGenerator, Route
 from translation.model import CoETransformerModel
 from translation.routers import ROUTERS, Router, check_threshold, parse_router
+from translation.thresholds import stored_threshold
 
 _NOT_SUPPORTED = {
     "score_reference": "it scores one network's forced decoding; use fairseq-validate",
@@ -34,7 +36,8 @@ class CoETranslationConfig(TranslationConfig):
         default="inf",
         metadata={
             "help": "a sentence ends with the delegator's hypothesis when its confidence is at least this; "
-            "higher means fewer exits; inf (default): none, 0: all"
+            "higher means fewer exits; inf (default): none, 0: all; or FILE:AIM, a threshold that "
+            "coe-translation calibrate stored, such as thresholds.json:macs=60%"
         },
     )
     confidence: ChoiceEnum(["probability", "log_probability"]) = field(
@@ -85,9 +88,12 @@ class CoETranslationTask(TranslationTask):
         try:
             threshold = float(cfg.threshold)
         except ValueError:
-            raise ValueError(
-                f"threshold must be a number such as 0.6, or inf; got {cfg.threshold!r}"
-            ) from None
+            if ":" not in cfg.threshold:
+                raise ValueError(
+                    "threshold must be a number such as 0.6, or inf, or FILE:AIM of what "
+                    f"coe-translation calibrate wrote; got {cfg.threshold!r}"
+                ) from None
+            threshold = stored_threshold(cfg.threshold)
         self.confidence = str(cfg.confidence)
         self.threshold = check_threshold(threshold, self.confidence)
         self.num_updates = 0
@@ -96,6 +102,11 @@ class CoETranslationTask(TranslationTask):
             False  # whether this process fills up a step with a batch that does not count
         )
         self.num_experts: int | None = None  # known once a model is built
+        self.equal_experts = False
+        self.new_team: CoETransformerModel | None = (
+            None  # built for training, not from a checkpoint
+        )
+        self._checked = False  # whether experts that train as one are known to be one
         self._told = False  # whether the file of --routes is ours already
         self._typed = 0  # lines that fairseq-interactive has read
         self._lines: dict[tuple, deque] = {}
@@ -107,7 +118,8 @@ class CoETranslationTask(TranslationTask):
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)
         if isinstance(model, CoETransformerModel):
-            self.num_experts = model.num_experts
+            self.num_experts, self.equal_experts = model.num_experts, model.equal_experts
+            self.new_team = None if from_checkpoint else model
             _ = self.router  # an unknown one is an error now, not after the first epoch
         return model
 
@@ -117,7 +129,18 @@ class CoETranslationTask(TranslationTask):
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         self.num_updates, self.dummy_batch = update_num, ignore_grad
-        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        shared = getattr(criterion, "experts_are_one", False)
+        if shared and not self._checked:
+            check_one(self.new_team.experts)
+            self._checked = True
+        done = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+        if shared:
+            share_gradient(self.new_team.experts)
+        return done
+
+    def plain_generator(self, networks: list, args, **named):
+        """fairseq's own generator over one network, or over several as an ensemble."""
+        return super().build_generator(networks, args, **named)
 
     def build_generator(self, models, args, *more, extra_gen_cls_kwargs=None, **named):
         """fairseq's generator for a plain model; for a team, one that routes between its networks'.

@@ -1,0 +1,68 @@
+"""BLEU and chrF as functions of counts that add up over sentences: any mixture of systems can be scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from sacrebleu.metrics import BLEU, CHRF
+from torch import Tensor
+
+METRICS = {"BLEU": BLEU, "chrF": CHRF}
+
+
+class CorpusQuality:
+    """A metric of sacreBLEU taken apart: `counts` of each sentence, `scores` of their sums.
+
+    Scoring the sums of all sentences is scoring the corpus, to the last digit.
+
+    Args:
+        metric: "BLEU" or "chrF".
+        reference: one for each sentence.
+
+    Raises:
+        ValueError: unknown metric.
+
+    Example:
+        >>> quality = CorpusQuality("BLEU", ["the cat sat on the mat", "a dog barks"])
+        >>> counts = quality.counts(["the cat sat on the mat", "a dog barks"])
+        >>> round(float(quality.scores(counts.sum(0, keepdim=True))[0]))
+        100
+    """
+
+    def __init__(self, metric: str, reference: Sequence[str]):
+        if metric not in METRICS:
+            raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+        self.metric = METRICS[metric]()
+        self.reference = list(reference)
+
+    def counts(self, translations: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Counts of each sentence.
+
+        Raises:
+            ValueError: not one translation for each reference.
+        """
+        if len(translations) != len(self.reference):
+            raise ValueError(
+                f"{len(translations)} translations for {len(self.reference)} references"
+            )
+        rows = self.metric._extract_corpus_statistics(list(translations), [self.reference])
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def scores(self, sums: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
+        """Score of each row of summed counts, from 0 to 100."""
+        of: Callable = self.metric._compute_score_from_stats
+        rows = sums.round().long().tolist()
+        return torch.tensor([of(row).score for row in rows], dtype=torch.float64)
+
+    def of_sentences(self, translations: Sequence[str]) -> Float[Tensor, " n"]:
+        """Score of each sentence alone; BLEU is rough at that size, chrF less so."""
+        return self.scores(self.counts(translations))
+
+    @property
+    def signature(self) -> str:
+        """sacreBLEU's, to be printed beside every score."""
+        if not hasattr(self.metric, "num_refs") or self.metric.num_refs in (None, -1):
+            self.metric.corpus_score(self.reference[:1], [self.reference[:1]])
+        return str(self.metric.get_signature())

@@ -1,0 +1,62 @@
+"""A joint SentencePiece vocabulary of both languages, as fairseq's --bpe sentencepiece reads it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from translation.text import read_lines
+
+
+def train_vocabulary(texts: Sequence[str | Path], size: int, out: str | Path) -> None:
+    """Learn one vocabulary from all texts; the same texts give the same vocabulary.
+
+    Args:
+        texts: files of one sentence a line, of either language.
+        size: number of pieces.
+        out: file of the model, usually with the ending .model.
+
+    Raises:
+        ValueError: as `read_lines`, or a size that the texts do not allow (says which they do).
+    """
+    import sentencepiece
+
+    lines = [line for path in texts for line in read_lines(path) if line.strip()]
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{out}.part", "wb") as file:
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(lines),
+                model_writer=file,
+                vocab_size=size,
+                character_coverage=1.0,
+                num_threads=1,  # more would make the result depend on how many there are
+                minloglevel=2,
+            )
+        except (RuntimeError, OSError) as error:
+            Path(file.name).unlink()
+            raise ValueError(
+                f"no vocabulary of {size} pieces from {len(lines)} lines: {error}"
+            ) from error
+    os.replace(file.name, out)
+
+
+def encode_file(model: str | Path, text: str | Path, out: str | Path) -> int:
+    """Write a text as pieces separated by spaces, line by line; returns the number of pieces.
+
+    Raises:
+        ValueError: as `read_lines`, or a model that is not SentencePiece's.
+    """
+    import sentencepiece
+
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{model}: not a SentencePiece model: {error}") from error
+    encoded = pieces.encode(read_lines(text), out_type=str)
+    part = Path(f"{out}.part")
+    part.write_text("".join(" ".join(line) + "\n" for line in encoded), encoding="utf-8")
+    os.replace(part, out)
+    return sum(map(len, encoded))
