@@ -1,0 +1,31 @@
+"""benchmarks/divide.py through the shell: every way is timed, in both modes, in the table it writes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_way_is_timed(tmp_path):
+    table = tmp_path / "table.md"
+    options = ["small_resnet", "width=8", "stages=2", "--s", "2", "--tolerance", "0.2"]
+    options += ["--size", "8", "--batch", "1", "4", "--seconds", "0.01", "--out", str(table)]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "benchmarks/divide.py", *options],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.strip("| ").split(" | ") for line in table.read_text().splitlines()[2:]]
+    ways = [(row[1], row[2], row[3]) for row in rows]
+    modes = [("1", "inference"), ("4", "inference"), ("4", "training")]  # no training on one image
+    named = ("wide", "loop", "side by side", "vmap")
+    assert ways == [(*mode, way) for mode in modes for way in named]
+    assert all(0 < float(row[4]) <= float(row[5]) for row in rows)
+    assert {float(row[6]) for row in rows if row[3] == "wide"} == {1.0}
+    assert "multiply-adds together" in done.stdout
