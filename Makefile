@@ -36,7 +36,7 @@ setup: .venv/.installed
 	@touch $@
 
 lock:  ## resolve requirements.lock again (all supported Pythons and platforms; no host names in it)
-	$(UV) pip compile --quiet --universal --python-version 3.11 --extra translation --group dev \
+	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --group dev \
 		--no-header --no-annotate --output-file requirements.lock pyproject.toml
 
 clean:

@@ -18,14 +18,18 @@ from vision.errors import nearest
 AUGMENTATIONS = {
     "shift": "v2.RandomCrop(size, padding=size // 8), black beyond the border",
     "flip": "v2.RandomHorizontalFlip()",
-    "random_resized_crop": "v2.RandomResizedCrop(size), bicubic, always applied first",
+    "random_resized_crop": "v2.RandomResizedCrop(size), bicubic, always applied first; (0.1): of a "
+    "tenth of the area at least, not 0.08",
+    "autoaugment_cifar10": "v2.AutoAugment() with the policy found on CIFAR-10",
+    "autoaugment_imagenet": "v2.AutoAugment() with the policy found on ImageNet",
     "randaugment": "v2.RandAugment(): 2 operations, magnitude 9",
     "trivialaugment": "v2.TrivialAugmentWide()",
     "color_jitter": "v2.ColorJitter(0.4, 0.4, 0.4): brightness, contrast, saturation",
-    "random_erasing": "v2.RandomErasing(p=0.25), black",
+    "random_erasing": "v2.RandomErasing(p=0.25), black; (0.5): with that probability",
     "rotate": "v2.RandomRotation(15), in degrees, bilinear",
 }
 _BATCHED = ("shift", "flip")
+_NUMBERS = {"random_resized_crop": 0.08, "random_erasing": 0.25}  # what stands in brackets, if not
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -53,11 +57,27 @@ def mix_seeds(*parts: int | np.ndarray) -> np.ndarray:
     return (mixed >> np.uint64(1)).astype(np.int64)
 
 
+def _parse(name: str) -> tuple[str, float | None]:
+    """A name and its number: as written, in brackets, or as by default."""
+    plain, bracket, number = name.partition("(")
+    if not bracket:
+        return name, _NUMBERS.get(name)
+    if plain not in _NUMBERS:
+        raise ValueError(f"{name!r} takes no number; those that do: {', '.join(_NUMBERS)}")
+    try:
+        value = float(number.removesuffix(")")) if number.endswith(")") else -1.0
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise ValueError(f"{name!r}: expected a number above 0, at most 1, as in {plain}(0.5)")
+    return plain, value
+
+
 def check_augmentations(names: Sequence[str]) -> None:
-    """Refuse unknown names.
+    """Refuse unknown names, and numbers that mean nothing.
 
     Raises:
-        ValueError: naming the nearest known one.
+        ValueError: naming the nearest known one, or where a number may stand.
 
     Example:
         >>> check_augmentations(["flipp"])
@@ -66,11 +86,13 @@ def check_augmentations(names: Sequence[str]) -> None:
         ValueError: unknown augmentation 'flipp'; nearest: flip; known: shift, flip, ...
     """
     for name in names:
-        if name not in AUGMENTATIONS:
+        plain = name.partition("(")[0]
+        if plain not in AUGMENTATIONS:
             raise ValueError(
-                f"unknown augmentation {name!r}{nearest(name, AUGMENTATIONS, 1)}; "
+                f"unknown augmentation {plain!r}{nearest(plain, AUGMENTATIONS, 1)}; "
                 f"known: {', '.join(AUGMENTATIONS)}"
             )
+        _parse(name)
 
 
 class Augmentation:
@@ -81,7 +103,7 @@ class Augmentation:
     else at a random place. The other names apply in the order listed.
 
     Args:
-        names: from `AUGMENTATIONS`.
+        names: from `AUGMENTATIONS`, some with a number, such as "random_erasing(0.5)".
         size: side of the views in pixels.
 
     Raises:
@@ -96,19 +118,25 @@ class Augmentation:
 
     def __init__(self, names: Sequence[str], size: int) -> None:
         check_augmentations(names)
-        self.names = list(names)
+        numbered = [_parse(name) for name in names]
+        self.names = [name for name, _ in numbered]
         self.size = size
         self.padding = max(1, size // 8)
         bicubic, bilinear = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
+        policy = v2.AutoAugmentPolicy
         transforms = {
-            "random_resized_crop": lambda: v2.RandomResizedCrop(size, interpolation=bicubic),
-            "randaugment": lambda: v2.RandAugment(interpolation=bilinear),
-            "trivialaugment": lambda: v2.TrivialAugmentWide(interpolation=bilinear),
-            "color_jitter": lambda: v2.ColorJitter(0.4, 0.4, 0.4),
-            "random_erasing": lambda: v2.RandomErasing(p=0.25),
-            "rotate": lambda: v2.RandomRotation(15, interpolation=bilinear),
+            "random_resized_crop": lambda area: v2.RandomResizedCrop(
+                size, scale=(area, 1.0), interpolation=bicubic
+            ),
+            "autoaugment_cifar10": lambda _: v2.AutoAugment(policy.CIFAR10, bilinear),
+            "autoaugment_imagenet": lambda _: v2.AutoAugment(policy.IMAGENET, bilinear),
+            "randaugment": lambda _: v2.RandAugment(interpolation=bilinear),
+            "trivialaugment": lambda _: v2.TrivialAugmentWide(interpolation=bilinear),
+            "color_jitter": lambda _: v2.ColorJitter(0.4, 0.4, 0.4),
+            "random_erasing": lambda p: v2.RandomErasing(p=p),
+            "rotate": lambda _: v2.RandomRotation(15, interpolation=bilinear),
         }
-        self._transforms = {n: transforms[n]() for n in self.names if n not in _BATCHED}
+        self._transforms = {n: transforms[n](x) for n, x in numbered if n not in _BATCHED}
 
     @property
     def cheap(self) -> bool:

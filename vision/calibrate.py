@@ -16,6 +16,7 @@ from coe_core import (
     trade_off_curve,
 )
 from coe_core.calibration import Aim
+from vision.budgets import CalibratedCurve
 from vision.data import ImageData
 from vision.precision import choose_precision, under_autocast
 from vision.predictions import RunMacs, predict_all, run_macs
@@ -125,6 +126,8 @@ def calibrate(
         )
     for point in points:
         run.store(point)
+    provenance = {name: getattr(points[0], name) for name in ("num_samples", "data", "date")}
+    run.store_curve(CalibratedCurve.from_curve(in_macs, rough_weight=rough_weight, **provenance))
     return points
 
 

@@ -5,6 +5,7 @@ The blocks are timm's; only how they are put together is ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from jaxtyping import Float
@@ -14,7 +15,39 @@ from timm.models.resnet import BasicBlock, Bottleneck, downsample_avg
 from torch import Tensor, nn
 
 
-class CifarResNet(nn.Module):
+class StagedNetwork(nn.Module):
+    """A stem, blocks one after another, the mean over all places, a linear layer.
+
+    Args:
+        stem: from images to the first block's channels.
+        blocks: in order.
+        last: layers before the mean.
+        channels: after the last block.
+        num_classes: outputs.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        blocks: Sequence[nn.Module],
+        last: Sequence[nn.Module],
+        channels: int,
+        num_classes: int,
+    ):
+        super().__init__()
+        self.stem = stem
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Sequential(
+            *last, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)
+        )
+        initialise(self)
+
+    def forward(self, x: Float[Tensor, "n ch h w"]) -> Float[Tensor, "n c"]:
+        """Logits of a batch of images."""
+        return self.head(self.blocks(self.stem(x)))
+
+
+class CifarResNet(StagedNetwork):
     """ResNet, SE-ResNet, WRN and ResNeXt for small images: three stages, post-activation. PAPER.
 
     Shortcuts that change the shape average before their 1x1 convolution (specification section 6).
@@ -57,7 +90,6 @@ class CifarResNet(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ):
-        super().__init__()
         num_blocks = _blocks_per_stage(depth, bottleneck)
         stem = width if stem is None else stem
         sizes = {"width": width, "stem": stem, "groups": groups, "group_width": group_width}
@@ -77,7 +109,7 @@ class CifarResNet(nn.Module):
             options["attn_layer"] = partial(SEModule, rd_divisor=1)
         if drop_rate:
             options["drop_block"] = partial(nn.Dropout, drop_rate)
-        self.stem = nn.Sequential(
+        first = nn.Sequential(
             nn.Conv2d(in_chans, stem, 3, padding=1, bias=False),
             nn.BatchNorm2d(stem),
             nn.ReLU(inplace=True),
@@ -102,15 +134,7 @@ class CifarResNet(nn.Module):
                 )
             )
             channels = out
-        self.blocks = nn.Sequential(*layers)
-        self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)
-        )
-        initialise(self)
-
-    def forward(self, x: Float[Tensor, "n ch h w"]) -> Float[Tensor, "n c"]:
-        """Logits of a batch of images."""
-        return self.head(self.blocks(self.stem(x)))
+        super().__init__(first, layers, [], channels, num_classes)
 
 
 def _blocks_per_stage(depth: int, bottleneck: bool) -> int:

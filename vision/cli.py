@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import dataclasses
-import json
 import logging
 import os
 import shutil
@@ -19,6 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from vision import export_command, serve_command
 
 # No markup: names of files and classes may hold brackets.
 console = Console(
@@ -125,12 +124,27 @@ def _parser() -> argparse.ArgumentParser:
     predict = command("predict", _predict, "Predict image files, each with its route.")
     predict.add_argument("run", help="run folder or checkpoint")
     predict.add_argument("images", nargs="+", help="files or folders")
-    predict.add_argument("--at", default="best", help="stored operating point (default: best)")
+    predict.add_argument(
+        "--at", help="stored operating point (default: best), or mean multiply-adds such as 100M"
+    )
     predict.add_argument(
         "--threshold", type=float, help="exit when confidence >= this; higher exits fewer"
     )
     predict.add_argument("--format", choices=("table", "csv", "jsonl"), default="table")
     predict.add_argument("--batch-size", type=_at_least_one, default=64)
+    predict.add_argument(
+        "--ensemble", metavar="NAME", help="predict with this ensemble of the run, not the experts"
+    )
+    predict.add_argument("--out", help="file to write csv or jsonl to")
+    predict.add_argument(
+        "--resume", action="store_true", help="continue --out: files that it holds are left out"
+    )
+
+    export = command("export", _export, "Write a run for use elsewhere: ONNX or torch.export.")
+    export_command.add_options(export)
+
+    serve = command("serve", _serve, "Serve a run over HTTP, with a page to try it.")
+    serve_command.add_options(serve)
 
     recipes = command("recipes", _recipes, "List the shipped recipes, or copy one to change it.")
     recipes.add_argument("action", nargs="?", choices=("list", "copy"), default="list")
@@ -191,21 +205,21 @@ def _train(arguments: argparse.Namespace) -> None:
     data = train(recipe, folder, resume=arguments.resume, stop_after=arguments.stop_after)
     if int(os.environ.get("RANK", 0)) != 0:
         return
-    run = load_run(folder)
-    points = default_points(run, data)
     print(f"trained in {time.monotonic() - start:.0f} s; run folder: {folder}")
-    console.print(_points_table(points))
+    if recipe.has_team:
+        console.print(_points_table(default_points(load_run(folder), data)))
     print(f"next: coe-vision evaluate {folder}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from vision import ensemble_table
     from vision.evaluate import evaluate
     from vision.run import load_run
     from vision.table import rich_table
 
-    runs = [load_run(path) for path in arguments.runs]
+    runs = [load_run(path, team=False) for path in arguments.runs]
     folder = Path(arguments.out) if arguments.out else runs[0].folder / "evaluation"
-    lines = evaluate(
+    lines, ensembles = evaluate(
         runs,
         folder,
         data_path=arguments.data,
@@ -214,10 +228,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
     names = ", ".join(run.folder.name for run in runs)
     console.print(rich_table(lines, f"{names} on test data; thresholds fitted on validation data"))
-    print(f"pictures: {folder / 'trade_off.png'}, {folder / 'classes_per_expert.png'}")
-    print(
-        f"tables: {folder / 'table.csv'}, {folder / 'table.md'}; images to try: {folder / 'examples'}"
-    )
+    if ensembles:
+        console.print(ensemble_table.rich_table(ensembles))
+    for name in runs[0].recipe.without_control:
+        print(
+            f"ensemble {name} has no control: train its undivided network (s = 1) in the same run"
+        )
+    pictures = ["trade_off.png", *["classes_per_expert.png"] * runs[0].recipe.has_team]
+    tables = ["table.csv", "table.md", *["ensembles.csv", "ensembles.md"] * bool(ensembles)]
+    for what, names in (("pictures", pictures), ("tables", tables)):
+        print(f"{what}: {', '.join(str(folder / name) for name in names)}")
+    print(f"images to try: {folder / 'examples'}")
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
@@ -252,47 +273,46 @@ def _points_table(points: Iterable) -> Table:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    from vision.predict import FilePrediction, find_images, predict_files
+    from vision.ensemble_predictor import EnsemblePredictor
+    from vision.predict import find_images, predict_files
+    from vision.predictor import Predictor
+    from vision.progress import progress
+    from vision.results_file import heading, line, open_results
     from vision.run import load_run
 
-    run = load_run(arguments.run)
+    kind, path = arguments.format, arguments.out and Path(arguments.out)
+    if path and kind == "table":
+        kind = "csv" if path.suffix == ".csv" else "jsonl"
+    if arguments.resume and not path:
+        raise ValueError("--resume continues a file: give it as --out FILE")
+    run, size = load_run(arguments.run, team=False), arguments.batch_size
+    if arguments.ensemble is not None or run.networks.team is None:
+        predictor = EnsemblePredictor(run, arguments.ensemble, batch_size=size)
+    else:
+        predictor = Predictor(run, batch_size=size)
     files = find_images(arguments.images)
-    if arguments.threshold is None or arguments.at in run.operating_points:
-        point = run.operating_point(arguments.at)
-        threshold, rough_weight = point.threshold, point.rough_weight
-    else:  # a checkpoint alone has no operating points
-        rough_weight = 0.0
-    if arguments.threshold is not None:
-        threshold = arguments.threshold
-    failed = 0
-    names = [field.name for field in dataclasses.fields(FilePrediction)]
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    if arguments.format == "csv":
-        writer.writerow(names)
-    table = Table(title=f"threshold {threshold:.4f}", title_justify="left")
-    for heading in ("file", "label", "probability", "route", "confidence", "MMACs"):
-        table.add_column(
-            heading, justify="left" if heading in ("file", "label", "route") else "right"
-        )
-    for outcome in predict_files(run, files, threshold, arguments.batch_size, rough_weight):
+    budget = predictor.resolve(arguments.at, arguments.threshold)
+    results, done = sys.stdout, set()
+    if path:
+        results, done = open_results(path, kind, budget.threshold, arguments.resume)
+    elif kind != "table":
+        results.write(heading(kind))
+    files = [file for file in files if str(file) not in done]
+    outcomes = predict_files(predictor, files, budget)
+    rows, failed = [], 0
+    for outcome in progress(outcomes, len(files), "predicting"):
         failed += outcome.error is not None
-        if arguments.format == "jsonl":
-            print(json.dumps(dataclasses.asdict(outcome)), flush=True)
-        elif arguments.format == "csv":
-            writer.writerow([getattr(outcome, name) for name in names])
-        elif outcome.error is not None:
-            table.add_row(outcome.file, Text(outcome.error, "red"), "", "", "", "")
+        if kind == "table":
+            rows.append(outcome)
         else:
-            table.add_row(
-                outcome.file,
-                outcome.label,
-                f"{outcome.probability:.3f}",
-                "ended early" if outcome.exited else f"expert {outcome.expert}",
-                f"{outcome.confidence:.3f}",
-                f"{outcome.macs / 1e6:.3g}",
-            )
-    if arguments.format == "table":
-        console.print(table)
+            results.write(line(outcome, kind))
+            results.flush()
+    if kind == "table":
+        console.print(_predictions_table(rows, budget.threshold))
+    if path:
+        results.close()
+        left_out = f", {len(done)} were there already" if done else ""
+        print(f"{len(files)} predictions written to {path}{left_out}")
     if failed:
         print(
             f"coe-vision predict: {failed} of {len(files)} files could not be read", file=sys.stderr
@@ -300,12 +320,50 @@ def _predict(arguments: argparse.Namespace) -> int:
     return FAILED if failed else 0
 
 
+def _route(exited: bool | None, expert: int | None) -> str:
+    if exited is None:
+        return "ensemble"
+    return "ended early" if exited else f"expert {expert}"
+
+
+def _predictions_table(outcomes: Sequence, threshold: float) -> Table:
+    title = None if all(o.exited is None for o in outcomes) else f"threshold {threshold:.4f}"
+    table = Table(title=title, title_justify="left")
+    for heading in ("file", "label", "probability", "route", "confidence", "MMACs"):
+        table.add_column(
+            heading, justify="left" if heading in ("file", "label", "route") else "right"
+        )
+    for outcome in outcomes:
+        if outcome.error is not None:
+            table.add_row(outcome.file, Text(outcome.error, "red"), "", "", "", "")
+            continue
+        table.add_row(
+            outcome.file,
+            outcome.label,
+            f"{outcome.probability:.3f}",
+            _route(outcome.exited, outcome.expert),
+            f"{outcome.confidence:.3f}",
+            f"{outcome.macs / 1e6:.3g}",
+        )
+    return table
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    export_command.export(arguments)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    serve_command.serve(arguments)
+
+
 def _recipes(arguments: argparse.Namespace) -> None:
     from vision.recipe import find_recipe, shipped_recipes
 
     if arguments.action == "list":
-        for name, path in shipped_recipes().items():
-            print(f"{name:16}{path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+        shipped = shipped_recipes()
+        width = 2 + max(map(len, shipped))
+        for name, path in shipped.items():
+            print(f"{name:{width}}{path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
         return
     if arguments.recipe is None:
         raise ValueError("copy which recipe? `coe-vision recipes` lists them")

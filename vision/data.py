@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +20,7 @@ from vision.errors import nearest
 from vision.images import ImageSet, decode_all, num_processors, stored_form, stores_plain
 from vision.loading import EpochSampler, MixSamples, ResumableLoader, collate_samples, eval_loader
 from vision.preprocess import Preprocess, UnreadableImageError
-from vision.sources import SOURCES, Samples, Source
+from vision.sources import SOURCES, Samples, Source, join
 
 __all__ = ["Data", "ImageData", "ImageSet", "eval_loader", "load_data", "train_loader"]
 
@@ -31,8 +33,11 @@ class Data:
     """The ``data:`` section of a recipe.
 
     Args:
-        name: data set; "folder" is any folder of class folders.
-        path: its folder; not needed for digits.
+        name: data set: digits, fashion_mnist, cifar10, cifar100, imagenet, or folder, which is any
+            folder of class folders. Several are joined by "+", as in cifar10+fashion_mnist: one set
+            with the classes of all, held in memory.
+        path: its folder; not needed for digits. For joined sets a folder for each, in the order of
+            the names, separated as in PATH (":", on Windows ";").
         size: side of the square images fed to the networks, in pixels.
         channels: 1 (grey) or 3 (RGB).
         resize: "exact" stretches to size x size; "crop" resizes the shorter side to int(1.15 * size)
@@ -41,8 +46,8 @@ class Data:
             of its own, stratified by class; above 0, below 1.
         split_seed: draws the held-out part; not the run's seed, so that all runs share one.
         train_fraction: use only this part of the training samples (stratified); for studies.
-        augmentation: names, applied in order: shift, flip, random_resized_crop, randaugment,
-            trivialaugment, color_jitter, random_erasing, rotate.
+        augmentation: names, applied in order: shift, flip, random_resized_crop, autoaugment_cifar10,
+            autoaugment_imagenet, randaugment, trivialaugment, color_jitter, random_erasing, rotate.
         mixup: alpha of MixUp on training batches; 0: off. With cutmix too, one of both per batch.
         cutmix: alpha of CutMix on training batches; 0: off.
         mean: of each channel in [0, 1]; null: computed on training images.
@@ -55,7 +60,7 @@ class Data:
         ValueError: a value out of its range, or an unknown augmentation (naming the nearest).
     """
 
-    name: Literal["digits", "fashion_mnist", "cifar10", "cifar100", "imagenet", "folder"] = "digits"
+    name: str = "digits"
     path: str | None = None
     size: int = 8
     channels: Literal[1, 3] = 1
@@ -72,8 +77,9 @@ class Data:
     cache: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in SOURCES:
-            raise ValueError(f"unknown data set {self.name!r}{nearest(self.name, SOURCES)}")
+        for name in self.names:
+            if name not in SOURCES:
+                raise ValueError(f"unknown data set {name!r}{nearest(name, SOURCES)}")
         check_augmentations(self.augmentation)
         if not 0 < self.validation < 1:
             raise ValueError(
@@ -91,9 +97,15 @@ class Data:
             raise ValueError("give both mean and std, or neither")
         self.preprocess()
 
+    @property
+    def names(self) -> list[str]:
+        """The data sets: one, or those that are joined."""
+        return self.name.split("+")
+
     def preprocess(self) -> Preprocess:
         """How files become inputs; with mean 0 and std 1 where they are still to be computed."""
-        resize = self.resize or ("crop" if self.name in ("folder", "imagenet") else "exact")
+        photographs = {"folder", "imagenet"}.intersection(self.names)
+        resize = self.resize or ("crop" if photographs else "exact")
         mean = [0.0] * self.channels if self.mean is None else self.mean
         std = [1.0] * self.channels if self.std is None else self.std
         return Preprocess(self.size, self.channels, tuple(mean), tuple(std), resize)
@@ -218,17 +230,18 @@ def train_loader(
 
 def _source(data: Data) -> Source:
     """Find the samples, and check what every data set must satisfy."""
-    if data.name == "digits":
-        if data.path is not None:
-            warnings.warn(f"digits comes with scikit-learn: path {data.path} ignored", stacklevel=3)
-        source = SOURCES["digits"](Path())
+    names = data.names
+    paths = [None] * len(names) if data.path is None else data.path.split(os.pathsep)
+    if len(names) == 1:
+        source = _one_source(data.name, data.path)
+    elif len(paths) != len(names):
+        raise ValueError(
+            f"data.path: {data.name} joins {len(names)} data sets, but there are {len(paths)} folders "
+            f"in {data.path}; give one for each, separated by {os.pathsep!r}"
+        )
     else:
-        if data.path is None:
-            raise ValueError(f"data.path: {data.name} needs the folder it lies in; none given")
-        path = Path(data.path).expanduser()
-        if not path.is_dir():
-            raise FileNotFoundError(f"data.path: there is no folder {path}")
-        source = SOURCES[data.name](path)
+        parts = [_one_source(name, path) for name, path in zip(names, paths, strict=True)]
+        source = join(names, parts, partial(_decoded, data.preprocess()))
     num_classes = len(source.classes)
     if num_classes < 2:
         raise ValueError(
@@ -246,6 +259,27 @@ def _source(data: Data) -> Source:
                 f"{num_classes - 1}; the first is sample {first} with label {int(samples.targets[first])}"
             )
     return source
+
+
+def _one_source(name: str, path: str | None) -> Source:
+    if name == "digits":
+        if path:
+            warnings.warn(f"digits comes with scikit-learn: path {path} ignored", stacklevel=4)
+        return SOURCES["digits"](Path())
+    if path is None:
+        raise ValueError(f"data.path: {name} needs the folder it lies in; none given")
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data.path: there is no folder {folder}")
+    return SOURCES[name](folder)
+
+
+def _decoded(preprocess: Preprocess, samples: Samples, name: str) -> Samples:
+    """The samples as plain pictures of the size and channels asked for."""
+    if samples.paths is None:
+        return Samples(samples.targets, _fit_pixels(samples.pixels, preprocess))
+    images, kept = decode_all(samples.paths, preprocess.load, name)
+    return Samples(samples.targets[kept], torch.stack(images))
 
 
 def _draw(targets: Tensor, part: float, seed: int, leave: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import yaml
@@ -18,6 +18,7 @@ from vision.width_knobs import FACTORS
 from vision.width_solver import Match, solve_width
 
 SOLVE = "solve"
+NONE = "none"
 PAPER = "paper/"
 
 
@@ -68,7 +69,8 @@ def divide_network(
         network: by name and options; "paper/NAME" is one of the paper's, such as paper/wrn_28_10.
         s: number of networks.
         match: what the solver keeps: macs or parameters.
-        rule: "solve", or a published one by name; None takes the paper's for the paper's networks,
+        rule: "solve", a published one by name, or "none": s networks as given, of which only the
+            weight decay is divided; None takes the paper's for the paper's networks,
             else "solve".
         num_classes: outputs; None means 10, or what the paper's network has.
         image_size: side of the images; None means 32, or what the paper's network has.
@@ -111,16 +113,16 @@ def divide_network(
     rule = SOLVE if rule is None else rule
     num_classes = 10 if num_classes is None else num_classes
     image_size = 32 if image_size is None else image_size
-    if rule != SOLVE and rule not in RULES:
+    known = (SOLVE, NONE, *RULES)
+    if rule not in known:
         raise ValueError(
-            f"unknown rule {rule!r}{nearest(rule, [SOLVE, *RULES])}; there are {SOLVE}, "
-            f"{', '.join(RULES)}"
+            f"unknown rule {rule!r}{nearest(rule, known)}; there are {', '.join(known)}"
         )
     if rule != SOLVE and knob is not None:
         raise ValueError(
             f"knob {knob!r} is for rule {SOLVE!r}; rule {rule!r} says itself what it changes"
         )
-    if network.pretrained:
+    if network.pretrained and s > 1 and rule != NONE:
         raise ValueError(
             f"{network.name}: published weights do not fit divided networks; set pretrained=false"
         )
@@ -128,15 +130,16 @@ def divide_network(
     arguments = constructor_arguments(network, num_classes, channels)
     before = {**dict.fromkeys(FACTORS, 1.0), **arguments}
     decay = {} if weight_decay is None else {"weight_decay": weight_decay}
+    own = {k: v for k, v in arguments.items() if k != "weight_decay" and rule != NONE}
     regularisers = divide_regularisers(
-        {**decay, **{k: v for k, v in arguments.items() if k != "weight_decay"}},
+        {**decay, **own},
         s,
         resnet_family=_is_resnet(network.name),
         rules=regulariser_rules,
     )
-    if rule != SOLVE:
+    if rule in RULES:
         new = apply_rule(rule, arguments, s)
-    elif s == 1:
+    elif s == 1 or rule == NONE:
         new = {}
     else:
         solution = solve_width(
@@ -144,7 +147,7 @@ def divide_network(
         )
         new = solution.options
     softer = {r.option: r.after for r in regularisers if r.kind != "weight_decay" and s > 1}
-    divided = Network(network.name, options={**network.options, **new, **softer})
+    divided = replace(network, options={**network.options, **new, **softer})
     return Division(
         network,
         divided,

@@ -7,14 +7,16 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from coe_core import TradeOffCurve, confidence
-from vision import pictures, table
+from vision import ensemble_table, pictures, table
 from vision.data import ImageData, load_data
+from vision.ensemble_table import EnsembleRow
 from vision.errors import RunError
 from vision.precision import choose_precision, under_autocast
 from vision.predictions import Predictions, predict_all, run_macs
@@ -25,6 +27,13 @@ from vision.timing import milliseconds_per_image
 NUM_EXAMPLES = 8
 
 
+class Evaluation(NamedTuple):
+    """What `evaluate` prints."""
+
+    lines: list[Summary]
+    ensembles: list[EnsembleRow]  # in detail; none without ensembles
+
+
 def evaluate(
     runs: Sequence[Run],
     folder: Path,
@@ -32,8 +41,10 @@ def evaluate(
     data_path: str | None = None,
     batch_size: int = 64,
     time_images: int = 512,
-) -> list[Summary]:
+) -> Evaluation:
     """Table over the runs; writes table.csv, table.md, per_run.csv, pictures and examples to ``folder``.
+
+    Runs with ensembles also get ensembles.csv and ensembles.md: see `vision.ensemble_table`.
 
     Args:
         runs: of one recipe, differing in seed.
@@ -61,6 +72,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     tables: list[list[Row]] = []
     curves: dict[str, list[TradeOffCurve]] = {}
+    tests: list[Predictions] = []
     for number, run in enumerate(runs):
         precision = choose_precision(run.recipe.train.precision)
         show = f"run {number + 1}/{len(runs)}: {run.folder.name}, {{}} data"
@@ -69,27 +81,32 @@ def evaluate(
         )
         test = predict_all(run.networks, data.test, precision, show.format("test"))
         macs = run_macs(run.networks)
-        rows = table.table_rows(
-            validation, test, macs, run.networks.team, run.networks.controls, seed=run.recipe.seed
-        )
+        rows = table.table_rows(validation, test, macs, run.networks, seed=run.recipe.seed)
         if time_images:
             rows = _timed(run, rows, data, batch_size, time_images, precision)
         tables.append(rows)
+        tests.append(test)
         for name, stage in table.fit_stages(validation, test, macs).items():
             curves.setdefault(name, []).append(stage.test.curve())
         if run is first:
             _write_examples(run, data, test, folder / "examples")
-            pictures.draw_selection(
-                folder / "classes_per_expert.png",
-                f"{run.folder.name}: share of each class that selects each expert, %",
-                data.classes,
-                test.target,
-                test.selected_expert,
-                run.recipe.num_experts,
-            )
+            if test.selection_logits is not None:
+                pictures.draw_selection(
+                    folder / "classes_per_expert.png",
+                    f"{run.folder.name}: share of each class that selects each expert, %",
+                    data.classes,
+                    test.target,
+                    test.selected_expert,
+                    run.recipe.num_experts,
+                )
     lines = table.summarise(tables)
     title = f"{first.recipe.data.name}, {len(data.test):,} test images, {len(runs)} run(s)"
     pictures.draw_trade_off(folder / "trade_off.png", title, curves, lines)
+    detail: list[EnsembleRow] = []
+    if first.recipe.ensembles:
+        detail = ensemble_table.ensemble_rows(tests, run_macs(first.networks))
+        write_text(folder / "ensembles.csv", ensemble_table.csv_table(detail))
+        write_text(folder / "ensembles.md", ensemble_table.markdown_table(detail))
     write_text(folder / "table.csv", table.csv_table(lines))
     write_text(folder / "table.md", table.markdown_table(lines))
     per_run = [
@@ -109,7 +126,7 @@ def evaluate(
         )
         + "\n",
     )
-    return lines
+    return Evaluation(lines, detail)
 
 
 def load_run_data(run: Run, data_path: str | None = None) -> ImageData:
@@ -155,7 +172,10 @@ def _write_examples(run: Run, data: ImageData, test: Predictions, folder: Path) 
     folder.mkdir(exist_ok=True)
     for earlier in folder.glob("[0-9]_*"):
         earlier.unlink()
-    sureness = confidence(test.rough_logits)
+    logits = test.rough_logits
+    if logits is None:
+        logits = next(iter(test.ensemble_logits.values())).mean(1)
+    sureness = confidence(logits)
     order = torch.argsort(sureness, descending=True).tolist()
     half = NUM_EXAMPLES // 2
     for number, index in enumerate(order[:half] + order[-half:]):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
-from vision.augmentation import Augmentation
+from vision.augmentation import Augmentation, mix_seeds
 from vision.preprocess import Preprocess, UnreadableImageError
 
 MAX_UNREADABLE = 0.01  # share of a set; from here on the set is refused
@@ -29,10 +29,11 @@ class ImageSet(Dataset):
     """Labelled images. ``images[i]`` is the plain picture, ``images[i, view_seed]`` a random view.
 
     Items are dicts: ``image`` uint8 [ch, size, size], ``target`` int, ``index`` int (of the sample in
-    this set), and ``view_seed`` if there is one. A view depends on (index, view_seed) alone. Where a
-    file read on the fly turns out unreadable, a view is drawn of the next readable sample (with that
-    one's target and index), and a plain picture is grey (with its own target and index: it counts as
-    a sample that cannot be recognised).
+    this set), and ``view_seed`` if there is one. A view depends on (index, view_seed) alone; with
+    ``num_views`` above 1, ``views`` uint8 [num_views, ch, size, size] holds as many, of which
+    ``image`` is the first. Where a file read on the fly turns out unreadable, a view is drawn of the
+    next readable sample (with that one's target and index), and a plain picture is grey (with its own
+    target and index: it counts as a sample that cannot be recognised).
 
     Args:
         targets: class of each sample.
@@ -42,6 +43,9 @@ class ImageSet(Dataset):
             which views are cut; None: read ``paths``.
         paths: files of the samples; None: there are none.
         augmentation: how views are drawn; None: views are plain pictures.
+
+    Attributes:
+        num_views: views of each image that training needs; the first does not depend on it.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class ImageSet(Dataset):
         self.preprocess = preprocess
         self.paths = paths
         self.augmentation = augmentation
+        self.num_views = 1
         self._images = images
         self._unreadable = torch.zeros(len(targets) if images is None else 0, dtype=torch.bool)
         self._unreadable.share_memory_()  # every worker process sees what the others found
@@ -92,16 +97,22 @@ class ImageSet(Dataset):
         else:
             read = [self._read(index, drawn) for index in indices]
             images, indices = [image for image, _ in read], [index for _, index in read]
-        if drawn:
-            images = self.augmentation(images, seeds)
+        views = [images]
+        if seeds is not None:
+            others = range(1, self.num_views)  # the first view does not depend on their number
+            drawings = [seeds, *(mix_seeds(seeds, view) for view in others)]
+            views = [self.augmentation(images, own) if drawn else images for own in drawings]
         targets = self.targets[indices].tolist()
         samples = [
             {"image": image, "target": target, "index": index}
-            for image, target, index in zip(images, targets, indices, strict=True)
+            for image, target, index in zip(views[0], targets, indices, strict=True)
         ]
         if seeds is not None:
             for sample, seed in zip(samples, seeds.tolist(), strict=True):
                 sample["view_seed"] = seed
+        if len(views) > 1:
+            for sample, *own in zip(samples, *views, strict=True):
+                sample["views"] = torch.stack(own)
         return samples
 
     def _read(self, index: int, drawn: bool) -> tuple[Tensor, int]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.table import Table
 from torch import nn
 
 from coe_core import mixture_macs
+from vision.divide import division_tables
 from vision.networks import Networks
 from vision.predictions import run_macs
 from vision.recipe import Recipe, load_recipe, shipped_recipes
@@ -31,7 +33,7 @@ def describe(source: str, overrides: Sequence[str] = ()) -> list[Table]:
     if not is_recipe and (Path(source).is_dir() or source.endswith(".ckpt")):
         if overrides:
             raise ValueError("a run is as it was trained: overrides are for recipes")
-        networks = load_run(source).networks
+        networks = load_run(source, team=False).networks
     else:
         networks = _untrained(load_recipe(source, overrides))
     macs = run_macs(networks)
@@ -47,7 +49,9 @@ def describe(source: str, overrides: Sequence[str] = ()) -> list[Table]:
     for heading in ("part", "network", "MMACs", "parameters, M"):
         parts.add_column(heading, justify="left" if heading in ("part", "network") else "right")
     team = networks.team
-    entries = [("delegator", recipe.delegator, macs.delegator, team.delegator)]
+    entries = []
+    if team is not None:
+        entries.append(("delegator", recipe.delegator, macs.delegator, team.delegator))
     entries += [
         (f"expert {j}", network, macs.experts[j], team.experts[j])
         for j, network in enumerate(recipe.expert_networks)
@@ -56,21 +60,41 @@ def describe(source: str, overrides: Sequence[str] = ()) -> list[Table]:
         (f"control {name}", network, macs.controls[name], networks.controls[name])
         for name, network in recipe.controls.items()
     ]
+    entries += [
+        (
+            f"ensemble {name}, each of {built.division.s}",
+            built.division.divided,
+            macs.ensembles[name],
+            built.members[0],
+        )
+        for name, built in networks.ensembles.items()
+    ]
     for part, network, cost, built in entries:
         options = ", ".join(f"{key}={value}" for key, value in network.options.items())
         parts.add_row(
             part, f"{network.name} {options}".strip(), f"{cost / 1e6:.4g}", parameters(built)
         )
+    tables = [parts]
+    for ensemble in networks.ensembles.values():
+        tables += division_tables(ensemble.division)
+    if team is None:
+        return tables
     mixture = Table(title="mean MMACs of the collaboration", title_justify="left")
     mixture.add_column("exits %", justify="right")
     mixture.add_column("MMACs", justify="right")
     for rate in (0, 0.25, 0.5, 0.75, 1):
         mean = mixture_macs(macs.delegator, macs.experts, rate)
         mixture.add_row(f"{100 * rate:.0f}", f"{mean / 1e6:.4g}")
-    return [parts, mixture]
+    return [*tables, mixture]
 
 
 def _untrained(recipe: Recipe) -> Networks:
+    """Without their numbers, as they can be large, unless a constructor computes with these."""
     data = recipe.data
     classes = [str(label) for label in range(NUM_CLASSES.get(data.name, 10))]
-    return Networks(without_downloads(recipe.to_dict()), classes, data.preprocess().to_dict())
+    arguments = without_downloads(recipe.to_dict()), classes, data.preprocess().to_dict()
+    try:
+        with torch.device("meta"):
+            return Networks(*arguments)
+    except (RuntimeError, ValueError):  # what is really wrong fails again
+        return Networks(*arguments)

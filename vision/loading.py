@@ -170,7 +170,14 @@ class ResumableLoader(DataLoader):
 
 
 def collate_samples(samples: list[dict]) -> Batch:
-    """Samples -> image uint8 [n, ch, h, w], target int64 [n], index int64 [n]."""
+    """Samples -> image uint8 [n, ch, h, w], target int64 [n], index int64 [n].
+
+    Where every network has its own view, also views uint8 [n, v, ch, h, w], of which image is the first.
+    """
+    if "views" in samples[0]:
+        views = torch.stack([sample["views"] for sample in samples])
+        plain = [{k: v for k, v in sample.items() if k != "views"} for sample in samples]
+        return {**collate_samples(plain), "image": views[:, 0], "views": views}
     return {
         "image": torch.stack([sample["image"] for sample in samples]),
         "target": torch.tensor([sample["target"] for sample in samples]),
@@ -179,7 +186,7 @@ def collate_samples(samples: list[dict]) -> Batch:
 
 
 class MixSamples:
-    """Collates, then applies MixUp or CutMix (one of both at random if both are on).
+    """Collates, then applies MixUp or CutMix (one of both at random if both are on): once for all views.
 
     Images stay uint8; targets become shares of classes, float [n, c]. What is drawn depends on the
     view seed of the batch's first sample alone. Under data parallelism every process mixes its own part.
@@ -201,10 +208,14 @@ class MixSamples:
         state = generator.get_state()
         try:
             generator.manual_seed(int(mix_seeds(samples[0]["view_seed"], 1)[0]))
-            images, targets = self.transform(batch["image"].float(), batch["target"])
+            # All views of an image side by side as channels: the same share of the same partner.
+            images = batch.get("views", batch["image"].unsqueeze(1))
+            mixed, targets = self.transform(images.flatten(1, 2).float(), batch["target"])
         finally:
             generator.set_state(state)
-        return {**batch, "image": images.round().to(torch.uint8), "target": targets}
+        views = mixed.round().to(torch.uint8).view_as(images)
+        batch = {**batch, "image": views[:, 0], "target": targets}
+        return {**batch, "views": views} if "views" in batch else batch
 
 
 def eval_loader(images: ImageSet, batch_size: int, workers: int = 0) -> DataLoader:

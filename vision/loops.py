@@ -182,9 +182,11 @@ class _Continued(ExperimentWriter):
 
 def accuracies(trainer: Trainer) -> dict[str, str]:
     """Of the last validation, for the eye; empty before the first."""
+    recipe = trainer.lightning_module.recipe
+    names = ("rough", "selected", "expert", "oracle") if recipe.has_team else ()
     return {
         name: f"{100 * float(trainer.callback_metrics[key]):.1f}%"
-        for name in ("rough", "selected", "expert", "oracle")
+        for name in (*names, *(f"ensemble {name}" for name in recipe.ensembles))
         if (key := f"val/{name}_accuracy") in trainer.callback_metrics
     }
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import timm
 import torch
 import torchvision
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from coe_core import Delegation, Inference, confidence, infer
+from coe_core import Delegation, confidence, infer
 from coe_core.inference import ConfidenceKind
 from vision.cifar_networks import CifarResNet, cifar_densenet
 from vision.errors import nearest
@@ -122,6 +122,16 @@ class TeamOutput(NamedTuple):
     expert_logits: Float[Tensor, "n k c"]
 
 
+class TeamInference(NamedTuple):
+    """`coe_core.Inference` of a classifier, with the rough predictions beside it."""
+
+    prediction: Float[Tensor, "n c"]  # logits
+    exits: Bool[Tensor, " n"]  # ended with the rough prediction
+    selected_expert: Int[Tensor, " n"]  # also told for exits, where it did not run
+    confidence: Float[Tensor, " n"]
+    rough: Float[Tensor, "n c"]  # the delegator's logits
+
+
 class Team(nn.Module):
     """A delegator and k experts, each a whole network; nothing is shared between them.
 
@@ -165,26 +175,34 @@ class Team(nn.Module):
     def infer(
         self,
         images: Float[Tensor, "n ch h w"],
-        threshold: float | Tensor,
+        threshold: float | Float[Tensor, " n"],
         confidence_kind: ConfidenceKind = "max_probability",
-        rough_weight: float = 0.0,
-    ) -> Inference:
+        rough_weight: float | Float[Tensor, " n"] = 0.0,
+        *,
+        streams: bool = False,
+    ) -> TeamInference:
         """Logits with early termination: the delegator for all, one expert for those that stay.
 
         Where an expert runs, the prediction is its logits + ``rough_weight`` * the rough logits.
+
+        Args:
+            images: prepared, see `vision.networks.Networks.prepare`.
+            threshold: exit when confidence >= threshold; one number, or one per image.
+            confidence_kind: see `coe_core.confidence`.
+            rough_weight: one number, or one per image; see `coe_core.fit_rough_weight`.
+            streams: see `coe_core.infer`.
         """
-
-        def delegation(batch: Tensor) -> Delegation:
-            rough, selection = self.delegate(batch)
-            return Delegation(rough.float(), confidence(rough, confidence_kind), selection.float())
-
-        def pool(rough: Tensor, logits: Tensor) -> Tensor:
-            return logits.float() + rough_weight * rough
-
-        return infer(
-            delegation,
-            list(self.experts),
-            images,
-            threshold,
-            combine=pool if rough_weight else None,
+        rough, selection = self.delegate(images)
+        rough, selection = rough.float(), selection.float()
+        delegation = Delegation(rough, confidence(rough, confidence_kind), selection)
+        prediction, exits, *route = infer(
+            lambda _: delegation, list(self.experts), images, threshold, streams=streams
         )
+        if isinstance(rough_weight, Tensor) or rough_weight:
+            pooled = prediction.float() + _per_row(rough_weight) * rough
+            prediction = torch.where(exits[:, None], rough, pooled)
+        return TeamInference(prediction, exits, *route, rough)
+
+
+def _per_row(weight: float | Tensor) -> float | Tensor:
+    return weight[:, None] if isinstance(weight, Tensor) and weight.ndim == 1 else weight

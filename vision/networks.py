@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vision.ensemble import EnsembleNetworks
 from vision.models import Team, build_network
 from vision.preprocess import Preprocess
 from vision.recipe import Recipe, recipe_from_dict
 
 
 class Networks(nn.Module):
-    """A team, the controls trained beside it, the classes they know and how images enter them.
+    """A team, the controls and ensembles trained beside it, the classes they know and how images enter them.
 
     All arguments are plain values: they are stored in the checkpoint, which therefore loads with
     ``weights_only=True`` and needs no other file.
@@ -31,20 +32,32 @@ class Networks(nn.Module):
         self.preprocess = Preprocess.from_dict(preprocess)
         channels = self.recipe.data.channels
         num_classes, num_experts = len(classes), self.recipe.num_experts
-        self.team = Team(
-            build_network(self.recipe.delegator, num_classes + num_experts, channels),
-            [
-                build_network(network, num_classes, channels)
-                for network in self.recipe.expert_networks
-            ],
-            num_classes,
-        )
+        # None: the recipe has no delegator, only ensembles and controls.
+        self.team: Team | None = None
+        if self.recipe.has_team:
+            self.team = Team(
+                build_network(self.recipe.delegator, num_classes + num_experts, channels),
+                [
+                    build_network(network, num_classes, channels)
+                    for network in self.recipe.expert_networks
+                ],
+                num_classes,
+            )
         self.controls = nn.ModuleDict(
             {
                 name: build_network(network, num_classes, channels)
                 for name, network in self.recipe.controls.items()
             }
         )
+        self.ensembles = nn.ModuleDict()
+        for name, ensemble in self.recipe.ensembles.items():
+            try:
+                division = ensemble.divide(
+                    num_classes, self.preprocess, self.recipe.train.weight_decay
+                )
+            except ValueError as error:
+                raise ValueError(f"ensembles.{name}: {error}") from error
+            self.ensembles[name] = EnsembleNetworks(division, num_classes, self.preprocess)
         self.to(memory_format=torch.channels_last)
 
     @property

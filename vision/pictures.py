@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def draw_trade_off(
                     alpha=0.15,
                     lw=0,
                 )
-        markers = iter("sD^vPX*<>phd")
+        markers = itertools.cycle("sD^vPX*<>phd")
         for line in lines:
             if line.name.startswith(_NOT_AN_OPERATING_POINT):
                 continue

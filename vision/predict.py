@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from vision.precision import autocast, choose_precision
-from vision.predictions import run_macs
+from vision.budgets import Budget
+from vision.images import num_processors
+from vision.predictor import Predictor
 from vision.preprocess import UnreadableImageError
-from vision.run import Run
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class FilePrediction:
     """Outcome for one file; ``error`` says why there is no prediction."""
 
     file: str
+    threshold: float
     label: str | None = None
     probability: float | None = None  # of the label
     exited: bool | None = None  # ended with the rough prediction
@@ -52,68 +54,53 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     return found
 
 
-@torch.inference_mode()
 def predict_files(
-    run: Run,
-    files: Sequence[Path],
-    threshold: float,
-    batch_size: int = 64,
-    rough_weight: float = 0.0,
+    predictor: Predictor, files: Sequence[Path], budget: Budget
 ) -> Iterator[FilePrediction]:
-    """Predictions in the order of the files, one batch at a time.
+    """Predictions in the order of the files; while one batch is predicted the next is decoded.
 
     Args:
-        run: trained.
+        predictor: of a run.
         files: images.
-        threshold: exit when confidence >= threshold.
-        batch_size: files decoded and predicted together.
-        rough_weight: of the rough logits where an expert runs, see `coe_core.fit_rough_weight`.
-
-    Raises:
-        ValueError: threshold NaN or below 0, or batch_size below 1.
+        budget: see `Predictor.resolve`.
     """
-    if math.isnan(threshold) or threshold < 0:
-        raise ValueError(
-            f"threshold must be at least 0, got {threshold}; 0 exits all, above 1 exits none"
+    size = predictor.batch_size
+    batches = [files[start : start + size] for start in range(0, len(files), size)]
+    with ThreadPoolExecutor(num_processors()) as decoders:
+
+        def decoding(batch: Sequence[Path]) -> list[Future[Tensor]]:
+            return [decoders.submit(predictor.decode, file) for file in batch]
+
+        ahead = decoding(batches[0]) if batches else []
+        for number, batch in enumerate(batches):
+            pending, ahead = ahead, decoding(batches[number + 1]) if batches[number + 1 :] else []
+            yield from _predict_batch(predictor, batch, pending, budget)
+
+
+def _predict_batch(
+    predictor: Predictor, batch: Sequence[Path], pending: Sequence[Future[Tensor]], budget: Budget
+) -> Iterator[FilePrediction]:
+    images, errors = [], {}
+    for file, image in zip(batch, pending, strict=True):
+        try:
+            images.append(image.result())
+        except UnreadableImageError as error:
+            errors[file] = str(error)
+    predictions = iter(())
+    if images:
+        predictions = iter(predictor.predict_pixels(torch.stack(images), [budget] * len(images)))
+    for file in batch:
+        if file in errors:
+            yield FilePrediction(str(file), budget.threshold, error=errors[file])
+            continue
+        found = next(predictions)
+        yield FilePrediction(
+            str(file),
+            budget.threshold,
+            found.label,
+            found.probability,
+            found.exited,
+            found.expert,
+            found.confidence,
+            found.macs,
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    macs = run_macs(run.networks)
-    precision = choose_precision(run.recipe.train.precision)
-    for start in range(0, len(files), batch_size):
-        outcomes: list[FilePrediction | None] = []
-        images = []
-        for file in files[start : start + batch_size]:
-            try:
-                images.append(run.networks.preprocess.load(file))
-                outcomes.append(None)
-            except UnreadableImageError as error:
-                outcomes.append(FilePrediction(str(file), error=str(error)))
-        rows = iter(())
-        if images:
-            with autocast(run.networks.device, precision):
-                prepared = run.networks.prepare(torch.stack(images).to(run.networks.device))
-                result = run.networks.team.infer(prepared, threshold, rough_weight=rough_weight)
-            probability, label = result.prediction.softmax(1).max(1)
-            rows = zip(
-                label.tolist(),
-                probability.tolist(),
-                result.exits.tolist(),
-                result.selected_expert.tolist(),
-                result.confidence.tolist(),
-                strict=True,
-            )
-        for file, outcome in zip(files[start : start + batch_size], outcomes, strict=True):
-            if outcome is not None:
-                yield outcome
-                continue
-            index, likelihood, exited, expert, sureness = next(rows)
-            yield FilePrediction(
-                str(file),
-                run.networks.classes[index],
-                likelihood,
-                exited,
-                None if exited else expert,
-                sureness,
-                macs.delegator + (0 if exited else macs.experts[expert]),
-            )

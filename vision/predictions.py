@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -18,13 +18,17 @@ from vision.precision import autocast
 
 @dataclass(frozen=True)
 class Predictions:
-    """Logits of all networks of one run on one split, in the order of its samples."""
+    """Logits of all networks of one run on one split, in the order of its samples.
+
+    Without a delegator and experts their logits are None.
+    """
 
     target: Int[Tensor, " n"]
-    rough_logits: Float[Tensor, "n c"]
-    selection_logits: Float[Tensor, "n k"]
-    expert_logits: Float[Tensor, "n k c"]
+    rough_logits: Float[Tensor, "n c"] | None
+    selection_logits: Float[Tensor, "n k"] | None
+    expert_logits: Float[Tensor, "n k c"] | None
     control_logits: dict[str, Tensor]  # each [n, c]
+    ensemble_logits: dict[str, Tensor] = field(default_factory=dict)  # each [n, s, c]
 
     @property
     def selected_expert(self) -> Int[Tensor, " n"]:
@@ -59,28 +63,29 @@ def predict_all(
     for batch in track(batches, show, disable=not (show and sys.stdout.isatty()), transient=True):
         prepared = networks.prepare(batch["image"].to(networks.device))
         with autocast(networks.device, precision):
-            out = networks.team(prepared)
-            controls = [control(prepared) for control in networks.controls.values()]
-        parts.append([part.float().cpu() for part in (*out, *controls)])
-    rough, selection, experts, *controls = (
-        torch.cat(column) for column in zip(*parts, strict=True)
-    )
+            team = [] if networks.team is None else networks.team(prepared)
+            others = [*networks.controls.values(), *networks.ensembles.values()]
+            outputs = [*team, *(network(prepared) for network in others)]
+        parts.append([part.float().cpu() for part in outputs])
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    team = [columns.pop(0) for _ in range(3)] if networks.team is not None else [None] * 3
+    count = len(networks.controls)
     return Predictions(
         torch.as_tensor(images.targets),
-        rough,
-        selection,
-        experts,
-        dict(zip(networks.controls, controls, strict=True)),
+        *team,
+        dict(zip(networks.controls, columns[:count], strict=True)),
+        dict(zip(networks.ensembles, columns[count:], strict=True)),
     )
 
 
 @dataclass(frozen=True)
 class RunMacs:
-    """Multiply-adds per image of every network of a run."""
+    """Multiply-adds per image of every network of a run; without a team 0 and none."""
 
     delegator: int
     experts: list[int]
     controls: dict[str, int]
+    ensembles: dict[str, int] = field(default_factory=dict)  # of one of the s networks
 
     @property
     def expert(self) -> float:
@@ -109,12 +114,16 @@ def run_macs(networks: Networks) -> RunMacs:
             ) from error
 
     team = networks.team
-    experts = zip(recipe.expert_networks, team.experts, strict=True)
+    experts = zip(recipe.expert_networks, team.experts if team else (), strict=True)
     return RunMacs(
-        count("delegator", recipe.delegator.name, team.delegator),
+        count("delegator", recipe.delegator.name, team.delegator) if team else 0,
         [count(f"expert {j}", named.name, expert) for j, (named, expert) in enumerate(experts)],
         {
             name: count(f"control {name}", recipe.controls[name].name, control)
             for name, control in networks.controls.items()
+        },
+        {
+            name: count(f"ensemble {name}", recipe.ensembles[name].network.name, built.members[0])
+            for name, built in networks.ensembles.items()
         },
     )

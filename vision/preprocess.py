@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -102,13 +102,19 @@ class Preprocess:
         """Shorter side in pixels before the crop, for ``resize="crop"``."""
         return int(self.size * 1.15)
 
-    def load(self, path: str | PathLike) -> UInt8[Tensor, "ch size size"]:
+    def load(
+        self, path: str | PathLike | BinaryIO, max_pixels: int | None = None
+    ) -> UInt8[Tensor, "ch size size"]:
         """Decode a file, set it upright, convert it and bring it to size x size.
 
+        Args:
+            path: of the file, or the open file.
+            max_pixels: of the file's own resolution; None is Pillow's limit.
+
         Raises:
-            UnreadableImageError: missing, truncated, not an image, or above Pillow's limit of pixels.
+            UnreadableImageError: missing, truncated, not an image, or above the limit of pixels.
         """
-        return functional.pil_to_tensor(self.square(self.decode(path), path))
+        return functional.pil_to_tensor(self.square(self.decode(path, max_pixels), path))
 
     def load_for_training(self, path: str | PathLike) -> UInt8[Tensor, "ch h w"]:
         """As `load`, but with ``resize="crop"`` the whole picture, so that crops can be drawn from it.
@@ -120,7 +126,7 @@ class Preprocess:
         image = self._shorten(image, path) if self.resize == "crop" else self.square(image, path)
         return functional.pil_to_tensor(image)
 
-    def decode(self, path: str | PathLike) -> Image.Image:
+    def decode(self, path: str | PathLike | BinaryIO, max_pixels: int | None = None) -> Image.Image:
         """Decode a file at its own resolution: EXIF rotation applied, mode L or RGB.
 
         Transparent pixels are laid over white. 16-bit grey is scaled to 8 bits. Of several frames, the first.
@@ -130,7 +136,7 @@ class Preprocess:
         """
         try:
             with Image.open(path) as image:
-                limit = Image.MAX_IMAGE_PIXELS
+                limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
                 if limit is not None and image.width * image.height > limit:
                     raise UnreadableImageError(
                         path, f"{image.width} x {image.height} pixels, above the limit of {limit}"

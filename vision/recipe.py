@@ -14,11 +14,13 @@ from typing import Any, Literal
 import coe_recipes
 import jsonargparse
 import yaml
+from torch import nn
 
 from coe_core.labels import LabelKind
 from coe_core.objective import Scores
 from coe_core.weights import Scope
 from vision.data import Data
+from vision.ensemble import Ensemble, check_agreement
 from vision.errors import nearest
 from vision.models import Network
 
@@ -72,7 +74,11 @@ class Train:
         lr: peak learning rate.
         momentum: for optimizers that have one.
         weight_decay: on weights, not on biases and normalisation.
-        warmup: part of the steps over which the learning rate rises; cosine to 0 afterwards.
+        warmup: part of the steps over which the learning rate rises; a cosine afterwards.
+        start_lr: from which it rises; null: lr / 25.
+        final_lr: to which the cosine falls; null: start_lr / 10,000.
+        decay: instead of the cosine, multiply the learning rate by this every decay_epochs.
+        decay_epochs: see decay.
         label_smoothing: in [0, 1).
         ema_decay: keep an exponential moving average of the weights and use it; 0 is off.
         precision: auto takes bf16 where the processor multiplies it fast (AMX, AVX512-BF16, a GPU),
@@ -86,9 +92,26 @@ class Train:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: float = 0.1
+    start_lr: float | None = None
+    final_lr: float | None = None
+    decay: float | None = None
+    decay_epochs: float = 1.0
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(
+                "train.epochs and train.batch_size must be at least 1, got "
+                f"{self.epochs} and {self.batch_size}"
+            )
+        for name in ("lr", "start_lr", "final_lr", "decay", "decay_epochs"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"train.{name} must be above 0, got {value}")
+        if self.decay is not None and self.final_lr is not None:
+            raise ValueError("train.decay replaces the cosine that train.final_lr is for: give one")
 
 
 @dataclass(frozen=True)
@@ -96,24 +119,47 @@ class Recipe:
     """Everything that decides a run.
 
     Args:
-        delegator: the small network that sees every sample.
+        delegator: the small network that sees every sample; null: no collaboration is trained,
+            only ensembles and controls.
         experts: one network for all experts, or a list of one per expert.
         num_experts: k.
         controls: networks trained alone on the same batches with the same optimiser, by name:
             delegator and expert make the cascade; others are compared as they are.
+        ensembles: co-trained networks by name, on the same batches with the same optimiser.
         seed: of initial weights, order of samples and augmentation.
     """
 
-    delegator: Network
-    experts: list[Network]
+    delegator: Network | None = None
+    experts: list[Network] = field(default_factory=list)
     num_experts: int = 4
     data: Data = field(default_factory=Data)
     objective: Objective = field(default_factory=Objective)
     train: Train = field(default_factory=Train)
     controls: dict[str, Network] = field(default_factory=dict)
+    ensembles: dict[str, Ensemble] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in (*self.controls, *self.ensembles):
+            if "." in name or not name or hasattr(nn.ModuleDict, name):
+                raise ValueError(
+                    f"no control or ensemble can be called {name!r}: choose another name"
+                )
+        if self.has_team:
+            self._check_team()
+        elif self.experts:
+            raise ValueError("experts without a delegator: name one, or remove the experts")
+        elif not self.ensembles:
+            raise ValueError("nothing to train: name a delegator and experts, or ensembles")
+
+    def _check_team(self) -> None:
+        agreement, weight = self.objective.agreement, self.objective.agreement_weight
+        check_agreement(agreement, weight)
+        if agreement == "none" and weight > 0:
+            raise ValueError(
+                f"objective.agreement_weight {weight} without an agreement term: set "
+                "objective.agreement to js, mutual or distil, or the weight to 0"
+            )
         if self.num_experts < 1:
             raise ValueError(f"num_experts must be at least 1, got {self.num_experts}")
         if len(self.experts) not in (1, self.num_experts):
@@ -129,15 +175,22 @@ class Recipe:
                 "objective.shared_start needs equal experts, as they start as one network; "
                 "set it to 0 for experts that differ"
             )
-        if self.train.epochs < 1 or self.train.batch_size < 1:
-            raise ValueError(
-                "train.epochs and train.batch_size must be at least 1, got "
-                f"{self.train.epochs} and {self.train.batch_size}"
-            )
+
+    @property
+    def has_team(self) -> bool:
+        """Whether a delegator and experts are trained."""
+        return self.delegator is not None
+
+    @property
+    def num_views(self) -> int:
+        """Views of each image that a training step needs."""
+        return max((ensemble.num_views for ensemble in self.ensembles.values()), default=1)
 
     @property
     def expert_networks(self) -> list[Network]:
-        """One entry per expert."""
+        """One entry per expert; none without a delegator."""
+        if not self.has_team:
+            return []
         return self.experts * (self.num_experts // len(self.experts))
 
     @property
@@ -148,9 +201,19 @@ class Recipe:
     @property
     def shared_start(self) -> float:
         """The objective's, or what its default means for these experts."""
+        if not self.has_team:
+            return 0.0
         if self.objective.shared_start is None:
             return 0.5 if self.equal_experts and self.num_experts > 1 else 0.0
         return self.objective.shared_start
+
+    @property
+    def without_control(self) -> list[str]:
+        """Ensembles beside which their undivided network is not trained under the same recipe."""
+        alone = [*self.controls.values()]
+        alone += [e.network for e in self.ensembles.values() if e.s == 1]
+        divided = {name: e for name, e in self.ensembles.items() if e.s > 1 and e.rule != "none"}
+        return [name for name, e in divided.items() if e.network not in alone]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: for YAML files and checkpoints."""
@@ -164,7 +227,10 @@ def recipes_folder() -> Path:
 
 def shipped_recipes() -> dict[str, Path]:
     """Name -> file of every recipe of this adapter that comes with the package."""
-    return {path.stem: path for path in sorted((recipes_folder() / "vision").glob("*.yaml"))}
+    folder = recipes_folder()
+    found = {path.stem: path for path in sorted((folder / "vision").glob("*.yaml"))}
+    divide = sorted((folder / "divide").glob("*.yaml"))
+    return found | {f"divide/{path.stem}": path for path in divide}
 
 
 def find_recipe(name: str) -> Path:
@@ -215,17 +281,23 @@ def recipe_from_dict(values: dict[str, Any], source: str = "recipe") -> Recipe:
     values = copy.deepcopy(values)  # the parser works in place
     if not isinstance(values.get("experts", []), list):
         values["experts"] = [values["experts"]]
-    if "delegator" in values:
+    if values.get("delegator") is not None:
         values["delegator"] = _written_out(values["delegator"])
     if "experts" in values:
         values["experts"] = [_written_out(network) for network in values["experts"]]
     if isinstance(values.get("controls"), dict):
         values["controls"] = {n: _written_out(net) for n, net in values["controls"].items()}
+    for ensemble in _dicts(values.get("ensembles")):
+        if "network" in ensemble:
+            ensemble["network"] = _written_out(ensemble["network"])
     for key, known in _unknown_keys(values, Recipe):
         raise ValueError(f"{source}: unknown key {key!r}{nearest(key, known)}")
     missing = [key for key in ("delegator", "experts") if key not in values]
-    if missing:
-        raise ValueError(f"{source}: missing {', '.join(missing)}; a recipe names its networks")
+    if len(missing) == 1 or (missing and not values.get("ensembles")):
+        raise ValueError(
+            f"{source}: missing {', '.join(missing)}; a recipe names its networks, a delegator and "
+            "experts or ensembles"
+        )
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe, "recipe")
     try:
@@ -247,7 +319,18 @@ def _plain(error: Exception) -> str:
     text = " ".join(str(error).split()).replace("typing.Literal", "one of ")
     text = re.sub(r'Parser key "recipe\.([^"]*)":', r"\1:", text)
     text = re.sub(r"<class '(\w+)'>", r"\1", text).replace("recipe.", "")
-    return re.sub("Expected an? ", "expected ", text).replace(". Got value:", ", got")
+    text = re.sub("Expected an? ", "expected ", text).replace(". Got value:", ", got")
+    text = re.sub(
+        r": Does not validate .*?(?=Problem with)(.*?) - expected NoneType.*", r": \1", text
+    )
+    text = re.sub(r"(?:- )?Problem with given class_path '[^']*': ", "", text)
+    return re.sub(r': Parser key "([^"]*)"', r".\1", text)
+
+
+def _dicts(nested: Any) -> list[dict]:
+    """The values of a dict that are dicts; what else stands there is refused later."""
+    values = nested.values() if isinstance(nested, dict) else ()
+    return [value for value in values if isinstance(value, dict)]
 
 
 def _written_out(network: Any) -> Any:
@@ -287,6 +370,7 @@ def _unknown_keys(values: dict, kind: type, prefix: str = "") -> Iterator[tuple[
         elif name == "experts":
             for network in value:
                 yield from _unknown_keys(network, Network, f"{prefix}{name}.")
-        elif name == "controls" and isinstance(value, dict):
-            for control, network in value.items():
-                yield from _unknown_keys(network, Network, f"{prefix}controls.{control}.")
+        elif name in ("controls", "ensembles") and isinstance(value, dict):
+            entry = Network if name == "controls" else Ensemble
+            for part, content in value.items():
+                yield from _unknown_keys(content, entry, f"{prefix}{name}.{part}.")

@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from coe_core import OperatingPoint
+from vision.budgets import CalibratedCurve
 from vision.data import ImageData
 from vision.errors import RunError
 from vision.networks import Networks
@@ -25,6 +27,7 @@ from vision.recipe import Recipe
 
 LAST = Path("checkpoints/last.ckpt")
 POINTS = Path("operating_points.json")
+CURVE = Path("trade_off_curve.json")
 _PARAMETERS = ("recipe", "classes", "preprocess")  # what `Networks` is built from
 _PREFIX = "networks."  # of the networks' weights in a checkpoint of the training module
 
@@ -38,12 +41,14 @@ class Run:
         checkpoint: the file the weights came from.
         networks: in evaluation mode.
         operating_points: stored thresholds by name.
+        curve: trade-off on the validation split, for budgets that were not stored.
     """
 
     folder: Path
     checkpoint: Path
     networks: Networks
     operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
+    curve: CalibratedCurve | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -65,6 +70,11 @@ class Run:
         self.operating_points[point.name] = point
         stored = {name: point.to_dict() for name, point in self.operating_points.items()}
         write_text(self.folder / POINTS, json.dumps(stored, indent=2) + "\n")
+
+    def store_curve(self, curve: CalibratedCurve) -> None:
+        """Keep the trade-off curve with the run."""
+        self.curve = curve
+        write_text(self.folder / CURVE, json.dumps(curve.to_dict()) + "\n")
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -119,8 +129,12 @@ def find_checkpoint(path: str | Path) -> Path:
     return path
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, team: bool = True) -> Run:
     """Load a run from its folder or from a checkpoint file; nothing else is needed.
+
+    Args:
+        path: of the folder or the file.
+        team: refuse a run that trained ensembles only, without delegator and experts.
 
     Raises:
         RunError: no such run, or a file that is not one of its checkpoints.
@@ -130,6 +144,11 @@ def load_run(path: str | Path) -> Run:
     parameters = content["hyper_parameters"]
     parameters["recipe"] = without_downloads(parameters["recipe"])
     networks = Networks(**{name: parameters[name] for name in _PARAMETERS})
+    if team and networks.team is None:
+        raise RunError(
+            f"{path} trained ensembles only, no delegator and experts; `coe-vision evaluate` and "
+            "`coe-vision predict` take it"
+        )
     weights = {
         name.removeprefix(_PREFIX): value
         for name, value in content["state_dict"].items()
@@ -145,21 +164,32 @@ def load_run(path: str | Path) -> Run:
     networks.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     in_run = checkpoint.parent.name == LAST.parent.name
     run = Run(checkpoint.parent.parent if in_run else checkpoint.parent, checkpoint, networks)
-    points = run.folder / POINTS
-    if points.is_file():
-        try:
-            stored = json.loads(points.read_text(encoding="utf-8"))
-            run.operating_points = {n: OperatingPoint.from_dict(p) for n, p in stored.items()}
-        except (ValueError, AttributeError, TypeError) as error:
-            raise RunError(
-                f"{points} is damaged ({error}); remove it and run `coe-vision calibrate` again"
-            ) from error
+    run.operating_points = _stored(
+        run.folder / POINTS,
+        lambda stored: {n: OperatingPoint.from_dict(p) for n, p in stored.items()},
+        {},
+    )
+    run.curve = _stored(run.folder / CURVE, CalibratedCurve.from_dict, None)
     return run
+
+
+def _stored(path: Path, read: Callable[[Any], Any], missing: Any) -> Any:
+    """What `calibrate` left in a JSON file of the run."""
+    if not path.is_file():
+        return missing
+    try:
+        return read(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise RunError(
+            f"{path} is damaged ({error}); remove it and run `coe-vision calibrate` again"
+        ) from error
 
 
 def without_downloads(recipe: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint holds the weights: published ones need not be fetched to build the networks."""
-    networks = [recipe["delegator"], *recipe["experts"], *recipe["controls"].values()]
+    networks = [recipe["delegator"]] if recipe["delegator"] is not None else []
+    networks += [*recipe["experts"], *recipe["controls"].values()]
+    networks += [ensemble["network"] for ensemble in recipe.get("ensembles", {}).values()]
     for network in networks:
         network["pretrained"] = False
     return recipe

@@ -6,12 +6,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vision.cifar_networks import initialise
+from vision.cifar_networks import StagedNetwork
 
 
 def _noisy_scale(x: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
     """forward * x, whose gradient is that of backward * x."""
     return backward * x + ((forward - backward) * x).detach()
+
+
+def _stem(in_chans: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_chans, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+    )
 
 
 class ShakeDrop(nn.Module):
@@ -73,7 +79,7 @@ class _PyramidUnit(nn.Module):
         return self.shake(self.branch(x)) + shortcut
 
 
-class PyramidNet(nn.Module):
+class PyramidNet(StagedNetwork):
     """PyramidNet with bottlenecks and ShakeDrop: every unit is a little wider than the last. PAPER.
 
     Args:
@@ -102,7 +108,6 @@ class PyramidNet(nn.Module):
         stem: int = 16,
         shake_drop: float = 0.5,
     ):
-        super().__init__()
         per_stage, left = divmod(depth - 2, 9)
         if left or per_stage < 1:
             raise ValueError(
@@ -114,28 +119,15 @@ class PyramidNet(nn.Module):
                 f"pyramidnet: stem must be at least 1 and alpha at least 0, got {stem} and {alpha}"
             )
         units = 3 * per_stage
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_chans, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem)
-        )
+        first = _stem(in_chans, stem)
         layers, channels = [], stem
         for unit in range(1, units + 1):
             width = round(stem + alpha * unit / units)
             stride = 2 if unit > 1 and (unit - 1) % per_stage == 0 else 1
             layers.append(_PyramidUnit(channels, width, stride, shake_drop * unit / units))
             channels = 4 * width
-        self.blocks = nn.Sequential(*layers)
-        self.head = nn.Sequential(
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(channels, num_classes),
-        )
-        initialise(self)
-
-    def forward(self, x: Float[Tensor, "n ch h w"]) -> Float[Tensor, "n c"]:
-        """Logits of a batch of images."""
-        return self.head(self.blocks(self.stem(x)))
+        last = [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+        super().__init__(first, layers, last, channels, num_classes)
 
 
 class _HalvesShortcut(nn.Module):
@@ -187,7 +179,7 @@ class _ShakeBlock(nn.Module):
         return self.shortcut(x) + mixed
 
 
-class ShakeShake(nn.Module):
+class ShakeShake(StagedNetwork):
     """Shake-Shake-26 2 x width d: three stages of four blocks with two branches each. PAPER.
 
     Args:
@@ -208,7 +200,6 @@ class ShakeShake(nn.Module):
     def __init__(
         self, num_classes: int, in_chans: int = 3, width: int = 96, depth: int = 26, stem: int = 16
     ):
-        super().__init__()
         num_blocks, left = divmod(depth - 2, 6)
         if left or num_blocks < 1:
             raise ValueError(f"shake_shake: depth={depth} is not 6 m + 2 for blocks m >= 1")
@@ -216,24 +207,11 @@ class ShakeShake(nn.Module):
             raise ValueError(
                 f"shake_shake: width must be at least 2 and stem at least 1, got {width} and {stem}"
             )
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_chans, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem)
-        )
+        first = _stem(in_chans, stem)
         layers, channels = [], stem
         for index in range(3 * num_blocks):
             stride = 2 if index and index % num_blocks == 0 else 1
             out = width * 2 ** (index // num_blocks)
             layers.append(_ShakeBlock(channels, out, stride))
             channels = out
-        self.blocks = nn.Sequential(*layers)
-        self.head = nn.Sequential(
-            nn.ReLU(inplace=True),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(channels, num_classes),
-        )
-        initialise(self)
-
-    def forward(self, x: Float[Tensor, "n ch h w"]) -> Float[Tensor, "n c"]:
-        """Logits of a batch of images."""
-        return self.head(self.blocks(self.stem(x)))
+        super().__init__(first, layers, [nn.ReLU(inplace=True)], channels, num_classes)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +123,49 @@ SOURCES = {
     "imagenet": imagenet,
     "folder": folder,
 }
+
+
+def join(
+    names: Sequence[str], sources: Sequence[Source], decode: Callable[[Samples, str], Samples]
+) -> Source:
+    """Several data sets as one, with the classes of all; a class name that occurs twice gets its set's.
+
+    Args:
+        names: of the data sets.
+        sources: what they offer.
+        decode: samples and a name for messages -> the same as pixels of one shape.
+
+    Raises:
+        ValueError: a split that some of them have and some do not.
+    """
+    counts = Counter(name for source in sources for name in source.classes)
+    called = [
+        name if names.count(name) == 1 else f"{name} {position}"
+        for position, name in enumerate(names, start=1)
+    ]
+    classes = [
+        name if counts[name] == 1 else f"{data} {name}"
+        for data, source in zip(called, sources, strict=True)
+        for name in source.classes
+    ]
+    splits: dict[str, Samples] = {}
+    for split in ("train", "validation", "test"):
+        parts = [getattr(source, split) for source in sources]
+        missing = [name for name, part in zip(names, parts, strict=True) if part is None]
+        if len(missing) == len(parts):
+            continue
+        if missing:
+            raise ValueError(
+                f"{'+'.join(names)}: {', '.join(missing)} without a {split} split, the others with "
+                "one; join data sets of the same splits"
+            )
+        decoded = [decode(part, f"{name} {split}") for name, part in zip(names, parts, strict=True)]
+        first = itertools.accumulate((len(source.classes) for source in sources), initial=0)
+        splits[split] = Samples(
+            torch.cat([part.targets + start for part, start in zip(decoded, first, strict=False)]),
+            torch.cat([part.pixels for part in decoded]),
+        )
+    return Source(classes, **splits)
 
 
 def _cifar(dataset: type[datasets.CIFAR10], path: Path) -> Source:

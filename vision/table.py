@@ -22,9 +22,11 @@ from coe_core import (
     trade_off_curve,
 )
 from vision.models import Team
+from vision.networks import Networks
 from vision.predictions import Predictions, RunMacs
 
 BUDGETS = (0.25, 0.5, 0.75)  # part of the samples that may run an expert, on average
+NEAR = 1.2  # a budget moves to the MACs of a single network that is no further off than this factor
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,9 @@ class Fitted:
 
 
 def fit_stages(validation: Predictions, test: Predictions, macs: RunMacs) -> dict[str, Fitted]:
-    """ "CoE" and, if both of its networks were trained as controls, "cascade"."""
+    """ "CoE" and, if both of its networks were trained as controls, "cascade"; nothing without a team."""
+    if test.rough_logits is None:
+        return {}
     kinds = {"CoE": (coe_logits, TwoStage.coe)}
     if {"delegator", "expert"} <= set(test.control_logits):
         kinds["cascade"] = (cascade_logits, TwoStage.cascade)
@@ -151,8 +155,7 @@ def table_rows(
     validation: Predictions,
     test: Predictions,
     macs: RunMacs,
-    team: Team | None = None,
-    controls: torch.nn.ModuleDict | None = None,
+    networks: Networks | None = None,
     seed: int = 0,
 ) -> list[Row]:
     """All rows of one run. Thresholds are fitted on ``validation``; ``test`` is only read off.
@@ -161,26 +164,50 @@ def table_rows(
         validation: held-out predictions, for thresholds and for the choice of the best expert.
         test: predictions that the table reports.
         macs: of every network.
-        team: the networks, for predictors that can be timed; None leaves them out.
-        controls: the networks trained alone.
+        networks: for predictors that can be timed; None leaves them out.
         seed: of the random selection.
     """
-    controls = dict(controls.items()) if controls is not None else {}
-    n, k = test.selection_logits.shape
-    stages = fit_stages(validation, test, macs)
+    rows = _control_rows(test, macs, networks) + _ensemble_rows(test, macs, networks)
+    if test.rough_logits is not None:
+        rows += _team_rows(validation, test, macs, networks, seed)
+    return rows
+
+
+def _control_rows(test: Predictions, macs: RunMacs, networks: Networks | None) -> list[Row]:
     rows = []
     for name, logits in test.control_logits.items():
         label = {"delegator": "delegator network alone", "expert": "single expert network"}.get(
             name, f"single network {name}"
         )
-        rows.append(
-            Row(
-                label,
-                float(test.right(logits).mean()),
-                macs.controls[name],
-                predictor=controls.get(name),
-            )
-        )
+        accuracy = float(test.right(logits).mean())
+        predictor = networks and networks.controls[name]
+        rows.append(Row(label, accuracy, macs.controls[name], predictor=predictor))
+    return rows
+
+
+def _ensemble_rows(test: Predictions, macs: RunMacs, networks: Networks | None) -> list[Row]:
+    """One network of each ensemble, and all of it: the mean of their logits."""
+    rows = []
+    for name, logits in test.ensemble_logits.items():
+        s, cost = logits.shape[1], macs.ensembles[name]
+        built = networks and networks.ensembles[name]
+        members = [float(test.right(member).mean()) for member in logits.unbind(1)]
+        if s > 1:
+            alone = built and built.members[0]
+            accuracy = sum(members) / s
+            rows.append(Row(f"ensemble {name}: one network", accuracy, cost, predictor=alone))
+        accuracy = float(test.right(logits.mean(1)).mean())
+        rows.append(Row(f"ensemble {name}", accuracy, s * cost, predictor=built))
+    return rows
+
+
+def _team_rows(
+    validation: Predictions, test: Predictions, macs: RunMacs, networks: Networks | None, seed: int
+) -> list[Row]:
+    n, k = test.selection_logits.shape
+    stages = fit_stages(validation, test, macs)
+    team, controls = (networks.team, networks.controls) if networks else (None, {})
+    rows = []
     if "cascade" in stages:
         both = "delegator" in controls and "expert" in controls
         cascade = Cascade(controls["delegator"], controls["expert"]) if both else None
@@ -223,6 +250,17 @@ def table_rows(
     return rows
 
 
+def budgets(macs: RunMacs) -> list[float]:
+    """Mean MACs that two-stage rows are fitted to: where a single network is near, exactly its MACs."""
+    singles = list(macs.controls.values())
+    limits = set()
+    for part in BUDGETS:
+        limit = macs.delegator + part * macs.expert
+        near = [m for m in singles if max(m / limit, limit / m) <= NEAR]
+        limits.add(min(near, key=lambda m: abs(m - limit), default=limit))
+    return sorted(limits)
+
+
 def _two_stage_rows(
     name: str,
     stage: Fitted,
@@ -233,8 +271,7 @@ def _two_stage_rows(
     """No exits, then every budget; a budget's threshold maximises held-out accuracy within it."""
     curve = stage.validation.curve()
     points = [("no exits", torch.inf)]
-    for budget in BUDGETS:
-        limit = macs.delegator + budget * macs.expert
+    for limit in budgets(macs):
         index = fit_threshold(curve, "macs", max(limit, float(curve.cost.min())))
         points.append((f"at {limit / 1e6:.3g}M", float(curve.threshold[index])))
     rows = []

@@ -31,7 +31,12 @@ from vision.training import CoETraining
 
 
 def train(
-    recipe: Recipe, folder: Path, *, resume: bool = False, stop_after: int | None = None
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+    data: ImageData | None = None,
 ) -> ImageData:
     """Train the recipe into a run folder; returns the data it was trained on.
 
@@ -40,13 +45,14 @@ def train(
         folder: of the run; made if missing. One that holds a run is only touched with ``resume``.
         resume: continue from the last checkpoint; also if training is complete (nothing to do).
         stop_after: end after this many epochs of the whole schedule, to be resumed later.
+        data: what `load_data` gave for the recipe, where it is loaded already.
 
     Raises:
         RunError: the folder holds a run, or another recipe's; or cannot be written.
         Interrupted: stopped by a signal; the state is kept.
     """
     trained = _check_folder(folder, recipe, resume)
-    data = load_data(recipe.data)
+    data = load_data(recipe.data) if data is None else data
     if trained is not None:
         _check_data(data, trained["hyper_parameters"], folder)
     seed_everything(recipe.seed, workers=True, verbose=False)
@@ -54,8 +60,16 @@ def train(
     run_macs(
         module.networks
     )  # a network that cannot be run or counted is found now, not at the end
+    data.train.num_views = recipe.num_views
     stop = StopAtSignal(folder / LAST)
-    trainer = _trainer(recipe, folder, stop, stop_after, trained["global_step"] if trained else 0)
+    trainer = _trainer(
+        recipe,
+        module.main_metric,
+        folder,
+        stop,
+        stop_after,
+        trained["global_step"] if trained else 0,
+    )
     rank, world_size = trainer.global_rank, trainer.world_size
     if rank == 0:
         _save_provenance(recipe, data, folder, resumed=trained is not None)
@@ -140,7 +154,12 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 
 def _trainer(
-    recipe: Recipe, folder: Path, stop: StopAtSignal, stop_after: int | None, first_step: int
+    recipe: Recipe,
+    metric: str,
+    folder: Path,
+    stop: StopAtSignal,
+    stop_after: int | None,
+    first_step: int,
 ) -> Trainer:
     interactive = sys.stdout.isatty()
     checkpoints = folder / LAST.parent
@@ -152,7 +171,7 @@ def _trainer(
         callbacks.ModelCheckpoint(
             checkpoints,
             "best",
-            monitor="val/selected_accuracy",
+            monitor=metric,
             mode="max",
             enable_version_counter=False,
             save_on_train_epoch_end=True,

@@ -1,4 +1,4 @@
-"""The Lightning module: a team and its controls, trained together on the same batches."""
+"""The Lightning module: team, controls and ensembles, trained together on the same batches."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from coe_core import CoTrainingObjective, distil_from_mean, js_divergence, mutual_learning
+from coe_core import CoTrainingObjective
+from coe_core.agreement import AGREEMENTS
 from vision.networks import Networks
-
-_AGREEMENT = {"distil": distil_from_mean, "js": js_divergence, "mutual": mutual_learning}
+from vision.schedule import learning_rate_schedule
+from vision.together import Together
 
 
 class CoETraining(LightningModule):
@@ -40,34 +41,67 @@ class CoETraining(LightningModule):
         # Not the trainer's estimate: asking for it sets up the loader before its state is restored.
         train = self.recipe.train
         self.num_steps = train.epochs * (num_samples // train.batch_size)
+        self.split_step = round(self.recipe.shared_start * self.num_steps)
+        if not self.recipe.has_team:
+            return
         settings = dict(vars(self.recipe.objective))
-        self._agreement = _AGREEMENT.get(settings.pop("agreement"))
+        self._agreement = AGREEMENTS.get(settings.pop("agreement"))
         shares = settings.pop("shares")
         # Until this step the experts are one network: expert 0 trains, the others are its copies.
         del settings["shared_start"]
-        self.split_step = round(self.recipe.shared_start * self.num_steps)
         self.objective = CoTrainingObjective(
             self.recipe.num_experts,
             **settings,
             shares=None if shares is None else torch.tensor(shares),
             num_samples=num_samples,
         )
+        preprocess = self.networks.preprocess
+        shape = (preprocess.channels, preprocess.size, preprocess.size)
+        self._experts = Together(self.networks.team.experts, shape)
         # Queue and table are equal on all ranks already: nothing to broadcast at every step.
         self._ddp_params_and_buffers_to_ignore = [
             f"objective.{name}" for name, _ in self.objective.named_buffers()
         ]
 
+    @property
+    def main_metric(self) -> str:
+        """Validation accuracy by which the best checkpoint is chosen."""
+        if self.recipe.has_team:
+            return "val/selected_accuracy"
+        return f"val/ensemble {next(iter(self.recipe.ensembles))}_accuracy"
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         images, target = self.networks.prepare(batch["image"]), batch["target"]
+        total = torch.zeros((), device=images.device)
+        if self.recipe.has_team:
+            total = total + self._collaboration_step(images, target, batch["index"])
+        for control in self.networks.controls.values():
+            total = total + self._loss(control(images), target).mean()
+        views = [images]
+        if self.recipe.num_views > 1:
+            views += [self.networks.prepare(view) for view in batch["views"].unbind(1)[1:]]
+        for name in self.recipe.ensembles:
+            total = total + self._ensemble_step(name, views, target)
+        return total
+
+    def _collaboration_step(self, images: Tensor, target: Tensor, index: Tensor) -> Tensor:
         if self.split_step and self.global_step <= self.split_step:
             self._copy_first_expert(with_optimizer=self.global_step == self.split_step)
         if self.global_step < self.split_step:
-            total = self._shared_step(images, target)
-        else:
-            total = self._team_step(images, target, batch["index"])
-        for control in self.networks.controls.values():
-            total = total + self._loss(control(images), target).mean()
-        return total
+            return self._shared_step(images, target)
+        return self._team_step(images, target, index)
+
+    def _ensemble_step(self, name: str, views: list[Tensor], target: Tensor) -> Tensor:
+        """Sum of the networks' losses and the agreement between them; one view for each, or for all."""
+        ensemble = self.recipe.ensembles[name]
+        own = views[: ensemble.s] if ensemble.own_views else views[0]
+        logits = self.networks.ensembles[name](own).float()
+        n, s, _ = logits.shape
+        losses = self._loss(logits.flatten(0, 1), target.repeat_interleave(s, 0)).sum() / n
+        consent = ensemble.agreement_term(logits, self.global_step / self.num_steps)
+        parts = {"loss": losses / s, "agreement": consent}
+        self._log({f"ensemble {name}_{part}": value for part, value in parts.items()}, n)
+        return losses + consent
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss per sample; with targets per class (MixUp) or labels."""
@@ -83,23 +117,23 @@ class CoETraining(LightningModule):
         return rough_loss + expert_loss
 
     def _team_step(self, images: Tensor, target: Tensor, index: Tensor) -> Tensor:
-        out = self.networks.team(images)
-        expert_logits = out.expert_logits.float()
+        rough_logits, selection_logits = self.networks.team.delegate(images)
+        expert_logits = self._experts(images).float()
         n, k, c = expert_logits.shape
         flat, flat_target = expert_logits.reshape(n * k, c), target.repeat_interleave(k, 0)
         with torch.no_grad():
             evidence = -cross_entropy(flat, flat_target, reduction="none").reshape(n, k)
         loss = self.objective(
-            self._loss(out.rough_logits, target),
+            self._loss(rough_logits, target),
             self._loss(flat, flat_target).reshape(n, k),
             evidence,
-            out.selection_logits,
+            selection_logits,
             progress=(self.global_step - self.split_step)
             / max(1, self.num_steps - self.split_step),
             index=index,
             agreement=None if self._agreement is None else self._agreement(expert_logits),
         )
-        labelled = loss.labels.gather(1, out.selection_logits.argmax(1, keepdim=True))
+        labelled = loss.labels.gather(1, selection_logits.argmax(1, keepdim=True))
         parts = {
             "rough_loss": loss.rough,
             "expert_loss": loss.experts,
@@ -126,22 +160,27 @@ class CoETraining(LightningModule):
                     state[copy] = deepcopy(state[source])
 
     def on_train_epoch_start(self) -> None:
-        self.objective.partition.begin_epoch()
+        if self.recipe.has_team:
+            self.objective.partition.begin_epoch()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         images, target = self.networks.prepare(batch["image"]), batch["target"]
-        out = self.networks.team(images)
-        rough = out.rough_logits.argmax(1) == target
-        experts = out.expert_logits.argmax(2) == target[:, None]  # [n, k]
-        selected = experts.gather(1, out.selection_logits.argmax(1, keepdim=True))[:, 0]
-        right = {
-            "rough": rough,
-            "selected": selected,
-            "expert": experts.float().mean(1),
-            "oracle": experts.any(1),
-        }
+        right = {}
+        if self.networks.team is not None:
+            out = self.networks.team(images)
+            experts = out.expert_logits.argmax(2) == target[:, None]  # [n, k]
+            right["rough"] = out.rough_logits.argmax(1) == target
+            right["selected"] = experts.gather(1, out.selection_logits.argmax(1, keepdim=True))[
+                :, 0
+            ]
+            right["expert"] = experts.float().mean(1)
+            right["oracle"] = experts.any(1)
         for name, control in self.networks.controls.items():
             right[f"control_{name}"] = control(images).argmax(1) == target
+        for name, ensemble in self.networks.ensembles.items():
+            logits = ensemble(images).float()
+            right[f"ensemble {name}"] = logits.mean(1).argmax(1) == target
+            right[f"ensemble {name}_member"] = (logits.argmax(2) == target[:, None]).float().mean(1)
         self.log_dict(
             {f"val/{name}_accuracy": value.float().mean() for name, value in right.items()},
             batch_size=len(target),
@@ -151,19 +190,23 @@ class CoETraining(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         train = self.recipe.train
         optimizer = timm.optim.create_optimizer_v2(
-            self,
+            self._parameter_groups() if self.recipe.ensembles else self,
             opt=train.optimizer,
             lr=train.lr,
             weight_decay=train.weight_decay,
             momentum=train.momentum,
         )
-        steps = self.num_steps
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer,
-            max_lr=train.lr,
-            total_steps=steps,
-            # It divides by the steps of the rise less one: below two steps there is no rise.
-            pct_start=train.warmup if train.warmup * steps >= 2 else 1e-9,
-            cycle_momentum=False,
-        )
+        schedule = learning_rate_schedule(optimizer, train, self.num_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """The ensembles' networks with the weight decay that division leaves, the others as always."""
+        networks = self.networks
+        parts: list[tuple[Any, float]] = [
+            (part, self.recipe.train.weight_decay)
+            for part in (networks.team, networks.controls)
+            if part is not None
+        ]
+        parts += [(e, e.division.weight_decay or 0.0) for e in networks.ensembles.values()]
+        grouped = [timm.optim.param_groups_weight_decay(part, decay) for part, decay in parts]
+        return [group for groups in grouped for group in groups if group["params"]]

@@ -6,13 +6,19 @@ import pytest
 
 from vision.recipe import load_recipe, shipped_recipes
 
-COMMANDS = ("train", "evaluate", "calibrate", "predict", "recipes", "inspect", "divide")
+COMMANDS = ("train", "evaluate", "calibrate", "predict", "export", "serve", "recipes")
+COMMANDS += ("inspect", "divide")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help(cli, capsys, command):
     assert cli(command, "--help") == 0
     assert f"usage: coe-vision {command}" in capsys.readouterr().out
+
+
+def test_help_does_not_wait_for_torch(shell):
+    told = "import sys, vision.cli; vision.cli._parser(); print('torch' in sys.modules)"
+    assert shell("-c", told).stdout == "False\n"
 
 
 def test_help_lists_the_commands(cli, capsys):
@@ -77,7 +83,7 @@ def test_recipes_copy(cli, tmp_path, capsys):
 def test_inspect_recipe(cli, capsys):
     assert cli("inspect", "digits", "num_experts=3", "experts.options.width=6") == 0
     shown = capsys.readouterr().out
-    assert shown.count("small_resnet width=6, stages=2") == 3
+    assert shown.count("small_resnet width=6, stages=3") == 3
     assert "control expert" in shown
     assert "mean MMACs of the" in shown
 

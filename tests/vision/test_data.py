@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import itertools
+import os
 import pickle
 import struct
 import warnings
@@ -488,3 +489,62 @@ def test_imagenet_holds_validation_out_of_train_and_tests_on_val(tmp_path):
     assert [len(s) for s in (data.train, data.validation, data.test)] == [27, 3, 6]
     assert "train" in data.validation.paths[0]
     assert "val" in data.test.paths[0]
+
+
+# Several data sets joined
+
+
+def joined(*roots, **options):
+    names = "+".join(["folder"] * len(roots))
+    path = os.pathsep.join(map(str, roots))
+    return Data(**{"name": names, "path": path, "size": 8, "channels": 3, **options})
+
+
+def test_joined_sets_keep_every_sample_and_every_class(tmp_path):
+    first = write_folder(tmp_path / "a", classes=["ant", "bee"], count=10)
+    second = write_folder(tmp_path / "b", classes=["bee", "cat", "dog"], count=20, seed=1)
+    for root, classes in ((first, ["ant", "bee"]), (second, ["bee", "cat", "dog"])):
+        write_folder(root, "test", classes, count=4)
+    data = load_data(joined(first, second))
+    assert data.classes == ["ant", "folder 1 bee", "folder 2 bee", "cat", "dog"]
+    assert data.train.targets.bincount().tolist() == [9, 9, 18, 18, 18]
+    assert data.validation.targets.bincount().tolist() == [1, 1, 2, 2, 2]
+    assert data.test.targets.bincount().tolist() == [4] * 5
+    alone = load_data(folder(second))
+    own = [data.test[i]["image"] for i in range(8, 20)]
+    assert torch.equal(torch.stack(own), torch.stack([alone.test[i]["image"] for i in range(12)]))
+
+
+def test_joined_sets_of_different_shape(tmp_path):
+    """Grey 8 x 8 digits without a folder beside colour pictures: both become size x size RGB."""
+    pictures = write_folder(tmp_path / "a", size=(20, 12), count=10)
+    for split in ("validation", "test"):
+        write_folder(pictures, split, count=2)
+    data = load_data(joined(pictures, "", name="folder+digits", size=12))
+    assert data.classes == [*sorted(CLASSES), *map(str, range(10))]
+    assert (
+        data.train[0]["image"].shape
+        == data.train[len(data.train) - 1]["image"].shape
+        == (3, 12, 12)
+    )
+    assert len(data.train) == 30 + 1137
+
+
+def test_joined_sets_need_a_folder_each(tmp_path):
+    root = write_folder(tmp_path / "a")
+    with pytest.raises(ValueError, match="joins 2 data sets, but there are 1 folders"):
+        load_data(joined(root, name="folder+cifar10"))
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none"):
+        load_data(joined(root, tmp_path / "none"))
+
+
+def test_joined_sets_must_have_the_same_splits(tmp_path):
+    first, second = write_folder(tmp_path / "a"), write_folder(tmp_path / "b")
+    write_folder(first, "test", count=2)
+    with pytest.raises(ValueError, match=r"folder without a test split, the others with one"):
+        load_data(joined(first, second))
+
+
+def test_an_unknown_joined_set_is_named():
+    with pytest.raises(ValueError, match="unknown data set 'cifar1'; nearest: cifar10"):
+        Data(name="fashion_mnist+cifar1")

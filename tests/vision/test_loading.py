@@ -389,3 +389,32 @@ def test_index_outside_the_set():
         images()[22]
     with pytest.raises(ValueError, match="images or paths"):
         ImageSet(torch.zeros(1), [], Data().preprocess())
+
+
+def test_a_number_in_brackets():
+    def share_erased(name):
+        data = images(names=[name], channels=3)
+        plain = data[0]["image"]
+        return sum(not torch.equal(data[0, seed]["image"], plain) for seed in range(300)) / 300
+
+    assert 0.4 < share_erased("random_erasing(0.5)") < 0.6
+    assert 0.15 < share_erased("random_erasing") < 0.35
+    assert share_erased("random_erasing(1)") == 1
+    whole = Augmentation(["random_resized_crop(1.0)"], 16)._transforms["random_resized_crop"]
+    assert whole.scale == (1.0, 1.0)
+    assert Augmentation(["random_resized_crop(0.1)"], 16).crops_originals
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("flip(0.5)", r"'flip\(0.5\)' takes no number; those that do: random_resized_crop"),
+        ("random_erasing(2)", r"expected a number above 0, at most 1, as in random_erasing\(0.5\)"),
+        ("random_erasing(x)", "expected a number above 0"),
+        ("random_erasing(0.5", "expected a number above 0"),
+        ("random_ersing(0.5)", "unknown augmentation 'random_ersing'; nearest: random_erasing"),
+    ],
+)
+def test_a_number_that_means_nothing(name, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation([name], 16)

@@ -20,7 +20,8 @@ LAST = "checkpoints/last.ckpt"
 # Dropout and stochastic depth, so that the random state matters; one of timm's smallest networks.
 DROPOUT = "{name: test_efficientnet, options: {drop_rate: 0.3, drop_path_rate: 0.2}}"
 SHORT = ["digits", "data.train_fraction=0.2", "train.batch_size=32", "num_experts=2"]
-SHORT += ["train.epochs=4", "controls={}"]
+# Not bf16, which "auto" takes where it is fast: oneDNN's depthwise convolutions are not repeatable in it.
+SHORT += ["train.epochs=4", "controls={}", "train.precision=32-true"]
 BATCHES = 7  # per epoch
 
 
@@ -185,7 +186,7 @@ def test_resume_with_another_recipe_names_what_differs(cli, trained, capsys):
     assert cli("train", recipe, *changed, "--out", trained, "--resume") == 2
     message = capsys.readouterr().err
     assert "train.lr was 0.1, now 0.3" in message
-    assert "'width': 4" in message
+    assert "'width': 2" in message
     assert "'width': 5" in message
     assert "workers" not in message  # how data are read does not matter
     assert files(trained) == before
