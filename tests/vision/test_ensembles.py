@@ -387,7 +387,6 @@ def test_what_cannot_be_divided_is_refused_before_training(cli, tmp_path, capsys
 
 
 PUBLISHED = sorted(n for n in shipped_recipes() if re.search("divide/.*_(cifar|imagenet)", n))
-PUBLISHED = [name for name in PUBLISHED if "cifar10_routed" not in name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -422,14 +421,14 @@ def test_published_recipes_through_the_command(cli, capsys, name):
 
 
 def test_shipped_cpu_sizes_keep_the_budget():
-    for name in ("divide/cifar10", "divide/cifar10_routed", "divide/digits"):
+    for name in ("divide/cifar10", "divide/digits"):
         recipe = load_recipe(name)
         classes = [str(label) for label in range(10)]
         for ensemble in recipe.ensembles.values():
             division = ensemble.divide(len(classes), recipe.data.preprocess(), 5e-4)
             assert division.network == recipe.controls["undivided"]
             assert division.total.macs == pytest.approx(division.undivided_size.macs, rel=0.05)
-            if division.s == 4 and recipe.has_team:
+            if division.s == 4:
                 assert division.divided == recipe.experts[0]
 
 
