@@ -13,7 +13,7 @@ from vision.divide_regularisers import Regulariser, divide_regularisers
 from vision.errors import nearest
 from vision.models import Network
 from vision.network_size import Size, constructor_arguments, network_size
-from vision.published_rules import RULES, apply_rule, published
+from vision.published_rules import PUBLISHED, RULES, apply_rule, published
 from vision.width_knobs import FACTORS
 from vision.width_solver import Match, solve_width
 
@@ -81,8 +81,9 @@ def divide_network(
         regulariser_rules: kind -> rule for other than the published ones, see `divide_regularisers`.
 
     Raises:
-        ValueError: s below 1, an unknown network, rule or match, pretrained weights, or a network
-            that cannot be divided so; the numbers and the alternatives are named.
+        ValueError: s below 1, a tolerance or a regulariser out of range, an unknown network, rule or
+            match, pretrained weights, or a network that cannot be divided so; the numbers and the
+            alternatives are named.
 
     Example:
         >>> division = divide_network("paper/wrn_16_8", 2, weight_decay=1e-4)
@@ -93,8 +94,14 @@ def divide_network(
         >>> round(divide_network("paper/wrn_16_8", 3, rule="solve").total.macs / 1e9, 2)
         1.57
     """
-    if s < 1:
-        raise ValueError(f"s must be at least 1, got {s}; s=1 leaves the network undivided")
+    if s < 1 or s != int(s):
+        raise ValueError(
+            f"s must be at least 1, got {s}; it counts networks, and s=1 leaves the one undivided"
+        )
+    if not 0 < tolerance < 1:
+        raise ValueError(
+            f"tolerance is a part of the budget, above 0 and below 1, got {tolerance}; 0.03 is 3%"
+        )
     if match not in get_args(Match):
         raise ValueError(
             f"unknown match {match!r}{nearest(match, get_args(Match))}; it is "
@@ -126,7 +133,12 @@ def divide_network(
         raise ValueError(
             f"{network.name}: published weights do not fit divided networks; set pretrained=false"
         )
-    undivided = network_size(network, num_classes, image_size, channels)
+    try:
+        undivided = network_size(network, num_classes, image_size, channels)
+    except ValueError as error:
+        if network.name in PUBLISHED:
+            raise ValueError(f"{error}; the paper's goes by {PAPER}{network.name}") from error
+        raise
     arguments = constructor_arguments(network, num_classes, channels)
     before = {**dict.fromkeys(FACTORS, 1.0), **arguments}
     decay = {} if weight_decay is None else {"weight_decay": weight_decay}

@@ -63,7 +63,8 @@ def divide_regularisers(
             kind's division off.
 
     Raises:
-        ValueError: an unknown kind or rule; the nearest known one is named.
+        ValueError: an unknown kind or rule (the nearest known one is named), or a regulariser that is
+            negative or not finite.
 
     Example:
         >>> [wd] = divide_regularisers({"weight_decay": 5e-4, "depth": 28}, s=2)
@@ -91,6 +92,8 @@ def divide_regularisers(
         kind = KINDS.get(option)
         if kind is None or isinstance(value, bool) or not isinstance(value, int | float):
             continue
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{option} must be finite and at least 0 to be divided, got {value}")
         if value:
             rule = chosen[kind]
             found.append(Regulariser(option, kind, rule, value, RULES[rule](value, s)))

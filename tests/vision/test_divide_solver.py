@@ -133,6 +133,12 @@ def test_constructor_arguments_are_those_of_the_class():
     [
         ("small_resnet", 0, {}, r"s must be at least 1, got 0"),
         ("small_resnet", -2, {}, r"s must be at least 1, got -2"),
+        ("small_resnet", 1.5, {}, r"s must be at least 1, got 1.5; it counts networks"),
+        ("small_resnet", 2, {"tolerance": -1}, r"above 0 and below 1, got -1; 0.03 is 3%"),
+        ("small_resnet", 2, {"tolerance": math.nan}, r"above 0 and below 1, got nan"),
+        ("small_resnet", 2, {"weight_decay": -1e-4}, r"weight_decay must be finite.*got -0.0001"),
+        ("small_resnet", 2, {"weight_decay": math.inf}, r"weight_decay must be finite.*got inf"),
+        ("resnet_110", 2, {}, r"unknown network 'resnet_110'.*goes by paper/resnet_110"),
         (
             "small_resnet",
             300,
