@@ -70,10 +70,7 @@ def describe(source: str, overrides: Sequence[str] = ()) -> list[Table]:
         for name, built in networks.ensembles.items()
     ]
     for part, network, cost, built in entries:
-        options = ", ".join(f"{key}={value}" for key, value in network.options.items())
-        parts.add_row(
-            part, f"{network.name} {options}".strip(), f"{cost / 1e6:.4g}", parameters(built)
-        )
+        parts.add_row(part, network.shown, f"{cost / 1e6:.4g}", parameters(built))
     tables = [parts]
     for ensemble in networks.ensembles.values():
         tables += division_tables(ensemble.division)

@@ -11,11 +11,15 @@ import torch
 import torchvision
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from coe_core import Delegation, confidence, infer
 from coe_core.inference import ConfidenceKind
+from vision.activations import replace_activations
 from vision.cifar_networks import CifarResNet, cifar_densenet
+from vision.condconv import replace_convolutions
 from vision.errors import nearest
+from vision.ofa_networks import ofa_mobilenetv3
 from vision.scaled_networks import deep_stem_resnext, scaled_efficientnet
 from vision.shaken_networks import PyramidNet, ShakeShake
 from vision.small_resnet import SmallResNet
@@ -28,6 +32,7 @@ _OWN = {
     "pyramidnet": PyramidNet,
     "scaled_efficientnet": scaled_efficientnet,
     "deep_stem_resnext": deep_stem_resnext,
+    "ofa_mobilenetv3": ofa_mobilenetv3,
 }
 
 
@@ -41,15 +46,40 @@ class Network:
             otherwise goes first).
         pretrained: start from the library's published weights, all but the classifier.
         options: further arguments of the network's constructor, such as width or drop_rate.
+        size: side in pixels at which this network sees the images, of which it makes a smaller (or
+            larger) copy; null: as they come, data.size.
+        activation: replaces the network's ReLU-like activations: pwlu (learned, per channel), prelu, relu,
+            relu6, silu, hardswish, gelu, mish or leaky_relu; null: its own.
+        activation_options: of the activation, such as ``{intervals: 8, per_channel: false}`` of pwlu.
+        condconv: number of kernels that are mixed for each image in place of one; 0: plain convolutions.
+        condconv_where: regular expression: convolutions whose dotted name it finds, such as
+            ``^blocks\\.[4-6]``; null: the later half.
+
+    Example:
+        >>> Network("ofa_mobilenetv3", options={"preset": "110m"}, size=176, activation="pwlu").shown
+        'ofa_mobilenetv3 preset=110m at 176 pwlu'
     """
 
     name: str
     pretrained: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    size: int | None = None
+    activation: str | None = None
+    activation_options: dict[str, Any] = field(default_factory=dict)
+    condconv: int = 0
+    condconv_where: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """In one line, for tables."""
+        options = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        parts = [self.name, options, f"at {self.size}" if self.size else ""]
+        parts += [self.activation or "", f"condconv {self.condconv}" if self.condconv else ""]
+        return " ".join(part for part in parts if part)
 
 
 def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.Module:
-    """The named network with ``num_outputs`` logits.
+    """The network with ``num_outputs`` logits, its activations and convolutions replaced if asked.
 
     Args:
         network: name and options.
@@ -58,12 +88,55 @@ def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.M
 
     Raises:
         ValueError: unknown name (names the nearest), options that the constructor does not take,
-            or channels that the network cannot take.
+            channels that the network cannot take, or nothing to replace.
 
     Example:
         >>> sum(p.numel() for p in build_network(Network("small_resnet"), 10).parameters())
         78042
     """
+    built = _named(network, num_outputs, channels)
+    try:
+        if network.condconv:
+            replace_convolutions(
+                built,
+                network.condconv,
+                where=network.condconv_where,
+                keep_weights=network.pretrained,
+            )
+        if network.activation is not None:
+            replace_activations(built, network.activation, **network.activation_options)
+    except ValueError as error:
+        raise ValueError(f"network {network.name!r}: {error}") from error
+    return built if network.size is None else AtSize(built, network.size)
+
+
+class AtSize(nn.Module):
+    """A network that sees the images at a size of its own.
+
+    Args:
+        network: any classifier.
+        size: side in pixels.
+
+    Raises:
+        ValueError: size below 1.
+    """
+
+    def __init__(self, network: nn.Module, size: int):
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
+        self.network, self.size = network, size
+
+    def forward(self, images: Float[Tensor, "n ch h w"]) -> Float[Tensor, "n c"]:
+        """Logits."""
+        if images.shape[-1] != self.size:
+            images = interpolate(
+                images.float(), (self.size, self.size), mode="bilinear", antialias=True
+            ).to(images.dtype)
+        return self.network(images)
+
+
+def _named(network: Network, num_outputs: int, channels: int) -> nn.Module:
     library, _, short = network.name.rpartition("/")
     try:
         if not library and short in _OWN:

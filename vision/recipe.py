@@ -81,6 +81,7 @@ class Train:
         decay_epochs: see decay.
         label_smoothing: in [0, 1).
         ema_decay: keep an exponential moving average of the weights and use it; 0 is off.
+        statistics_epochs: of PWLU activations: ReLU until then, to see what reaches them; then learned.
         precision: auto takes bf16 where the processor multiplies it fast (AMX, AVX512-BF16, a GPU),
             else fp32; or any precision Lightning knows, such as 32-true, bf16-mixed, 16-mixed.
     """
@@ -98,6 +99,7 @@ class Train:
     decay_epochs: float = 1.0
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
+    statistics_epochs: int = 5
     precision: str = "auto"
 
     def __post_init__(self) -> None:
@@ -105,6 +107,10 @@ class Train:
             raise ValueError(
                 "train.epochs and train.batch_size must be at least 1, got "
                 f"{self.epochs} and {self.batch_size}"
+            )
+        if self.statistics_epochs < 0:
+            raise ValueError(
+                f"train.statistics_epochs must be at least 0, got {self.statistics_epochs}"
             )
         for name in ("lr", "start_lr", "final_lr", "decay", "decay_epochs"):
             value = getattr(self, name)
@@ -151,6 +157,16 @@ class Recipe:
             raise ValueError("experts without a delegator: name one, or remove the experts")
         elif not self.ensembles:
             raise ValueError("nothing to train: name a delegator and experts, or ensembles")
+        networks = [*self.expert_networks, *self.controls.values()]
+        networks += [self.delegator] if self.has_team else []
+        networks += [ensemble.network for ensemble in self.ensembles.values()]
+        if any(network.activation == "pwlu" for network in networks) and (
+            self.train.statistics_epochs >= self.train.epochs
+        ):
+            raise ValueError(
+                f"pwlu would stay a ReLU: train.statistics_epochs={self.train.statistics_epochs} of "
+                f"train.epochs={self.train.epochs}; lower it"
+            )
 
     def _check_team(self) -> None:
         agreement, weight = self.objective.agreement, self.objective.agreement_weight

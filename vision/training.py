@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from coe_core import CoTrainingObjective
 from coe_core.agreement import AGREEMENTS
 from vision.networks import Networks
+from vision.pwlu import start_learning
 from vision.schedule import learning_rate_schedule
 from vision.together import Together
 
@@ -160,6 +161,13 @@ class CoETraining(LightningModule):
                     state[copy] = deepcopy(state[source])
 
     def on_train_epoch_start(self) -> None:
+        if self.current_epoch >= self.recipe.train.statistics_epochs:
+            state = self.optimizers().optimizer.state
+            for activation in start_learning(self.networks):
+                for parameter in activation.parameters():
+                    for value in state.get(parameter, {}).values():
+                        if isinstance(value, Tensor):
+                            value.zero_()  # moments and counts of the gradients that were 0
         if self.recipe.has_team:
             self.objective.partition.begin_epoch()
 
