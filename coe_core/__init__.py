@@ -35,6 +35,7 @@ from coe_core.errors import (
     UncountedOperatorError,
     UnequalExpertsError,
 )
+from coe_core.families import FamilyLabels, confusion_families
 from coe_core.inference import Delegation, Inference, confidence, infer
 from coe_core.labels import choice_variance, selection_labels, sinkhorn
 from coe_core.macs import count_macs, mixture_macs
@@ -51,6 +52,7 @@ __all__ = [
     "CoTrainingLoss",
     "CoTrainingObjective",
     "Delegation",
+    "FamilyLabels",
     "Groups",
     "Inference",
     "NotConvergedError",
@@ -65,6 +67,7 @@ __all__ = [
     "check_one",
     "choice_variance",
     "confidence",
+    "confusion_families",
     "controlled_threshold",
     "corpus_trade_off_curve",
     "count_macs",

@@ -116,6 +116,7 @@ class CoTrainingObjective(nn.Module):
         progress: float,
         index: Int[Tensor, " n"] | None = None,
         agreement: Float[Tensor, " n"] | None = None,
+        labels: Float[Tensor, "n k"] | None = None,
     ) -> CoTrainingLoss:
         """Loss of one batch.
 
@@ -127,6 +128,8 @@ class CoTrainingObjective(nn.Module):
             progress: part of the training done, in [0, 1].
             index: which training sample each row is; needed by scope "dataset".
             agreement: a term between the experts per sample, see `coe_core.agreement`.
+            labels: selection labels made elsewhere, such as `FamilyLabels`, in place of the
+                evidence's; (V1) does not weight them. A row of zeros is no label.
 
         Returns:
             CoTrainingLoss: losses are means over this rank's samples, 0 if it has none.
@@ -142,6 +145,7 @@ class CoTrainingObjective(nn.Module):
             ("evidence", evidence, (n, k)),
             ("selection_logits", selection_logits, (n, k)),
             ("agreement", agreement, (n,)),
+            ("labels", labels, (n, k)),
         ):
             if array is not None and array.shape != shape:
                 raise ValueError(
@@ -161,12 +165,16 @@ class CoTrainingObjective(nn.Module):
         focus = ramped_focus(self.focus, progress, self.focus_warmup)
         portion = self.partition(scores.detach(), index)
         weights = sample_weights(portion, k, focus).to(expert_loss.device)
-        labels = selection_labels(
-            evidence, self.labels, temperature=self.temperature, demand=self._label_demand(evidence)
-        )
-        selection_loss = -(labels * log_q).sum(1)  # CE(q, t)
-        if self.variance_weighting:
-            selection_loss = choice_variance(evidence) * selection_loss
+        importance = 1.0
+        if labels is None:
+            labels = selection_labels(
+                evidence,
+                self.labels,
+                temperature=self.temperature,
+                demand=self._label_demand(evidence),
+            )
+            importance = choice_variance(evidence) if self.variance_weighting else 1.0
+        selection_loss = importance * -(labels * log_q).sum(1)  # v CE(q, t)
 
         size = max(n, 1)  # a rank without samples has losses and gradients of 0, not NaN
         experts = (weights * expert_loss).sum() / size

@@ -39,7 +39,10 @@ class Objective:
         scope: over which samples portions are balanced: batch, queue or dataset.
         queue_size: samples kept for scope queue.
         scores: by what the data are partitioned: selection, evidence or their sum.
-        labels: kind of selection label: balanced, soft_balanced, hard or soft.
+        labels: kind of selection label: families, of classes that the delegator confuses (OURS); or by
+            the experts' evidence: balanced, soft_balanced, hard or soft.
+        settling: for labels families: part of the training after which they are fixed, where there is
+            no shared start (else at its end); until then the focus is 0.
         temperature: of the soft label kinds, in nats.
         variance_weighting: weight the selection loss by how much the choice matters (VCM).
         selection_weight: beta, weight of the selection loss.
@@ -54,7 +57,8 @@ class Objective:
     scope: Scope = "batch"
     queue_size: int = 0
     scores: Scores = "selection"
-    labels: LabelKind = "balanced"
+    labels: Literal["families"] | LabelKind = "balanced"
+    settling: float = 0.1
     temperature: float = 1.0
     variance_weighting: bool = True
     selection_weight: float = 0.5
@@ -182,6 +186,11 @@ class Recipe:
             raise ValueError(
                 f"experts lists {len(self.experts)} networks for num_experts={self.num_experts}: "
                 "give one network for all, or one for each"
+            )
+        if not 0 < self.objective.settling < 1:
+            raise ValueError(
+                "objective.settling must be above 0, as families are read off a delegator that has "
+                f"learned something, and below 1; got {self.objective.settling}"
             )
         shared = self.objective.shared_start
         if shared is not None and not 0 <= shared < 1:

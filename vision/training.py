@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from coe_core import CoTrainingObjective
+from coe_core import CoTrainingObjective, FamilyLabels
 from coe_core.agreement import AGREEMENTS
 from vision.networks import Networks
 from vision.pwlu import start_learning
@@ -50,6 +50,14 @@ class CoETraining(LightningModule):
         shares = settings.pop("shares")
         # Until this step the experts are one network: expert 0 trains, the others are its copies.
         del settings["shared_start"]
+        # From this step on the experts specialise.
+        self.start_step = self.split_step
+        self.families: FamilyLabels | None = None
+        settling = settings.pop("settling")
+        if settings["labels"] == "families":
+            del settings["labels"]
+            self.families = FamilyLabels(len(classes), self.recipe.num_experts)
+            self.start_step = self.split_step or round(settling * self.num_steps)
         self.objective = CoTrainingObjective(
             self.recipe.num_experts,
             **settings,
@@ -59,9 +67,9 @@ class CoETraining(LightningModule):
         preprocess = self.networks.preprocess
         shape = (preprocess.channels, preprocess.size, preprocess.size)
         self._experts = Together(self.networks.team.experts, shape)
-        # Queue and table are equal on all ranks already: nothing to broadcast at every step.
+        # Queue, table and confusion are equal on all ranks already: nothing to broadcast at every step.
         self._ddp_params_and_buffers_to_ignore = [
-            f"objective.{name}" for name, _ in self.objective.named_buffers()
+            name for name, _ in self.named_buffers() if name.startswith(("objective.", "families."))
         ]
 
     @property
@@ -88,6 +96,8 @@ class CoETraining(LightningModule):
     def _collaboration_step(self, images: Tensor, target: Tensor, index: Tensor) -> Tensor:
         if self.split_step and self.global_step <= self.split_step:
             self._copy_first_expert(with_optimizer=self.global_step == self.split_step)
+        if self.families is not None and self.global_step == self.start_step:
+            self.families.settle()
         if self.global_step < self.split_step:
             return self._shared_step(images, target)
         return self._team_step(images, target, index)
@@ -112,13 +122,16 @@ class CoETraining(LightningModule):
     def _shared_step(self, images: Tensor, target: Tensor) -> Tensor:
         """Delegator's rough prediction and the one network that the experts still are."""
         team = self.networks.team
-        rough_loss = self._loss(team.delegate(images)[0], target).mean()
+        rough_logits, _ = team.delegate(images)
+        self._observe(rough_logits, target)
+        rough_loss = self._loss(rough_logits, target).mean()
         expert_loss = self._loss(team.experts[0](images), target).mean()
         self._log({"rough_loss": rough_loss, "expert_loss": expert_loss}, len(target))
         return rough_loss + expert_loss
 
     def _team_step(self, images: Tensor, target: Tensor, index: Tensor) -> Tensor:
         rough_logits, selection_logits = self.networks.team.delegate(images)
+        self._observe(rough_logits, target)
         expert_logits = self._experts(images).float()
         n, k, c = expert_logits.shape
         flat, flat_target = expert_logits.reshape(n * k, c), target.repeat_interleave(k, 0)
@@ -129,10 +142,11 @@ class CoETraining(LightningModule):
             self._loss(flat, flat_target).reshape(n, k),
             evidence,
             selection_logits,
-            progress=(self.global_step - self.split_step)
-            / max(1, self.num_steps - self.split_step),
+            progress=max(0, self.global_step - self.start_step)
+            / max(1, self.num_steps - self.start_step),
             index=index,
             agreement=None if self._agreement is None else self._agreement(expert_logits),
+            labels=None if self.families is None else self.families(target),
         )
         labelled = loss.labels.gather(1, selection_logits.argmax(1, keepdim=True))
         parts = {
@@ -144,6 +158,10 @@ class CoETraining(LightningModule):
         }
         self._log(parts, n)
         return loss.total
+
+    def _observe(self, rough_logits: Tensor, target: Tensor) -> None:
+        if self.families is not None and self.global_step < self.start_step:
+            self.families.observe(rough_logits, target)
 
     def _log(self, parts: dict[str, Any], batch_size: int) -> None:
         named = {f"train/{name}": value for name, value in parts.items()}

@@ -1,0 +1,139 @@
+"""Does `controlled_threshold` keep its promise? Coverage over resampled calibration sets.
+
+    python benchmarks/coverage.py RUN [RUN ...] [--resamplings 200] [--out FOLDER]
+
+The test set of a run is taken as the population: its accuracies at any threshold are known exactly.
+Calibration sets are drawn from it with replacement; on each a threshold is fitted, and the drop that
+this threshold has on the population is compared with the drop that was asked for. Beside it the plain
+fit (cheapest point whose drop *on the calibration set* is small enough), which promises nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import matplotlib
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import binomtest
+from torch import Tensor
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from coe_core import confidence, controlled_threshold, fit_threshold, trade_off_curve
+from vision.data import load_data
+from vision.precision import choose_precision
+from vision.predictions import predict_all
+from vision.run import load_run
+
+DROPS = (0.005, 0.01, 0.02)
+SIZES = (300, 1000, 5000)
+GUARANTEE = 0.95
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--resamplings", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=Path("runs/coverage"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for folder in arguments.runs:
+        population = of_run(folder)
+        for size in SIZES:
+            for drop in DROPS:
+                found = coverage(*population, size, drop, arguments.resamplings)
+                rows.append([folder.name, size, 100 * drop, *found])
+                print(*rows[-1], flush=True)
+    report(rows, arguments.resamplings, arguments.out)
+
+
+def of_run(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """Confidence, and whether the rough and the selected expert's prediction are right, on test data."""
+    run = load_run(folder)
+    test = load_data(run.recipe.data).test
+    found = predict_all(run.networks, test, choose_precision(run.recipe.train.precision))
+    return (
+        confidence(found.rough_logits),
+        found.right(found.rough_logits),
+        found.right(found.selected_logits),
+    )
+
+
+def coverage(
+    sure: Tensor, rough: Tensor, expert: Tensor, size: int, drop: float, resamplings: int
+) -> tuple[float, float, float, float]:
+    """Part of the calibration sets whose threshold keeps the drop, and mean exit rate; controlled, plain."""
+    generator = torch.Generator().manual_seed(0)
+    full = float(expert.mean())
+    kept, exits = [0, 0], [0.0, 0.0]
+    for _ in range(resamplings):
+        rows = torch.randint(len(sure), (size,), generator=generator)
+        sample = sure[rows], rough[rows], expert[rows]
+        curve = trade_off_curve(*sample, 0.0, 1.0)
+        plain = float(curve.threshold[fit_threshold(curve, "accuracy_drop", drop)])
+        for way, threshold in enumerate((controlled_threshold(*sample, drop, GUARANTEE), plain)):
+            ends = sure >= threshold
+            reached = float(torch.where(ends, rough, expert).mean())
+            kept[way] += full - reached <= drop + 1e-9
+            exits[way] += float(ends.float().mean())
+    return tuple(
+        value for way in (0, 1) for value in (kept[way] / resamplings, exits[way] / resamplings)
+    )
+
+
+def report(rows: list[list], resamplings: int, out: Path) -> None:
+    heading = [
+        *("run", "calibration images", "drop, points", "kept", "exit rate"),
+        *("kept, plain fit", "exit rate, plain fit"),
+    ]
+    table = Table(
+        title=f"{resamplings} resamplings, asked for {GUARANTEE:.0%}", title_justify="left"
+    )
+    for name in heading:
+        table.add_column(name, justify="left" if name == "run" else "right")
+    lines = [heading, ["---"] + ["---:"] * (len(heading) - 1)]
+    for run, size, drop, *found in rows:
+        cells = [run, str(size), f"{drop:g}", *(f"{100 * value:.1f} %" for value in found)]
+        table.add_row(*cells)
+        lines.append(cells)
+    Console(width=160).print(table)
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    (out / "table.md").write_text(text, encoding="utf-8")
+    with (out / "coverage.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([heading, *rows])
+    draw(rows, resamplings, out / "coverage.png")
+    print(f"{out / 'table.md'}, {out / 'coverage.csv'}, {out / 'coverage.png'}")
+
+
+def draw(rows: list[list], resamplings: int, file: Path) -> None:
+    """Coverage of every setting with its 95% interval, both ways of fitting."""
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for way, (name, marker) in enumerate({"controlled": "o", "plain fit": "x"}.items()):
+        values = [row[3 + 2 * way] for row in rows]
+        ends = [binomtest(round(v * resamplings), resamplings).proportion_ci(0.95) for v in values]
+        low = [v - e.low for v, e in zip(values, ends, strict=True)]
+        high = [e.high - v for v, e in zip(values, ends, strict=True)]
+        places = [place + 0.15 * way for place in range(len(rows))]
+        axes.errorbar(places, values, yerr=[low, high], fmt=marker, capsize=2, label=name)
+    axes.axhline(GUARANTEE, linestyle="--", color="grey", linewidth=1, label="asked for")
+    names = [f"{size}\n{drop:g}" for _, size, drop, *_ in rows]
+    axes.set_xticks(range(len(rows)), names)
+    axes.set_xlabel("calibration images; drop allowed, points of top-1")
+    axes.set_ylabel("part of the sets that keep it")
+    axes.set_ylim(0, 1.03)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
