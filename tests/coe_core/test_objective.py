@@ -192,6 +192,7 @@ def test_no_samples_have_no_loss_and_no_gradient():
         ("expert_loss", torch.zeros(3, 2), r"expert_loss has shape \(3, 2\), .* expected \(4, 2\)"),
         ("evidence", torch.zeros(4, 3), r"evidence has shape \(4, 3\), but rough_loss has 4 sampl"),
         ("selection_logits", torch.zeros(4), r"selection_logits has shape \(4,\), .* 2 experts"),
+        ("labels", torch.zeros(4, 3), r"labels has shape \(4, 3\), .* expected \(4, 2\)"),
         ("agreement", torch.zeros(4, 2), r"agreement has shape \(4, 2\), .* expected \(4,\)"),
     ],
 )

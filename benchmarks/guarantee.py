@@ -1,6 +1,6 @@
 """Does `controlled_threshold` keep its promise? Coverage over resampled calibration sets.
 
-    python benchmarks/coverage.py RUN [RUN ...] [--resamplings 200] [--out FOLDER]
+    python benchmarks/guarantee.py RUN [RUN ...] [--resamplings 200] [--out FOLDER]
 
 The test set of a run is taken as the population: its accuracies at any threshold are known exactly.
 Calibration sets are drawn from it with replacement; on each a threshold is fitted, and the drop that
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--resamplings", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=Path("runs/coverage"))
+    parser.add_argument("--out", type=Path, default=Path("runs/guarantee"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -108,10 +108,10 @@ def report(rows: list[list], resamplings: int, out: Path) -> None:
     Console(width=160).print(table)
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     (out / "table.md").write_text(text, encoding="utf-8")
-    with (out / "coverage.csv").open("w", newline="", encoding="utf-8") as file:
+    with (out / "guarantee.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([heading, *rows])
-    draw(rows, resamplings, out / "coverage.png")
-    print(f"{out / 'table.md'}, {out / 'coverage.csv'}, {out / 'coverage.png'}")
+    draw(rows, resamplings, out / "guarantee.png")
+    print(f"{out / 'table.md'}, {out / 'guarantee.csv'}, {out / 'guarantee.png'}")
 
 
 def draw(rows: list[list], resamplings: int, file: Path) -> None:
