@@ -16,9 +16,9 @@ EXPERT=${EXPERT:-64 128 2 2 4}
 DELEGATOR=${DELEGATOR:-32 64 2 1 4}
 # As many multiply-adds as delegator and expert.
 CONTROLS="single 76 152 2 2 4"
-UPDATES=${UPDATES:-1200}
+UPDATES=${UPDATES:-1000}
 KEEP=3
-TRAINING="--num-workers 0 --max-tokens 2000 --optimizer adam --adam-betas (0.9,0.98) --lr 8e-3
+TRAINING="--num-workers 0 --max-tokens 1500 --optimizer adam --adam-betas (0.9,0.98) --lr 8e-3
     --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update $UPDATES
     --encoder-normalize-before --decoder-normalize-before --dropout 0 --label-smoothing 0.1
     --max-source-positions 256 --max-target-positions 256 --disable-validation"
@@ -29,13 +29,20 @@ TOGETHER=yes
 
 . "$(dirname "$0")/stages.sh"
 
-# fairseq-interactive's lines -> "German -> English", and who translated.
+# fairseq-interactive's lines -> "German -> English", and who translated. The lines of a batch come routes first.
 shown() {
-    awk -F '\t' '
-        { number = substr($1, 3) }
-        /^R-/ { route[number] = $2 ", confidence " sprintf("%.2f", $3) }
-        /^S-/ { source = $2; gsub(/ /, "", source); gsub(/▁/, " ", source) }
-        /^D-/ { printf "%s\n    -> %s    [%s]\n", source, $3, route[number]; fflush() }'
+    tab=$(printf '\t') routes=""
+    while IFS=$tab read -r kind first second; do
+        case $kind in
+            R-*) routes="$routes ${kind#R-}:$first,$second;" ;;
+            S-*) printf '%s\n' "$first" | sed 's/ //g; s/▁/ /g; s/^ //' ;;
+            D-*)
+                route=${routes#* ${kind#D-}:}
+                route=${route%%;*}
+                printf '    -> %s    [%s, confidence %s]\n' "$second" "${route%%,*}" "${route#*,}"
+                ;;
+        esac
+    done
 }
 
 translate() {

@@ -111,18 +111,21 @@ prepare() {
     finish prepare
 }
 
-# What fairseq-train logs -> a line for every tenth of the training.
+# What fairseq-train logs -> a line for every tenth of the training. (Not by awk: some read ahead.)
 progress() {
-    awk -v name="$1" -v total="$UPDATES" '
-        function figure(key) {
-            return match($0, key "=[0-9.]+") ? substr($0, RSTART + length(key) + 1, RLENGTH - length(key) - 1) + 0 : 0
-        }
-        figure("num_updates") >= last + total / 10 && figure("ups") > 0 {
-            last = figure("num_updates")
-            printf "%s: %d of %d updates, %.1f a second, %d s left, loss %.2f\n", name, last, total, figure("ups"),
-                (total - last) / figure("ups"), figure("loss")
-            fflush()
-        }'
+    before="" then=0
+    while IFS= read -r line; do
+        case $line in *num_updates=*) ;; *) continue ;; esac
+        updates=${line##*num_updates=} loss=${line#* loss=} now=$(date +%s)
+        updates=${updates%%[!0-9]*}
+        if [ -z "$before" ]; then before=$updates then=$now; continue; fi
+        done=$((updates - before)) seconds=$((now - then))
+        [ $done -ge $((UPDATES / 10)) ] && [ $done -gt 0 ] && [ $seconds -gt 0 ] || continue
+        before=$updates then=$now
+        printf '%s: %d of %d updates, %d.%d a second, %d s left, loss %s\n' "$1" "$updates" "$UPDATES" \
+            $((done / seconds)) $((done * 10 / seconds % 10)) $(((UPDATES - updates) * seconds / done)) \
+            "${loss%%,*}"
+    done
 }
 
 # NAME, options of the architecture, the task and the criterion.

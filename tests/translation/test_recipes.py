@@ -104,44 +104,35 @@ def test_demo(run, tmp_path):
     assert {"delegator", "single", *(f"CoE, {aim}" for aim in aims)} <= rows.keys()
     assert rows["CoE, macs=60%"][2] <= rows["CoE, macs=80%"][2] <= rows["CoE, no exits"][2]
     assert len(re.findall(r"\n    -> .*\[(?:delegator|expert-\d), confidence [\d.]+\]", out)) == 6
-    assert "\nMittwoch, 25. November 2026\n    -> " in out
+    assert "\n14:05\n    -> " in out
     assert "BLEU: nrefs:1|case:mixed" in out
     assert (tmp_path / "run/curve/test/trade_off.png").is_file()
 
 
 def test_a_stopped_recipe_goes_on(start, run, multi30k, tmp_path):
     out = tmp_path / "run"
-    process = start("multi30k", multi30k, out, UPDATES="2000")
-    last, deadline = out / "team/checkpoint_last.pt", time.monotonic() + 300
-    while not last.exists() and time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (out / "stages/train-team").exists()
-    error = run("multi30k", multi30k, out, fails=True)
-    assert "was made with other settings" in error
-    assert "updates 2000, 3 averaged" in error
-    (out / "settings").unlink()  # the test has no time for 2000 updates
-    shutil.rmtree(out / "team")
     process = start("multi30k", multi30k, out, UPDATES="60")
-    while not list(out.glob("team/checkpoint_*_12.pt")) and time.monotonic() < deadline:
+    while not list(out.glob("team/checkpoint_*_12.pt")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    last.write_bytes(last.read_bytes()[:1000] if last.exists() else b"")  # a copy cut short
+    assert not (out / "stages/train-team").exists()
+    (out / "team/checkpoint_last.pt").write_bytes(b"PK a copy cut short")
+    error = run("multi30k", multi30k, out, UPDATES="50", fails=True)
+    assert "was made with other settings" in error
+    assert "< updates 60, 3 averaged" in error
     said = run("multi30k", multi30k, out, UPDATES="60")
     log = (out / "team/log").read_text()
     assert re.search(r"Loaded checkpoint .*\(epoch \d+ @ (6|12|18) updates\)", log)
     assert "of 60 updates" in said
     rows = table(said)
-    systems = ("expert-alone", "delegator-alone", "single-mean", "single-sum", "ensemble")
+    systems = ("expert-alone", "delegator-alone", "single-sum", "ensemble")
     assert {*systems, "random, no exits", "oracle, no exits"} <= rows.keys()
     assert {"cascade, no exits", "CoE, best"} <= rows.keys()
     assert (out / "generated/test_2017_mscoco.macs-60-").read_text().count("D-") == 4
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.pt")}
-    assert len(before) == 5
+    assert len(before) == 4
     again = run("multi30k", multi30k, out, UPDATES="60")
     assert "training" not in again
     assert table(again) == rows
