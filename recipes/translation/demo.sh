@@ -15,7 +15,7 @@ EXPERTS=${EXPERTS:-3}
 EXPERT=${EXPERT:-64 128 2 2 4}
 DELEGATOR=${DELEGATOR:-32 64 2 1 4}
 # As many multiply-adds as delegator and expert.
-CONTROLS="single 76 152 2 2 4"
+CONTROLS="single 72 144 2 2 4"
 UPDATES=${UPDATES:-1000}
 KEEP=3
 TRAINING="--num-workers 0 --max-tokens 1500 --optimizer adam --adam-betas (0.9,0.98) --lr 8e-3

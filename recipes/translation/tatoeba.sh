@@ -21,8 +21,8 @@ DELEGATOR=${DELEGATOR:-64 128 2 1 4}
 # The cascade's parts; then about as many multiply-adds as the team with half of the sentences ending early, with none.
 CONTROLS="expert-alone $EXPERT
 delegator-alone $DELEGATOR
-single-mean 100 200 3 3 4
-single-sum 152 304 3 3 4"
+single-mean 108 216 3 3 4
+single-sum 148 296 3 3 4"
 UPDATES=${UPDATES:-12000}
 KEEP=5
 TRAINING="--num-workers 0 --max-tokens 4000 --optimizer adam --adam-betas (0.9,0.98) --lr 4e-3
