@@ -1,4 +1,5 @@
 # make demo   trains a Collaboration of Experts on digits, shows its table, predicts a few files
+# make demo-translation   the same for translation: German numbers, dates and amounts into English (five minutes)
 # make test   lint, format check, tests and doctests
 # Everything is installed into .venv on the first call (a few minutes: torch is large) and reused afterwards.
 
@@ -10,11 +11,14 @@ BIN := .venv/bin
 # Threads that wait for each other must not spin: on a machine shared with other work that costs 10 to 100 times.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint setup lock clean
+.PHONY: demo demo-translation test lint setup lock clean
 .DEFAULT_GOAL := demo
 
 demo: setup
 	@COE_BIN=$(BIN) sh recipes/demo.sh
+
+demo-translation: setup
+	@COE_BIN=$(BIN) OMP_NUM_THREADS=1 sh recipes/translation/demo.sh
 
 test: setup
 	$(BIN)/ruff check .

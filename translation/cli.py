@@ -56,7 +56,24 @@ def _parser() -> argparse.ArgumentParser:
     vocabulary = command("vocabulary", _vocabulary, "Learn a joint SentencePiece vocabulary.")
     vocabulary.add_argument("texts", nargs="+", help="both languages, one sentence a line, UTF-8")
     vocabulary.add_argument("--size", type=int, required=True, help="number of pieces")
+    vocabulary.add_argument(
+        "--kind", choices=("unigram", "bpe"), default="unigram", help="how words are cut"
+    )
     vocabulary.add_argument("--out", required=True, help="file to write, such as joint.model")
+
+    corpus = command("corpus", _corpus, "Make the parallel text of a recipe: NAME.de and NAME.en.")
+    corpus.add_argument(
+        "kind",
+        choices=("numbers", "tatoeba", "iwslt14"),
+        help="numbers: dates, times, numbers, amounts, durations, made by Babel and num2words; tatoeba: "
+        "deu-eng.zip of manythings.org, split without a sentence in common; iwslt14: de-en of de-en.tgz",
+    )
+    corpus.add_argument("source", nargs="?", help="file or folder; none for numbers")
+    corpus.add_argument("--out", required=True, help="folder to write to")
+    corpus.add_argument("--train", type=int, default=12000, help="pairs to train on, of numbers")
+    corpus.add_argument("--held-out", type=int, default=2000, help="pairs of valid, and of test")
+    corpus.add_argument("--seed", type=int, default=1, help="of numbers and tatoeba")
+    corpus.add_argument("--lowercase", action="store_true", help="as IWSLT'14's published baseline")
 
     encode = command(
         "encode", _encode, "Write texts as SentencePiece pieces, for fairseq-preprocess."
@@ -160,8 +177,34 @@ def _check(arguments: argparse.Namespace) -> None:
 def _vocabulary(arguments: argparse.Namespace) -> None:
     from translation.vocabulary import train_vocabulary
 
-    train_vocabulary(arguments.texts, arguments.size, arguments.out)
+    train_vocabulary(arguments.texts, arguments.size, arguments.out, arguments.kind)
     print(f"{arguments.out}: {arguments.size} pieces")
+
+
+def _corpus(arguments: argparse.Namespace) -> None:
+    from translation import published
+    from translation.corpus import number_pairs
+
+    if (arguments.source is None) != (arguments.kind == "numbers"):
+        which = "takes no file" if arguments.kind == "numbers" else "needs a file or folder"
+        raise ValueError(f"corpus {arguments.kind} {which}, got {arguments.source}")
+    for option in ("train", "held_out"):
+        if (value := getattr(arguments, option)) < 1:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
+    held_out = arguments.held_out
+    if arguments.kind == "numbers":
+        pairs = number_pairs(arguments.train + 2 * held_out, arguments.seed)
+        parts = {"valid": pairs[:held_out], "test": pairs[held_out : 2 * held_out]}
+        parts["train"] = pairs[2 * held_out :]
+    elif arguments.kind == "tatoeba":
+        pairs = published.tatoeba_pairs(arguments.source)
+        sizes = {"valid": held_out, "test": held_out}
+        parts = published.split_apart(pairs, sizes, arguments.seed)
+    else:
+        parts = published.iwslt14_splits(arguments.source, arguments.lowercase)
+    published.write_splits(parts, arguments.out, ("de", "en"))
+    for name, some in parts.items():
+        print(f"{arguments.out}/{name}: {len(some)} pairs")
 
 
 def _encode(arguments: argparse.Namespace) -> None:
