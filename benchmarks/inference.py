@@ -275,7 +275,7 @@ def trained(mode: str, path: str) -> tuple[list[System], Tensor]:
 
     loaded = load_run(path)
     networks, team = loaded.networks, loaded.networks.team
-    test = load_run_data(loaded).test
+    test = load_run_data(loaded, decode=("test",)).test
     every, macs = predict_all(networks, test), run_macs(networks)
     size = min(len(test) - len(test) % 8, 512)
     images = networks.prepare(torch.stack([test[i]["image"] for i in range(size)]))

@@ -247,7 +247,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     from vision.run import load_run
 
     run = load_run(arguments.run)
-    data = load_run_data(run, arguments.data)
+    data = load_run_data(run, arguments.data, decode=("validation",))
     points = calibrate(
         run, data, arguments.aims, guarantee=arguments.guarantee, batch_size=arguments.batch_size
     )
