@@ -5,7 +5,8 @@
 Without --run: ImageNet-sized networks of timm with untrained weights, at one image size, 1,000
 classes. Every network computes in full; only *who exits* is drawn at the stated rate instead of being
 decided by the untrained delegator. With --run: the networks of a trained run on its test images, with its
-own thresholds, beside its controls, with accuracy.
+own thresholds, beside its controls, the cascade of two of them and the mean of its experts, with accuracy;
+*times as fast* compares with the fastest of the plain networks that are at least as accurate.
 
 All systems run in turns, batch by batch, so that drift of the machine hits all alike. One thread.
 ``--clock thread`` takes the time the thread had on its processor, for a machine that is shared.
@@ -35,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from coe_core import Delegation, confidence, count_macs, infer
+from coe_core import Delegation, confidence, count_macs, fit_threshold, infer
 
 CLASSES, EXPERTS = 1000, 4
 DELEGATOR, EXPERT = "tinynet_e", "tinynet_b"
@@ -272,56 +273,82 @@ def trained(mode: str, path: str) -> tuple[list[System], Tensor]:
     from vision.evaluate import load_run_data
     from vision.predictions import predict_all, run_macs
     from vision.run import load_run
+    from vision.table import TwoStage, fit_stages
 
     loaded = load_run(path)
     networks, team = loaded.networks, loaded.networks.team
-    test = load_run_data(loaded).test
-    every, macs = predict_all(networks, test), run_macs(networks)
+    data = load_run_data(loaded)
+    test, macs = data.test, run_macs(networks)
+    every = predict_all(networks, test)
     size = min(len(test) - len(test) % 8, 512)
     images = networks.prepare(torch.stack([test[i]["image"] for i in range(size)]))
     images = laid_out(images, mode)
     delegate = MODES[mode](team.delegator, images[:8])
     answers = [MODES[mode](expert, images[:8]) for expert in team.experts]
+    plain = {name: MODES[mode](net, images[:8]) for name, net in networks.controls.items()}
     systems = [
         dense(
             f"plain {name}",
             macs.controls[name],
-            MODES[mode](control, images[:8]),
+            compute,
             float(every.right(every.control_logits[name]).mean()),
         )
-        for name, control in networks.controls.items()
+        for name, compute in plain.items()
     ]
-    c, sure = team.num_classes, confidence(every.rough_logits)
-    for name, point in loaded.operating_points.items():
+    c = team.num_classes
 
-        def predict(batch: Tensor, _: slice, point=point) -> object:
+    def two_stage(
+        name: str, stage: TwoStage, limit: float, weight: float, first, second, selected
+    ) -> System:
+        """A first network, and one of several others where it is not sure."""
+        stays = stage.sureness < limit
+
+        def predict(batch: Tensor, _: slice) -> object:
             def delegation(x: Tensor) -> Delegation:
-                out = delegate(x)
-                return Delegation(out[:, :c], confidence(out[:, :c]), out[:, c:])
+                out = first(x)
+                selection = out[:, c:] if out.shape[1] > c else out[:, :1]
+                return Delegation(out[:, :c], confidence(out[:, :c]), selection)
 
-            return infer(delegation, answers, batch, point.threshold)
+            pool = (lambda rough, answer: answer + weight * rough) if weight else None
+            return infer(delegation, second, batch, limit, combine=pool)
 
-        def parts(batch: Tensor, rows: slice, point=point) -> Callable[[], object]:
-            stays, expert = sure[rows] < point.threshold, every.selected_expert[rows]
+        def parts(batch: Tensor, rows: slice) -> Callable[[], object]:
             groups = {
                 j: laid_out(batch[index], mode)
-                for j in range(len(answers))
-                if len(index := (stays & (expert == j)).nonzero().flatten())
+                for j in range(len(second))
+                if len(index := (stays & (selected == j))[rows].nonzero().flatten())
             }
 
             def alone() -> None:
-                delegate(batch)
+                first(batch)
                 for j, group in groups.items():
-                    answers[j](group)
+                    second[j](group)
 
             return alone
 
-        exits = sure >= point.threshold
-        final = every.selected_logits + point.rough_weight * every.rough_logits
-        right = torch.where(exits, every.right(every.rough_logits), every.right(final))
-        spent = torch.tensor(macs.experts)[every.selected_expert] * ~exits
-        mean = macs.delegator + float(spent[:size].float().mean())
-        systems.append(System(f"CoE at {name}", mean, predict, parts, float(right.mean())))
+        spent = torch.where(stays, stage.second_macs, 0.0)[:size].mean()
+        return System(name, stage.first_macs + float(spent), predict, parts, stage.at(limit)[0])
+
+    for name, point in loaded.operating_points.items():
+        stage, weight = TwoStage.coe(every, macs, point.rough_weight), point.rough_weight
+        team_of = (stage, point.threshold, weight, delegate, answers, every.selected_expert)
+        systems.append(two_stage(f"CoE at {name}", *team_of))
+    fitted = fit_stages(predict_all(networks, data.validation), every, macs).get("cascade")
+    if fitted is not None:
+        curve, only = fitted.validation.curve(), torch.zeros(len(test))
+        both = (fitted.rough_weight, plain["delegator"], [plain["expert"]], only)
+        for name, point in loaded.operating_points.items():
+            if point.cost_unit == "macs":
+                index = fit_threshold(curve, "macs", max(point.cost, float(curve.cost.min())))
+                limit = float(curve.threshold[index])
+                systems.append(two_stage(f"cascade, MACs of {name}", fitted.test, limit, *both))
+
+    def mean_of_all(batch: Tensor, _: slice) -> Tensor:
+        return torch.stack([answer(batch).softmax(1) for answer in answers]).mean(0)
+
+    accuracy = float(every.right(every.expert_logits.softmax(2).mean(1)).mean())
+    ensemble = f"ensemble of {len(answers)} experts"
+    systems.append(System(ensemble, sum(macs.experts), mean_of_all, accuracy=accuracy))
     return systems, images
 
 
@@ -380,6 +407,14 @@ def report(
     def per_mac(system: System) -> float:
         return statistics.median(seconds(system.name)) / (batch * system.macs)
 
+    def times_as_fast(system: System) -> float | None:
+        """As the fastest plain network of at least its accuracy; None: none of them has it."""
+        if system.accuracy is None:
+            return None
+        able = [seconds(p.name) for p in plain if p.accuracy >= system.accuracy]
+        own = statistics.median(seconds(system.name))
+        return min(map(statistics.median, able)) / own if able else None
+
     rows = []
     for system in systems:
         taken = sorted(times[system.name])
@@ -395,6 +430,7 @@ def report(
                 "p95_ms": 1e3 * taken[min(len(taken) - 1, round(0.95 * len(taken)))],
                 "images_per_s": batch / statistics.median(seconds(system.name)),
                 "efficiency": per_mac(reference) / per_mac(system),
+                "times_as_fast": times_as_fast(system),
                 "overhead": statistics.median(
                     a / b for a, b in zip(seconds(system.name), seconds(parts), strict=True)
                 )

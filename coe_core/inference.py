@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from coe_core.routing import EXITS, UNDECIDED, group_places
+from coe_core.routing import EXITS, UNDECIDED, diverged, group_places
 
 ConfidenceKind = Literal["max_probability", "margin", "entropy"]
 
@@ -127,6 +127,8 @@ def infer(
     if sureness.shape != (n,):
         raise ValueError(f"confidence has shape {tuple(sureness.shape)}, but there are {n} samples")
     exits = sureness >= _checked_limit(threshold, sureness)
+    if n == 1 and select is None and sureness.device.type == "cpu":
+        return _infer_one(exits, rough, sureness, selection_logits, experts, batch, take, combine)
     if select is None:
         best, selected = selection_logits.max(1)  # NaN wins every maximum
         place = selected.masked_fill(exits, EXITS).masked_fill_(best.isnan(), UNDECIDED)
@@ -143,6 +145,21 @@ def infer(
     else:
         answers = {j: call() for j, call in calls.items()}
     return Inference(_in_order(rough, answers, groups, n), exits, selected, sureness)
+
+
+def _infer_one(
+    exits, rough, sureness, selection_logits, experts, batch, take, combine
+) -> Inference:
+    """A single sample on the host: nothing to group, to gather or to put back in order."""
+    best, selected = selection_logits.max(1)
+    if math.isnan(best.item()):
+        raise diverged(1, 1)
+    if exits.item():
+        return Inference(rough, exits, selected, sureness)
+    j = selected.item()
+    answer = _answer(j, experts[j], batch, rough, selected, 1, take, combine)
+    prediction = answer.to(rough) if isinstance(rough, Tensor) else list(answer)
+    return Inference(prediction, exits, selected, sureness)
 
 
 def _on_streams(calls: dict[int, Callable[[], Any]], device: torch.device) -> dict[int, Any]:

@@ -33,11 +33,12 @@ def select_expert(selection_logits: Float[Tensor, "n k"]) -> Int[Tensor, " n"]:
     """
     undecided = selection_logits.isnan().any(1)
     if bool(undecided.any()):
-        raise _diverged(int(undecided.sum()), len(selection_logits))
+        raise diverged(int(undecided.sum()), len(selection_logits))
     return selection_logits.argmax(1)
 
 
-def _diverged(count: int, n: int) -> ValueError:
+def diverged(count: int, n: int) -> ValueError:
+    """The error of ``count`` samples whose selection logits hold NaN."""
     return ValueError(
         f"selection_logits hold NaN in {count} of {n} samples; the delegator has diverged or the "
         "input is not finite"
@@ -82,7 +83,7 @@ def group_places(place: Int[Tensor, " n"], num_experts: int) -> Groups:
     order = np.argsort(there, kind="stable")
     starts = np.searchsorted(there[order], [EXITS, EXITS + 1, *range(num_experts + 1)]).tolist()
     if starts[0]:
-        raise _diverged(starts[0], len(there))
+        raise diverged(starts[0], len(there))
     outside = starts[2] - starts[1] + len(there) - starts[-1]
     if outside:
         stays = there[order[starts[1] :]]

@@ -140,6 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="continue --out: files that it holds are left out"
     )
 
+    serve_command.add_arithmetic(predict)
+
     export = command("export", _export, "Write a run for use elsewhere: ONNX or torch.export.")
     export_command.add_options(export)
 
@@ -247,7 +249,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     from vision.run import load_run
 
     run = load_run(arguments.run)
-    data = load_run_data(run, arguments.data)
+    data = load_run_data(run, arguments.data, decode=("validation",))
     points = calibrate(
         run, data, arguments.aims, guarantee=arguments.guarantee, batch_size=arguments.batch_size
     )
@@ -285,11 +287,14 @@ def _predict(arguments: argparse.Namespace) -> int:
         kind = "csv" if path.suffix == ".csv" else "jsonl"
     if arguments.resume and not path:
         raise ValueError("--resume continues a file: give it as --out FILE")
-    run, size = load_run(arguments.run, team=False), arguments.batch_size
+    run = load_run(arguments.run, team=False)
+    options = {"batch_size": arguments.batch_size, "precision": arguments.precision}
     if arguments.ensemble is not None or run.networks.team is None:
-        predictor = EnsemblePredictor(run, arguments.ensemble, batch_size=size)
+        if arguments.compiled:
+            raise ValueError("--compiled is for delegator and experts, not for an ensemble")
+        predictor = EnsemblePredictor(run, arguments.ensemble, **options)
     else:
-        predictor = Predictor(run, batch_size=size)
+        predictor = Predictor(run, compiled=arguments.compiled, **options)
     files = find_images(arguments.images)
     budget = predictor.resolve(arguments.at, arguments.threshold)
     results, done = sys.stdout, set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from vision.sources import SOURCES, Samples, Source, join
 
 __all__ = ["Data", "ImageData", "ImageSet", "eval_loader", "load_data", "train_loader"]
 
+SPLITS = ("train", "validation", "test")
 CACHE_BYTES = 2**30
 _STATISTICS_IMAGES = 2000
 
@@ -124,8 +126,12 @@ class ImageData:
     test_is_validation: bool = False  # there is no test split: figures on it are optimistic
 
 
-def load_data(data: Data) -> ImageData:
+def load_data(data: Data, decode: Collection[str] = SPLITS) -> ImageData:
     """Read a data set, check it, hold out a validation part, decode it where it fits in memory.
+
+    Args:
+        data: the section of the recipe.
+        decode: splits that are wanted in memory; files of the others are read when they are asked for.
 
     Raises:
         FileNotFoundError: the path, or something that should be in it, does not exist.
@@ -158,21 +164,22 @@ def load_data(data: Data) -> ImageData:
         )
     preprocess = data.preprocess()
     augmentation = Augmentation(data.augmentation, data.size) if data.augmentation else None
-    splits = [s for s in (train, validation, test) if s is not None]
+    named = dict(zip(SPLITS, (train, validation, test), strict=True))
+    splits = {name: samples for name, samples in named.items() if samples is not None}
     cache = data.cache
     if cache is None:
-        cache = sum(_stored_bytes(s, preprocess, augmentation) for s in splits) <= CACHE_BYTES
-    names = ("train", "validation", "test")
+        wanted = [samples for name, samples in splits.items() if name in decode]
+        cache = sum(_stored_bytes(s, preprocess, augmentation) for s in wanted) <= CACHE_BYTES
     sets = [
         _image_set(
             split,
             source.classes,
             preprocess,
             augmentation if name == "train" else None,
-            cache,
+            cache and name in decode,
             name,
         )
-        for split, name in zip(splits, names, strict=False)
+        for name, split in splits.items()
     ]
     if data.mean is None:
         preprocess = _with_statistics(preprocess, sets[0])
@@ -191,7 +198,8 @@ def load_data(data: Data) -> ImageData:
         "train_fraction": data.train_fraction,
         "test_is_validation": not rest,
         "left_out": {
-            n: len(s.targets) - len(i) for n, s, i in zip(names, splits, sets, strict=False)
+            name: len(samples.targets) - len(images)
+            for (name, samples), images in zip(splits.items(), sets, strict=True)
         },
     }
     return ImageData(
@@ -247,7 +255,7 @@ def _source(data: Data) -> Source:
         raise ValueError(
             f"{data.name}: only one class ({', '.join(source.classes)}); at least two are needed"
         )
-    for name in ("train", "validation", "test"):
+    for name in SPLITS:
         samples = getattr(source, name)
         if samples is None:
             continue

@@ -21,16 +21,24 @@ class EnsemblePredictor(Predictor):
         run: a `Run`, its folder, or a checkpoint file; it needs no delegator and experts.
         ensemble: by name; None: the only one.
         batch_size: images decoded and predicted together.
+        precision: see `Predictor`.
 
     Raises:
         RunError: no such run or ensemble, or several and none named.
     """
 
     def __init__(
-        self, run: Run | str | PathLike, ensemble: str | None = None, *, batch_size: int = 64
+        self,
+        run: Run | str | PathLike,
+        ensemble: str | None = None,
+        *,
+        batch_size: int = 64,
+        precision: str = "auto",
     ):
         super().__init__(
-            run if isinstance(run, Run) else load_run(run, team=False), batch_size=batch_size
+            run if isinstance(run, Run) else load_run(run, team=False),
+            batch_size=batch_size,
+            precision=precision,
         )
         known = list(self.networks.ensembles)
         if ensemble is None and len(known) == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,16 +129,24 @@ def evaluate(
     return Evaluation(lines, detail)
 
 
-def load_run_data(run: Run, data_path: str | None = None) -> ImageData:
+def load_run_data(
+    run: Run, data_path: str | None = None, decode: Collection[str] = ("validation", "test")
+) -> ImageData:
     """The data of a run, with its own preprocessing and its own classes.
+
+    Args:
+        run: whose data.
+        data_path: where they lie now, if not where they lay in training.
+        decode: splits that are wanted in memory, see `load_data`.
 
     Raises:
         RunError: the data's classes are not those that the run knows.
     """
-    settings = run.recipe.data
+    settings, own = run.recipe.data, run.networks.preprocess
+    settings = dataclasses.replace(settings, mean=list(own.mean), std=list(own.std))
     if data_path is not None:
         settings = dataclasses.replace(settings, path=data_path)
-    data = load_data(settings)
+    data = load_data(settings, decode)
     if data.classes != run.networks.classes:
         raise RunError(
             f"the data have {len(data.classes)} classes ({', '.join(data.classes[:5])}, ...), the run "

@@ -54,7 +54,7 @@ def images_to_check(
         required: the data must be there; else random pixels stand in for them.
     """
     try:
-        data = load_run_data(run, data_path)
+        data = load_run_data(run, data_path, decode=())
     except (ValueError, OSError) as error:
         if data_path is not None or required:
             raise

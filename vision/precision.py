@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")  # that `autocast` knows
+
 
 def choose_precision(precision: str = "auto") -> str:
     """Lightning precision for this machine; anything but "auto" is returned as it is.

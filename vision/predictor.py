@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional
 
 from vision.budgets import Budget, resolve_budget
 from vision.images import num_processors
-from vision.precision import autocast, choose_precision
+from vision.precision import PRECISIONS, autocast, choose_precision
 from vision.predictions import run_macs
 from vision.preprocess import Preprocess, UnreadableImageError
 from vision.run import Run, load_run
@@ -55,7 +55,7 @@ class Predictor:
         run: a `Run`, its folder, or a checkpoint file.
         budget: when a call gives none: an operating point's name, or multiply-adds such as "100M".
         batch_size: images decoded and predicted together.
-        precision: of the arithmetic, see `vision.precision.choose_precision`; "auto" is that of training.
+        precision: of the arithmetic: "32-true", "bf16-mixed", "16-mixed"; "auto" is that of training.
         compiled: run every network through torch.compile (slow first calls; needs a C++ compiler);
             or the name of one of its backends.
         concurrency: batches in work at a time, over all threads.
@@ -63,7 +63,7 @@ class Predictor:
 
     Raises:
         RunError: no such run, or no such budget.
-        ValueError: a size below 1.
+        ValueError: a size below 1, or an unknown precision.
 
     Example:
         >>> predictor = Predictor("runs/digits")  # doctest: +SKIP
@@ -85,6 +85,8 @@ class Predictor:
         for name, size in (("batch_size", batch_size), ("concurrency", concurrency)):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
         self.run = run if isinstance(run, Run) else load_run(run)
         self.budget, self.batch_size, self.max_pixels = budget, batch_size, max_pixels
         self.networks = self.run.networks.eval()

@@ -26,7 +26,22 @@ def add_options(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--max-bytes", type=_bytes, default="10M", help="of an upload")
     serve.add_argument("--max-pixels", type=int, default=50_000_000, help="of an image")
     serve.add_argument("--body-seconds", type=float, default=20.0, help="for an upload to arrive")
-    serve.add_argument("--compiled", action="store_true", help="run networks through torch.compile")
+    add_arithmetic(serve)
+
+
+def add_arithmetic(parser: argparse.ArgumentParser) -> None:
+    """Options of the commands that predict."""
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "32-true", "bf16-mixed", "16-mixed"),
+        default="auto",
+        help="arithmetic (default: that of training)",
+    )
+    parser.add_argument(
+        "--compiled",
+        action="store_true",
+        help="every network through torch.compile: slow first calls, needs a C++ compiler",
+    )
 
 
 def _bytes(text: str) -> int:
@@ -60,6 +75,7 @@ def serve(arguments: argparse.Namespace) -> None:
             arguments.run,
             budget=arguments.at,
             batch_size=arguments.batch_size,
+            precision=arguments.precision,
             compiled=arguments.compiled,
             max_pixels=arguments.max_pixels,
         )

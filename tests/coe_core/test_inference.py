@@ -293,10 +293,11 @@ def test_confidences_of_another_shape_are_an_error():
         infer(lambda _: delegation, [lambda x: x], torch.zeros(2, 1), 0.5)
 
 
-def test_selection_logits_that_are_nan_are_an_error():
-    delegation = Delegation(torch.zeros(2, 1), torch.zeros(2), torch.full((2, 1), math.nan))
-    with pytest.raises(ValueError, match="selection_logits hold NaN in 2 of 2 samples"):
-        infer(lambda _: delegation, [lambda x: x], torch.zeros(2, 1), 0.5)
+@pytest.mark.parametrize("n", [1, 2])
+def test_selection_logits_that_are_nan_are_an_error(n):
+    delegation = Delegation(torch.zeros(n, 1), torch.zeros(n), torch.full((n, 1), math.nan))
+    with pytest.raises(ValueError, match=f"selection_logits hold NaN in {n} of {n} samples"):
+        infer(lambda _: delegation, [lambda x: x], torch.zeros(n, 1), 0.5)
 
 
 @pytest.mark.parametrize("rough", [torch.zeros(3, 2), ["a", "b", "c"]])
@@ -336,9 +337,29 @@ class Waits(TorchFunctionMode):
 def test_the_host_waits_once_however_many_experts(n):
     networks, x = Networks(4), inputs(n)
     threshold = networks.middle(x)
+    # A single sample on the host takes a shorter way; with a selection of one's own it takes this one.
+    select = (lambda logits: logits.argmax(1)) if n == 1 else None
     with Waits() as waits:
-        networks.infer(x, threshold)
+        networks.infer(x, threshold, select=select)
     assert waits.seen == ["cpu"]
+
+
+@pytest.mark.parametrize("rough", [torch.zeros(1, 2), ["a"]])
+@pytest.mark.parametrize("threshold", [0.0, 2.0])
+def test_a_single_sample_takes_a_shorter_way_to_the_same(rough, threshold):
+    tensors = isinstance(rough, torch.Tensor)
+    answer = torch.ones(1, 2, dtype=torch.bfloat16) if tensors else ("b",)
+    delegation = Delegation(rough, torch.tensor([0.5]), torch.tensor([[0.0, 1.0]]))
+    never = lambda batch: pytest.fail("the other expert ran")  # noqa: E731
+    arguments = (lambda _: delegation, [never, lambda batch: answer], torch.zeros(1, 3), threshold)
+    short, long = infer(*arguments), infer(*arguments, select=select_expert)
+    assert type(short.prediction) is type(long.prediction)
+    if tensors:
+        assert short.prediction.dtype == torch.float32
+        torch.testing.assert_close(short.prediction, long.prediction)
+    else:
+        assert short.prediction == long.prediction == (["a"] if threshold == 0 else ["b"])
+    assert [column.tolist() for column in short[1:]] == [column.tolist() for column in long[1:]]
 
 
 def test_waits_are_seen():

@@ -101,6 +101,18 @@ def test_folder_with_all_three_splits(tmp_path):
     assert data.train[29]["target"] == 2
 
 
+def test_only_the_splits_asked_for_are_decoded(tmp_path):
+    write_folder(tmp_path)
+    write_folder(tmp_path, "test", count=3)
+    whole, part = load_data(folder(tmp_path)), load_data(folder(tmp_path), decode=("test",))
+    assert [s.cached for s in (whole.train, whole.validation, whole.test)] == [True] * 3
+    assert [s.cached for s in (part.train, part.validation, part.test)] == [False, False, True]
+    for one, other in ((whole.train, part.train), (whole.validation, part.validation)):
+        assert len(one) == len(other)
+        assert all(torch.equal(one[i]["image"], other[i]["image"]) for i in range(len(one)))
+    assert part.preprocess == whole.preprocess
+
+
 def test_folder_without_validation_and_test(tmp_path):
     write_folder(tmp_path)
     with pytest.warns(UserWarning, match="no test split; validation stands in"):

@@ -325,7 +325,7 @@ def test_too_large_for_one_file(onnx_folder, monkeypatch):
 
 
 def test_data_that_are_not_here(run, monkeypatch):
-    def missing(*_):
+    def missing(*_, **options):
         raise ValueError("no such folder")
 
     monkeypatch.setattr(export_check, "load_run_data", missing)

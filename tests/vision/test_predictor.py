@@ -250,6 +250,31 @@ def test_amounts_of_macs(text, macs):
     assert parse_macs(text) == macs
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_other_arithmetic_is_near(trained, predictor, pixels, precision):
+    found = Predictor(trained, precision=precision)(pixels, threshold=2.0)
+    plain = predictor(pixels, threshold=2.0)
+    same = [(a, b) for a, b in zip(found, plain, strict=True) if a.expert == b.expert]
+    assert len(same) >= 30  # of 40
+    differences = [np.abs(a.probabilities - b.probabilities).max() for a, b in same]
+    assert 0 < max(differences) < 0.1
+
+
+def test_an_unknown_precision(trained):
+    with pytest.raises(ValueError, match="unknown precision 'bf16'; known: auto, 32-true, bf16-m"):
+        Predictor(trained, precision="bf16")
+
+
+def test_the_commands_offer_every_precision():
+    from vision.cli import _parser
+    from vision.precision import PRECISIONS
+
+    for command in ("predict run image", "serve run"):
+        for precision in PRECISIONS:
+            chosen = _parser().parse_args([*command.split(), "--precision", precision])
+            assert (chosen.precision, chosen.compiled) == (precision, False)
+
+
 def test_compiled_networks_give_the_same(trained, predictor, pixels):
     compiled = Predictor(trained, compiled="aot_eager")  # as inductor, without its C++ compiler
     for size in (40, 1, 7):
