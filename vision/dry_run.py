@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from coe_core import mixture_macs
+from coe_core import balanced_assignment, mixture_macs
 from vision.augmentation import Augmentation
 from vision.data import ImageData
 from vision.errors import RunError
@@ -166,14 +166,16 @@ def two_steps(recipe: Recipe) -> DryRun:
         batch_size = max(1, recipe.train.batch_size // 8)
     if recipe.has_team:
         batch_size = max(batch_size, 2)
+    short = {"epochs": 2, "statistics_epochs": min(1, recipe.train.statistics_epochs)}
     tried = replace(
         recipe,
         data=replace(recipe.data, workers=0),
-        train=replace(recipe.train, epochs=1, batch_size=batch_size),
+        train=replace(recipe.train, batch_size=batch_size, **short),  # of one step each
     )
     meter = _Meter()
+    balanced_assignment(torch.zeros(2, 2))  # compiles on its first call: not to be timed
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        train(tried, Path(folder), data=_generated(tried, 2 * batch_size), watch=[meter])
+        train(tried, Path(folder), data=_generated(tried, batch_size), watch=[meter])
     if not all(map(math.isfinite, meter.losses)):
         raise RunError(f"losses of two steps on generated images are not finite: {meter.losses}")
     known = _NUM_TRAIN.get(recipe.data.name, 0)

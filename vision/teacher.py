@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -20,8 +21,8 @@ class Teacher:
     Targets become (1 - weight) * truth + weight * the teacher's probabilities, for every network of
     the recipe alike, controls too: cross-entropy against them is the usual sum of both losses at
     temperature 1. The teacher is frozen, in evaluation mode, and sees the view that the networks see
-    (MixUp included) through its own preprocessing: its mean and std, and its image size, to which a
-    view of another size is resized. It is no part of checkpoints.
+    (MixUp included) through its own preprocessing: its mean and std, and its image size (or
+    ``size``, where given), to which a view of another size is resized. It is no part of checkpoints.
 
     Args:
         network: a timm network with weights, see `check_teacher`.
@@ -43,9 +44,11 @@ class Teacher:
                     f"{len(classes)}: choose a teacher of these classes"
                 )
             _check_order(network.name, classes)
-        self.network = build_network(network, len(classes)).eval().requires_grad_(False)
+        plain = replace(network, size=None)
+        self.network = build_network(plain, len(classes)).eval().requires_grad_(False)
         settings = resolve_model_data_config(self.network)
-        self.size: tuple[int, int] = tuple(settings["input_size"][1:])
+        own = (network.size,) * 2 if network.size else settings["input_size"][1:]
+        self.size: tuple[int, int] = tuple(own)
         self._mean = torch.tensor(settings["mean"]).view(-1, 1, 1)
         self._std = torch.tensor(settings["std"]).view(-1, 1, 1)
 
