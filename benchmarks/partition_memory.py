@@ -3,15 +3,13 @@
     python benchmarks/partition_memory.py --processes 8
 
 Every process gathers the scores of all, keeps the table and solves the same problem, as in training.
-Memory is the peak resident size less that of the same process when it had loaded everything and solved a
-small problem. Linux.
+Memory is the growth of the peak resident size after the process has loaded everything and solved a small
+problem. Linux.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -25,14 +23,9 @@ IMAGENET = 1_281_167
 
 
 def peak_bytes() -> int:
-    """Largest resident size of this process so far; Linux tells kilobytes."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def resident_bytes() -> int:
-    """Resident size of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    """Largest resident size of this process so far; getrusage's starts with that of the parent."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def run(rank: int, folder: str, arguments: argparse.Namespace) -> None:
@@ -44,7 +37,7 @@ def run(rank: int, folder: str, arguments: argparse.Namespace) -> None:
     small = Partitioner(2, "dataset", num_samples=2 * count)
     small(torch.randn(2, 2), torch.arange(2) + 2 * rank)
     small.begin_epoch()
-    base = resident_bytes()
+    base = peak_bytes()
 
     partition = Partitioner(k, "dataset", num_samples=n)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))

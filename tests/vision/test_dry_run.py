@@ -27,7 +27,9 @@ def test_budget_at_full_size(name):
     if recipe.has_team:  # and the parts: TinyNet E, experts of the size that the file names
         assert macs.delegator == pytest.approx(24e6, rel=0.04)
         rate, budget = recipe.budget.exit_rate, 1e6 * recipe.budget.mmacs
-        assert macs.expert == pytest.approx((budget - 24e6) / (1 - rate), rel=0.03)
+        assert macs.expert == pytest.approx(
+            (budget - 24e6) / (1 - rate), rel=0.04
+        )  # mixing kernels too
     head = find_recipe(name).read_text(encoding="utf-8").splitlines()
     assert "not run here" in head[0]
     assert f"train {name} data.path=FOLDER" in head[1]
