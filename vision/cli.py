@@ -94,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         "--stop-after", type=_at_least_one, metavar="EPOCHS", help="end early, to be resumed later"
     )
 
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="without data: count multiply-adds against the recipe's budget, run two steps on generated "
+        "images, estimate memory and time",
+    )
+
     evaluate = command("evaluate", _evaluate, "Table and pictures of one run, or of several seeds.")
     evaluate.add_argument("runs", nargs="+", help="run folders or checkpoints")
     evaluate.add_argument("--out", help="folder for the results (default: RUN/evaluation)")
@@ -197,20 +204,35 @@ def _at_least_one(text: str) -> int:
 
 def _train(arguments: argparse.Namespace) -> None:
     from vision.calibrate import default_points
+    from vision.processes import processes
     from vision.recipe import load_recipe
     from vision.run import load_run
     from vision.train import train
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.dry_run:
+        return _dry_run(arguments.recipe, arguments.overrides, recipe)
     folder = Path(arguments.out or f"runs/{Path(arguments.recipe).stem}-s{recipe.seed}")
     start = time.monotonic()
     data = train(recipe, folder, resume=arguments.resume, stop_after=arguments.stop_after)
-    if int(os.environ.get("RANK", 0)) != 0:
+    if processes().rank != 0:
         return
     print(f"trained in {time.monotonic() - start:.0f} s; run folder: {folder}")
     if recipe.has_team:
         console.print(_points_table(default_points(load_run(folder), data)))
     print(f"next: coe-vision evaluate {folder}")
+
+
+def _dry_run(source: str, overrides: Sequence[str], recipe) -> None:
+    from vision.dry_run import check_budget, two_steps
+    from vision.inspect import describe, untrained
+    from vision.predictions import run_macs
+
+    for table in describe(source, overrides):
+        console.print(table)
+    print(check_budget(recipe, run_macs(untrained(recipe))), flush=True)
+    for line in two_steps(recipe).lines(recipe):
+        print(line)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -18,8 +18,15 @@ from torchvision.transforms.v2 import functional
 
 from vision.augmentation import Augmentation, check_augmentations
 from vision.errors import nearest
-from vision.images import ImageSet, decode_all, num_processors, stored_form, stores_plain
-from vision.loading import EpochSampler, MixSamples, ResumableLoader, collate_samples, eval_loader
+from vision.images import ImageSet, decode_all, stored_form, stores_plain
+from vision.loading import (
+    EpochSampler,
+    MixSamples,
+    ResumableLoader,
+    collate_samples,
+    default_workers,
+    eval_loader,
+)
 from vision.preprocess import Preprocess, UnreadableImageError
 from vision.sources import SOURCES, Samples, Source, join
 
@@ -35,15 +42,16 @@ class Data:
     """The ``data:`` section of a recipe.
 
     Args:
-        name: data set: digits, fashion_mnist, cifar10, cifar100, imagenet, or folder, which is any
-            folder of class folders. Several are joined by "+", as in cifar10+fashion_mnist: one set
-            with the classes of all, held in memory.
-        path: its folder; not needed for digits. For joined sets a folder for each, in the order of
-            the names, separated as in PATH (":", on Windows ";").
+        name: data set: digits, fashion_mnist, cifar10, cifar100, imagenet, folder, which is any
+            folder of class folders, or webdataset, which is tar files of samples. Several are joined
+            by "+", as in cifar10+fashion_mnist: one set with the classes of all, held in memory.
+        path: its folder; not needed for digits. For webdataset, and for imagenet in shards, also a
+            pattern such as in1k-{train-{0000..1023},val-{00..63}}.tar. For joined sets a folder for
+            each, in the order of the names, separated as in PATH (":", on Windows ";").
         size: side of the square images fed to the networks, in pixels.
         channels: 1 (grey) or 3 (RGB).
         resize: "exact" stretches to size x size; "crop" resizes the shorter side to int(1.15 * size)
-            and takes the centre; null: crop for folder and imagenet, else exact.
+            and takes the centre; null: crop for folder, webdataset and imagenet, else exact.
         validation: part of the training samples held out where the data set has no validation split
             of its own, stratified by class; above 0, below 1.
         split_seed: draws the held-out part; not the run's seed, so that all runs share one.
@@ -106,7 +114,7 @@ class Data:
 
     def preprocess(self) -> Preprocess:
         """How files become inputs; with mean 0 and std 1 where they are still to be computed."""
-        photographs = {"folder", "imagenet"}.intersection(self.names)
+        photographs = {"folder", "imagenet", "webdataset"}.intersection(self.names)
         resize = self.resize or ("crop" if photographs else "exact")
         mean = [0.0] * self.channels if self.mean is None else self.mean
         std = [1.0] * self.channels if self.std is None else self.std
@@ -208,7 +216,13 @@ def load_data(data: Data, decode: Collection[str] = SPLITS) -> ImageData:
 
 
 def train_loader(
-    data: Data, images: ImageSet, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    data: Data,
+    images: ImageSet,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    per_node: int | None = None,
 ) -> ResumableLoader:
     """Training batches: shuffled, augmented, mixed as ``data`` says.
 
@@ -221,6 +235,7 @@ def train_loader(
         seed: of the run.
         rank: of this process.
         world_size: number of processes.
+        per_node: those that share this machine's processors; null: all of them.
 
     Raises:
         ValueError: more per batch than samples, or a batch that does not divide over the processes.
@@ -231,8 +246,7 @@ def train_loader(
         collate = MixSamples(len(images.classes), data.mixup, data.cutmix)
     workers = data.workers
     if workers is None:
-        cheap = images.cached and (images.augmentation is None or images.augmentation.cheap)
-        workers = 0 if cheap else max(0, num_processors() // world_size - 1)
+        workers = default_workers(images, per_node or world_size)
     return ResumableLoader(images, sampler, workers, collate)
 
 
@@ -277,7 +291,8 @@ def _one_source(name: str, path: str | None) -> Source:
     if path is None:
         raise ValueError(f"data.path: {name} needs the folder it lies in; none given")
     folder = Path(path).expanduser()
-    if not folder.is_dir():
+    shards = name in ("webdataset", "imagenet") and path.endswith(".tar")
+    if not shards and not folder.is_dir():
         raise FileNotFoundError(f"data.path: there is no folder {folder}")
     return SOURCES[name](folder)
 

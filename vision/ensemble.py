@@ -131,6 +131,10 @@ class EnsembleNetworks(nn.Module):
         """Logits of every network; ``images`` of one view for all, or of one for each."""
         return self._together(images)
 
+    def run_in_loop(self) -> None:
+        """Call every network by itself from now on, as compiled ones need."""
+        self._together.wide = None
+
     def predict(self, images: Float[Tensor, "n ch h w"]) -> Float[Tensor, "n c"]:
         """Mean logits, the paper's answer."""
         return self(images).float().mean(1)

@@ -21,6 +21,7 @@ from vision.errors import RunError
 from vision.precision import choose_precision, under_autocast
 from vision.predictions import Predictions, predict_all, run_macs
 from vision.run import Run, provenance, write_text
+from vision.shards import Member
 from vision.table import Row, Summary
 from vision.timing import milliseconds_per_image
 
@@ -190,8 +191,11 @@ def _write_examples(run: Run, data: ImageData, test: Predictions, folder: Path) 
         sample = data.test[index]
         name = f"{number}_{data.classes[int(sample['target'])].replace('/', '_')}"
         if data.test.paths is not None:  # as it is: what networks see is made from it once more
-            source = Path(data.test.paths[index])
-            shutil.copyfile(source, folder / (name + source.suffix))
+            source = data.test.paths[index]
+            if isinstance(source, Member):
+                (folder / (name + Path(source.name).suffix)).write_bytes(source.read_bytes())
+            else:
+                shutil.copyfile(source, folder / (name + Path(source).suffix))
             continue
         image = sample["image"].permute(1, 2, 0).squeeze(-1).numpy()
         Image.fromarray(image).save(folder / f"{name}.png")

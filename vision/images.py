@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional
 
 from vision.augmentation import Augmentation, mix_seeds
 from vision.preprocess import Preprocess, UnreadableImageError
+from vision.shards import Member
 
 MAX_UNREADABLE = 0.01  # share of a set; from here on the set is refused
 _QUIET_SECONDS = 3.0
@@ -54,7 +55,7 @@ class ImageSet(Dataset):
         classes: list[str],
         preprocess: Preprocess,
         images: Tensor | list[Tensor] | None = None,
-        paths: list[str] | None = None,
+        paths: Sequence[str | Member] | None = None,
         augmentation: Augmentation | None = None,
     ) -> None:
         if images is None and paths is None:
@@ -158,7 +159,7 @@ def stores_plain(preprocess: Preprocess, augmentation: Augmentation | None) -> b
 
 def stored_form(
     preprocess: Preprocess, augmentation: Augmentation | None
-) -> Callable[[str], Tensor]:
+) -> Callable[[str | Member], Tensor]:
     """How a training file is decoded, so that views can be drawn: the same cached or not."""
     if stores_plain(preprocess, augmentation):
         return preprocess.load
@@ -176,7 +177,7 @@ def _too_many(errors: list[str], count: int, total: int) -> str:
 
 
 def decode_all(
-    paths: list[str], load: Callable[[str], Tensor], what: str
+    paths: Sequence[str | Member], load: Callable[[str | Member], Tensor], what: str
 ) -> tuple[list[Tensor], list[int]]:
     """Decode files in threads, with a progress line if it takes long; leave unreadable ones out.
 
@@ -192,7 +193,7 @@ def decode_all(
         ValueError: 1% of the files or more cannot be read. Fewer: one warning names them.
     """
 
-    def attempt(path: str) -> Tensor | UnreadableImageError:
+    def attempt(path: str | Member) -> Tensor | UnreadableImageError:
         try:
             return load(path)
         except UnreadableImageError as error:

@@ -35,7 +35,7 @@ def describe(source: str, overrides: Sequence[str] = ()) -> list[Table]:
             raise ValueError("a run is as it was trained: overrides are for recipes")
         networks = load_run(source, team=False).networks
     else:
-        networks = _untrained(load_recipe(source, overrides))
+        networks = untrained(load_recipe(source, overrides))
     macs = run_macs(networks)
 
     def parameters(built: nn.Module) -> str:
@@ -85,7 +85,7 @@ def describe(source: str, overrides: Sequence[str] = ()) -> list[Table]:
     return [*tables, mixture]
 
 
-def _untrained(recipe: Recipe) -> Networks:
+def untrained(recipe: Recipe) -> Networks:
     """Without their numbers, as they can be large, unless a constructor computes with these."""
     data = recipe.data
     classes = [str(label) for label in range(NUM_CLASSES.get(data.name, 10))]

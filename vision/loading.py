@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 from torchvision.transforms import v2
 
 from vision.augmentation import mix_seeds
-from vision.images import ImageSet
+from vision.images import ImageSet, num_processors
 
 Batch = dict[str, Tensor]
 
@@ -216,6 +216,18 @@ class MixSamples:
         views = mixed.round().to(torch.uint8).view_as(images)
         batch = {**batch, "image": views[:, 0], "target": targets}
         return {**batch, "views": views} if "views" in batch else batch
+
+
+def default_workers(images: ImageSet, per_node: int = 1) -> int:
+    """None where images are in memory and views cheap, else those processors that are left for each process.
+
+    Args:
+        images: a set, with augmentation or without.
+        per_node: processes that share this machine's processors.
+    """
+    if images.cached and (images.augmentation is None or images.augmentation.cheap):
+        return 0
+    return max(0, num_processors() // per_node - 1)
 
 
 def eval_loader(images: ImageSet, batch_size: int, workers: int = 0) -> DataLoader:

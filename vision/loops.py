@@ -194,8 +194,15 @@ def accuracies(trainer: Trainer) -> dict[str, str]:
 class ProgressBar(RichProgressBar):
     """For terminals, with the accuracies of the last validation."""
 
+    _accuracies: dict[str, str] = {}  # noqa: RUF012  replaced, never changed
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # On every rank: what is read later, on rank 0 alone, must not wait for the others.
+        self._accuracies = accuracies(trainer)
+        super().on_validation_end(trainer, pl_module)
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return {n: value for n, value in accuracies(trainer).items() if n != "expert"}
+        return {n: value for n, value in self._accuracies.items() if n != "expert"}
 
 
 class ProgressLines(Callback):
@@ -205,6 +212,10 @@ class ProgressLines(Callback):
         self._seconds = seconds
         self._start = self._last = 0.0
         self._first_step = 0
+        self._accuracies: dict[str, str] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._accuracies = accuracies(trainer)  # on every rank, as in `ProgressBar`
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = self._last = time.monotonic()
@@ -230,7 +241,7 @@ class ProgressLines(Callback):
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        validation = "  ".join(f"{name} {value}" for name, value in accuracies(trainer).items())
+        validation = "  ".join(f"{name} {value}" for name, value in self._accuracies.items())
         print(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  "
             f"{self._speed(trainer, pl_module)}  validation: {validation}",

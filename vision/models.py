@@ -36,6 +36,12 @@ _OWN = {
 }
 
 
+_HOW_TO_GET_WEIGHTS = (
+    "; fetch them once where there is a network, python -c \"import timm; timm.create_model('{}', "
+    'pretrained=True)", and keep its cache (HF_HOME), or set pretrained to false'
+)
+
+
 @dataclass(frozen=True)
 class Network:
     """A classifier by name.
@@ -153,6 +159,11 @@ def _named(network: Network, num_outputs: int, channels: int) -> nn.Module:
             torchvision.models
         ):
             return _torchvision(network, short, num_outputs, channels)
+    except OSError as error:
+        raise ValueError(
+            f"the weights of {network.name} cannot be had: {' '.join(str(error).split())[:300]}"
+            + _HOW_TO_GET_WEIGHTS.format(short) * network.pretrained
+        ) from error
     except (TypeError, RuntimeError) as error:  # options it does not take; no published weights
         raise ValueError(
             f"network {network.name!r} with options {network.options}: {error}"

@@ -24,6 +24,7 @@ _STYLE = {
     "grid.alpha": 0.25,
     "font.size": 10,
     "figure.dpi": 130,
+    "text.parse_math": False,  # classes and runs may have a $ in their names
 }
 _NOT_AN_OPERATING_POINT = ("CoE at", "CoE no", "cascade")
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from coe_core import count_macs
 from vision.data import ImageSet, eval_loader
+from vision.loading import default_workers
 from vision.networks import Networks
 from vision.precision import autocast
 
@@ -59,7 +60,7 @@ def predict_all(
     """
     networks.eval()
     parts: list[list[Tensor]] = []
-    batches = eval_loader(images, 256)
+    batches = eval_loader(images, 256, default_workers(images))
     for batch in track(batches, show, disable=not (show and sys.stdout.isatty()), transient=True):
         prepared = networks.prepare(batch["image"].to(networks.device))
         with autocast(networks.device, precision):

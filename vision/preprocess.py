@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import BinaryIO, Literal
@@ -16,6 +17,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from coe_core.errors import CoEError
+from vision.shards import Member
 
 # EXIF orientation -> what sets the picture upright.
 _UPRIGHT = {
@@ -103,12 +105,12 @@ class Preprocess:
         return int(self.size * 1.15)
 
     def load(
-        self, path: str | PathLike | BinaryIO, max_pixels: int | None = None
+        self, path: str | PathLike | BinaryIO | Member, max_pixels: int | None = None
     ) -> UInt8[Tensor, "ch size size"]:
         """Decode a file, set it upright, convert it and bring it to size x size.
 
         Args:
-            path: of the file, or the open file.
+            path: of the file, the open file, or a file inside a shard.
             max_pixels: of the file's own resolution; None is Pillow's limit.
 
         Raises:
@@ -116,7 +118,7 @@ class Preprocess:
         """
         return functional.pil_to_tensor(self.square(self.decode(path, max_pixels), path))
 
-    def load_for_training(self, path: str | PathLike) -> UInt8[Tensor, "ch h w"]:
+    def load_for_training(self, path: str | PathLike | Member) -> UInt8[Tensor, "ch h w"]:
         """As `load`, but with ``resize="crop"`` the whole picture, so that crops can be drawn from it.
 
         Raises:
@@ -126,7 +128,9 @@ class Preprocess:
         image = self._shorten(image, path) if self.resize == "crop" else self.square(image, path)
         return functional.pil_to_tensor(image)
 
-    def decode(self, path: str | PathLike | BinaryIO, max_pixels: int | None = None) -> Image.Image:
+    def decode(
+        self, path: str | PathLike | BinaryIO | Member, max_pixels: int | None = None
+    ) -> Image.Image:
         """Decode a file at its own resolution: EXIF rotation applied, mode L or RGB.
 
         Transparent pixels are laid over white. 16-bit grey is scaled to 8 bits. Of several frames, the first.
@@ -135,7 +139,8 @@ class Preprocess:
             UnreadableImageError: as `load`.
         """
         try:
-            with Image.open(path) as image:
+            content = io.BytesIO(path.read_bytes()) if isinstance(path, Member) else path
+            with Image.open(content) as image:
                 limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
                 if limit is not None and image.width * image.height > limit:
                     raise UnreadableImageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+import types as types_module
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from vision.data import Data
 from vision.ensemble import Ensemble, check_agreement
 from vision.errors import nearest
 from vision.models import Network
+from vision.teacher import check_teacher
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,10 @@ class Train:
         label_smoothing: in [0, 1).
         ema_decay: keep an exponential moving average of the weights and use it; 0 is off.
         statistics_epochs: of PWLU activations: ReLU until then, to see what reaches them; then learned.
+        teacher: a timm network from whose probabilities all networks learn too, see `vision.teacher`:
+            its name alone stands for its published weights.
+        teacher_weight: part of the targets, in (0, 1], that the teacher's probabilities make up.
+        compile: torch.compile each network; needs a C++ compiler on a CPU, and a minute at the start.
         precision: auto takes bf16 where the processor multiplies it fast (AMX, AVX512-BF16, a GPU),
             else fp32; or any precision Lightning knows, such as 32-true, bf16-mixed, 16-mixed.
     """
@@ -104,6 +110,9 @@ class Train:
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     statistics_epochs: int = 5
+    teacher: Network | None = None
+    teacher_weight: float = 0.5
+    compile: bool = False
     precision: str = "auto"
 
     def __post_init__(self) -> None:
@@ -122,6 +131,29 @@ class Train:
                 raise ValueError(f"train.{name} must be above 0, got {value}")
         if self.decay is not None and self.final_lr is not None:
             raise ValueError("train.decay replaces the cosine that train.final_lr is for: give one")
+        check_teacher(self.teacher, self.teacher_weight)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a recipe promises to cost per image: `coe-vision train RECIPE --dry-run` counts it.
+
+    Args:
+        mmacs: million multiply-adds, the mean of the collaboration, or of the first ensemble where
+            there is none.
+        exit_rate: part of the images, in [0, 1], that end early.
+        tolerance: relative.
+    """
+
+    mmacs: float
+    exit_rate: float = 0.0
+    tolerance: float = 0.03
+
+    def __post_init__(self) -> None:
+        if not (self.mmacs > 0 and 0 <= self.exit_rate <= 1 and self.tolerance >= 0):
+            raise ValueError(
+                f"a budget has mmacs above 0, exit_rate in [0, 1], tolerance at least 0; got {self}"
+            )
 
 
 @dataclass(frozen=True)
@@ -136,6 +168,7 @@ class Recipe:
         controls: networks trained alone on the same batches with the same optimiser, by name:
             delegator and expert make the cascade; others are compared as they are.
         ensembles: co-trained networks by name, on the same batches with the same optimiser.
+        budget: what it promises to cost; null: nothing.
         seed: of initial weights, order of samples and augmentation.
     """
 
@@ -147,6 +180,7 @@ class Recipe:
     train: Train = field(default_factory=Train)
     controls: dict[str, Network] = field(default_factory=dict)
     ensembles: dict[str, Ensemble] = field(default_factory=dict)
+    budget: Budget | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -254,8 +288,10 @@ def shipped_recipes() -> dict[str, Path]:
     """Name -> file of every recipe of this adapter that comes with the package."""
     folder = recipes_folder()
     found = {path.stem: path for path in sorted((folder / "vision").glob("*.yaml"))}
-    divide = sorted((folder / "divide").glob("*.yaml"))
-    return found | {f"divide/{path.stem}": path for path in divide}
+    for part in ("divide", "imagenet"):
+        paths = sorted((folder / part).glob("*.yaml"))
+        found |= {f"{part}/{path.stem}": path for path in paths}
+    return found
 
 
 def find_recipe(name: str) -> Path:
@@ -315,6 +351,8 @@ def recipe_from_dict(values: dict[str, Any], source: str = "recipe") -> Recipe:
     for ensemble in _dicts(values.get("ensembles")):
         if "network" in ensemble:
             ensemble["network"] = _written_out(ensemble["network"])
+    if isinstance(values.get("train"), dict) and isinstance(values["train"].get("teacher"), str):
+        values["train"]["teacher"] = {"name": values["train"]["teacher"], "pretrained": True}
     for key, known in _unknown_keys(values, Recipe):
         raise ValueError(f"{source}: unknown key {key!r}{nearest(key, known)}")
     missing = [key for key in ("delegator", "experts") if key not in values]
@@ -390,6 +428,10 @@ def _unknown_keys(values: dict, kind: type, prefix: str = "") -> Iterator[tuple[
             yield prefix + name, known
             continue
         nested = types[name]
+        if (
+            isinstance(nested, types_module.UnionType) and value is not None
+        ):  # such as Network | None
+            nested = nested.__args__[0]
         if dataclasses.is_dataclass(nested):
             yield from _unknown_keys(value, nested, f"{prefix}{name}.")
         elif name == "experts":

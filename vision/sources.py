@@ -17,6 +17,8 @@ from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
+from vision.shards import Members, class_names, find_shards, read_shards
+
 FASHION_MNIST = [
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -29,12 +31,16 @@ class Samples:
 
     targets: Int[Tensor, " n"]
     pixels: UInt8[Tensor, "n ch h w"] | None = None
-    paths: list[str] | None = None
+    paths: list[str] | Members | None = None
 
     def select(self, positions: Int[Tensor, " m"]) -> Samples:
         """Only these samples."""
         pixels = None if self.pixels is None else self.pixels[positions]
-        paths = None if self.paths is None else [self.paths[i] for i in positions.tolist()]
+        paths = self.paths
+        if isinstance(paths, Members):
+            paths = paths.select(positions.numpy())
+        elif paths is not None:
+            paths = [paths[i] for i in positions.tolist()]
         return Samples(self.targets[positions], pixels, paths)
 
 
@@ -95,8 +101,12 @@ def cifar100(path: Path) -> Source:
 def imagenet(path: Path) -> Source:
     """train/ and val/ with one folder per class, as torchvision.datasets.ImageNet unpacks the archives.
 
-    val is the test split (the published test split has no labels); validation comes out of train.
+    Or both as shards, see `webdataset`. val is the test split (the published test split has no labels);
+    validation comes out of train.
     """
+    if not path.is_dir() or (any(path.glob("*.tar")) and not (path / "train").is_dir()):
+        source = webdataset(path)
+        return Source(source.classes, source.train, test=source.validation or source.test)
     classes, train = _read_folder(_split_folder(path, "train", "train"))
     test = _read_folder(_split_folder(path, "test", "val", "test"), classes)[1]
     return Source(classes, train, test=test)
@@ -115,6 +125,28 @@ def folder(path: Path) -> Source:
     return Source(classes, train, **splits)
 
 
+def webdataset(path: Path) -> Source:
+    """Shards of webdataset: a folder of them or a pattern with braces, see `vision.shards`.
+
+    Labels are numbers; their names stand in ``classes.txt`` beside the shards, one a line, if at all.
+    """
+    folder, shards = find_shards(str(path))
+    splits, labels = {}, []
+    for split, files in shards.items():
+        members, targets = read_shards(files, split)
+        splits[split] = Samples(targets, paths=members)
+        labels.append(targets)
+    classes = class_names(folder, torch.cat(labels))
+    train = splits["train"].targets
+    empty = [name for i, name in enumerate(classes) if not bool((train == i).any())]
+    if empty or not len(train):
+        raise ValueError(
+            f"{folder}: no training samples of {len(empty)} of {len(classes)} classes: "
+            f"{', '.join(empty[:10])}; are labels counted from 0, and all shards there?"
+        )
+    return Source(classes, **splits)
+
+
 SOURCES = {
     "digits": digits,
     "fashion_mnist": fashion_mnist,
@@ -122,6 +154,7 @@ SOURCES = {
     "cifar100": cifar100,
     "imagenet": imagenet,
     "folder": folder,
+    "webdataset": webdataset,
 }
 
 
@@ -231,6 +264,14 @@ def _read_folder(path: Path, classes: list[str] | None = None) -> tuple[list[str
         raise ValueError(
             f"{path}: its class folders differ from those of train; "
             f"missing: {', '.join(missing) or 'none'}; extra: {', '.join(extra) or 'none'}"
+        )
+    odd = [
+        name for name in found if not name.isprintable()
+    ]  # not UTF-8, or line breaks and the like
+    if odd:
+        raise ValueError(
+            f"{path}: {len(odd)} class folders have names that cannot be printed: "
+            f"{', '.join(map(ascii, odd[:5]))}; rename them"
         )
     numbers = {name: i for i, name in enumerate(found)}
     samples = make_dataset(str(path), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)

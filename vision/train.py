@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import sys
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Callback, Trainer, callbacks, loggers, seed_everything
 from torch.utils.data import Subset
 
 from vision.data import ImageData, eval_loader, load_data, train_loader
 from vision.errors import RunError
+from vision.loading import default_workers
 from vision.loops import (
     AtomicCheckpoints,
     MetricsFile,
@@ -25,6 +29,7 @@ from vision.loops import (
 )
 from vision.precision import choose_precision
 from vision.predictions import run_macs
+from vision.processes import Processes, processes
 from vision.recipe import Recipe, recipe_from_dict
 from vision.run import LAST, load_checkpoint, provenance, write_text
 from vision.training import CoETraining
@@ -37,6 +42,7 @@ def train(
     resume: bool = False,
     stop_after: int | None = None,
     data: ImageData | None = None,
+    watch: Sequence[Callback] = (),
 ) -> ImageData:
     """Train the recipe into a run folder; returns the data it was trained on.
 
@@ -46,6 +52,7 @@ def train(
         resume: continue from the last checkpoint; also if training is complete (nothing to do).
         stop_after: end after this many epochs of the whole schedule, to be resumed later.
         data: what `load_data` gave for the recipe, where it is loaded already.
+        watch: further callbacks of the trainer.
 
     Raises:
         RunError: the folder holds a run, or another recipe's; or cannot be written.
@@ -60,8 +67,11 @@ def train(
     run_macs(
         module.networks
     )  # a network that cannot be run or counted is found now, not at the end
+    if recipe.train.compile:
+        module.compile_networks()
     data.train.num_views = recipe.num_views
     stop = StopAtSignal(folder / LAST)
+    team = processes()
     trainer = _trainer(
         recipe,
         module.main_metric,
@@ -69,32 +79,63 @@ def train(
         stop,
         stop_after,
         trained["global_step"] if trained else 0,
+        team,
+        watch,
     )
-    rank, world_size = trainer.global_rank, trainer.world_size
-    if rank == 0:
+    if team.rank == 0:
         _save_provenance(recipe, data, folder, resumed=trained is not None)
+    batch_size, seed = recipe.train.batch_size, recipe.seed
     loader = train_loader(
-        recipe.data, data.train, recipe.train.batch_size, recipe.seed, rank, world_size
+        recipe.data, data.train, batch_size, seed, team.rank, team.count, team.per_node
     )
-    mine = Subset(data.validation, range(rank, len(data.validation), world_size))
+    mine = Subset(data.validation, range(team.rank, len(data.validation), team.count))
+    workers = recipe.data.workers
+    if workers is None:
+        workers = default_workers(data.validation, team.per_node)
+    held_out = eval_loader(mine, _validation_batch(len(data.validation), team.count), workers)
     checkpoint = folder / LAST
     try:
         with stop.listening():
             trainer.fit(
                 module,
                 loader,
-                eval_loader(mine, 256),
+                held_out,
                 ckpt_path=None if trained is None else checkpoint,
                 weights_only=True,
             )
     except OSError as error:
-        kept = (
-            f"the last whole state is in {checkpoint}"
-            if checkpoint.is_file()
-            else "nothing was kept"
-        )
-        raise RunError(f"training into {folder} stopped: {error}; {kept}") from error
+        raise RunError(f"training into {folder} stopped: {error}; {_kept(checkpoint)}") from error
+    except RuntimeError as error:
+        if team.count == 1 or not _lost_process(error):
+            raise
+        raise RunError(
+            f"training into {folder} stopped: rank {team.rank} of {team.count} processes lost another one; "
+            f"{_kept(checkpoint)}; continue with --resume, on any number of processes"
+        ) from error
     return data
+
+
+def _validation_batch(num_images: int, count: int) -> int:
+    """Up to 256 images, so that every process has equally many batches: they wait for each other."""
+    if num_images < count:
+        raise ValueError(
+            f"{num_images} validation images for {count} processes: each needs one at least; "
+            "raise data.validation, or start fewer"
+        )
+    most = math.ceil(num_images / count)
+    return math.ceil(most / math.ceil(most / 256))
+
+
+def _kept(checkpoint: Path) -> str:
+    return (
+        f"the last whole state is in {checkpoint}" if checkpoint.is_file() else "nothing was kept"
+    )
+
+
+def _lost_process(error: RuntimeError) -> bool:
+    """Whether it comes from the communication between processes: gloo has no error class of its own."""
+    told = ("Connection closed by peer", "Connection reset by peer", "gloo", "Broken pipe")
+    return isinstance(error, torch.distributed.DistError) or any(t in str(error) for t in told)
 
 
 def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
@@ -139,8 +180,10 @@ def _check_data(data: ImageData, trained: dict[str, Any], folder: Path) -> None:
         )
 
 
+KEEP = timedelta(minutes=10)  # so often the state is kept inside an epoch
+
 # Where the data lie and how they are read does not change what is learned.
-_MAY_DIFFER = {"data.path", "data.workers", "data.cache"}
+_MAY_DIFFER = {"data.path", "data.workers", "data.cache", "train.compile", "budget"}
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:
@@ -148,7 +191,7 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
         names = [*old, *(name for name in new if name not in old)]
         nested = [_differences(old.get(n), new.get(n), f"{key}.{n}".lstrip(".")) for n in names]
         return [line for lines in nested for line in lines]
-    if old == new or key in _MAY_DIFFER:
+    if old == new or key in _MAY_DIFFER or key.startswith("budget."):
         return []
     return [f"{key} was {old!r}, now {new!r}"]
 
@@ -160,11 +203,13 @@ def _trainer(
     stop: StopAtSignal,
     stop_after: int | None,
     first_step: int,
+    team: Processes,
+    watch: Sequence[Callback],
 ) -> Trainer:
     interactive = sys.stdout.isatty()
     checkpoints = folder / LAST.parent
     parts: list[Callback] = [
-        # Two: one that saves the best would save the last only where it is the best.
+        # One that saves the best would save the last only where it is the best.
         callbacks.ModelCheckpoint(
             checkpoints, LAST.stem, enable_version_counter=False, save_on_train_epoch_end=True
         ),
@@ -176,25 +221,27 @@ def _trainer(
             enable_version_counter=False,
             save_on_train_epoch_end=True,
         ),
+        callbacks.ModelCheckpoint(
+            checkpoints, LAST.stem, enable_version_counter=False, train_time_interval=KEEP
+        ),
         RandomState(),
         ProgressBar() if interactive else ProgressLines(),
+        *watch,
     ]
     if recipe.train.ema_decay:
         parts.append(callbacks.EMAWeightAveraging(decay=recipe.train.ema_decay))
     if stop_after is not None:
         parts.append(StopAfter(stop_after))
     parts.append(stop)
-    processes = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     # Experts that are still copies of the first take no part in the backward pass.
     unused = recipe.shared_start > 0
     strategy = "ddp_find_unused_parameters_true" if unused else "ddp"
     return Trainer(
         max_epochs=recipe.train.epochs,
         accelerator="auto",
-        devices=local if processes > 1 else 1,
-        num_nodes=max(1, processes // local),
-        strategy=strategy if processes > 1 else "auto",
+        devices=team.per_node,
+        num_nodes=team.nodes,
+        strategy=strategy if team.count > 1 else "auto",
         precision=choose_precision(recipe.train.precision),
         callbacks=parts,
         logger=[
@@ -203,7 +250,7 @@ def _trainer(
                 folder, name="", version="tensorboard", default_hp_metric=False
             ),
         ],
-        plugins=[AtomicCheckpoints()],
+        plugins=[AtomicCheckpoints(), *team.plugins],
         default_root_dir=folder,
         num_sanity_val_steps=0,
         log_every_n_steps=10,

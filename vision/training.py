@@ -16,7 +16,10 @@ from coe_core.agreement import AGREEMENTS
 from vision.networks import Networks
 from vision.pwlu import start_learning
 from vision.schedule import learning_rate_schedule
+from vision.teacher import Teacher
 from vision.together import Together
+
+COMPILER = "inductor"  # of torch.compile
 
 
 class CoETraining(LightningModule):
@@ -43,6 +46,9 @@ class CoETraining(LightningModule):
         train = self.recipe.train
         self.num_steps = train.epochs * (num_samples // train.batch_size)
         self.split_step = round(self.recipe.shared_start * self.num_steps)
+        self._teacher: Teacher | None = None  # a plain attribute: no part of the checkpoint
+        if train.teacher is not None:
+            self._teacher = Teacher(train.teacher, train.teacher_weight, classes)
         if not self.recipe.has_team:
             return
         settings = dict(vars(self.recipe.objective))
@@ -72,6 +78,19 @@ class CoETraining(LightningModule):
             name for name, _ in self.named_buffers() if name.startswith(("objective.", "families."))
         ]
 
+    def compile_networks(self) -> None:
+        """torch.compile every network where it stands: parameters keep their names, averages see them."""
+        team = [] if self.networks.team is None else [self.networks.team]
+        networks = [n for t in team for n in (t.delegator, *t.experts)]
+        networks += self.networks.controls.values()
+        for ensemble in self.networks.ensembles.values():
+            networks += ensemble.members
+            ensemble.run_in_loop()
+        if team:
+            self._experts.wide = None  # side by side none of them would be called
+        for network in networks:
+            network.compile(backend=COMPILER)
+
     @property
     def main_metric(self) -> str:
         """Validation accuracy by which the best checkpoint is chosen."""
@@ -80,10 +99,11 @@ class CoETraining(LightningModule):
         return f"val/ensemble {next(iter(self.recipe.ensembles))}_accuracy"
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        images, target = self.networks.prepare(batch["image"]), batch["target"]
+        images, truth = self.networks.prepare(batch["image"]), batch["target"]
+        target = truth if self._teacher is None else self._teacher.mix(batch["image"], truth)
         total = torch.zeros((), device=images.device)
         if self.recipe.has_team:
-            total = total + self._collaboration_step(images, target, batch["index"])
+            total = total + self._collaboration_step(images, target, truth, batch["index"])
         for control in self.networks.controls.values():
             total = total + self._loss(control(images), target).mean()
         views = [images]
@@ -93,14 +113,16 @@ class CoETraining(LightningModule):
             total = total + self._ensemble_step(name, views, target)
         return total
 
-    def _collaboration_step(self, images: Tensor, target: Tensor, index: Tensor) -> Tensor:
+    def _collaboration_step(
+        self, images: Tensor, target: Tensor, truth: Tensor, index: Tensor
+    ) -> Tensor:
         if self.split_step and self.global_step <= self.split_step:
             self._copy_first_expert(with_optimizer=self.global_step == self.split_step)
         if self.families is not None and self.global_step == self.start_step:
             self.families.settle()
         if self.global_step < self.split_step:
             return self._shared_step(images, target)
-        return self._team_step(images, target, index)
+        return self._team_step(images, target, truth, index)
 
     def _ensemble_step(self, name: str, views: list[Tensor], target: Tensor) -> Tensor:
         """Sum of the networks' losses and the agreement between them; one view for each, or for all."""
@@ -129,14 +151,16 @@ class CoETraining(LightningModule):
         self._log({"rough_loss": rough_loss, "expert_loss": expert_loss}, len(target))
         return rough_loss + expert_loss
 
-    def _team_step(self, images: Tensor, target: Tensor, index: Tensor) -> Tensor:
+    def _team_step(self, images: Tensor, target: Tensor, truth: Tensor, index: Tensor) -> Tensor:
+        """All experts; ``truth`` is the target without a teacher's part, for the evidence."""
         rough_logits, selection_logits = self.networks.team.delegate(images)
         self._observe(rough_logits, target)
         expert_logits = self._experts(images).float()
         n, k, c = expert_logits.shape
         flat, flat_target = expert_logits.reshape(n * k, c), target.repeat_interleave(k, 0)
         with torch.no_grad():
-            evidence = -cross_entropy(flat, flat_target, reduction="none").reshape(n, k)
+            flat_truth = truth.repeat_interleave(k, 0)
+            evidence = -cross_entropy(flat, flat_truth, reduction="none").reshape(n, k)
         loss = self.objective(
             self._loss(rough_logits, target),
             self._loss(flat, flat_target).reshape(n, k),
@@ -165,7 +189,7 @@ class CoETraining(LightningModule):
 
     def _log(self, parts: dict[str, Any], batch_size: int) -> None:
         named = {f"train/{name}": value for name, value in parts.items()}
-        self.log_dict(named, on_step=False, on_epoch=True, batch_size=batch_size)
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
 
     @torch.no_grad()
     def _copy_first_expert(self, with_optimizer: bool) -> None:

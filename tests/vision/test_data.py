@@ -212,6 +212,22 @@ def test_images_smaller_than_asked_for_are_enlarged(tmp_path):
         assert data.train[0]["image"].shape == data.train[0, 1]["image"].shape == (3, 16, 16)
 
 
+@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines", b"bell\x07"])
+def test_class_folders_whose_names_cannot_be_printed(tmp_path, name):
+    write_folder(tmp_path)
+    os.mkdir(os.path.join(os.fsencode(tmp_path / "train"), name))
+    with pytest.raises(
+        ValueError, match=r"1 class folders have names that cannot be printed: '.*\\"
+    ):
+        load_data(folder(tmp_path))
+
+
+def test_class_folders_with_odd_names(tmp_path):
+    for odd in (["-x", "50%", "[red]"], ["a=b", "日本", "$x_{"], ["train", "#1, 'two'"]):
+        root = write_folder(tmp_path / odd[0], classes=odd, count=2)
+        assert quietly(folder(root)).classes == sorted(odd)
+
+
 # Unreadable files
 
 

@@ -339,11 +339,12 @@ def test_eval_loader_reads_everything_in_order():
 
 
 def test_train_loader_workers(monkeypatch):
-    monkeypatch.setattr("vision.data.num_processors", lambda: 2)
+    monkeypatch.setattr("vision.loading.num_processors", lambda: 2)
     assert train_loader(Data(), images(), 4, seed=0).num_workers == 0
     costly = images(names=["rotate"])
     assert train_loader(Data(), costly, 4, seed=0).num_workers == 1
     assert train_loader(Data(), costly, 4, seed=0, world_size=4).num_workers == 0
+    assert train_loader(Data(), costly, 4, seed=0, world_size=4, per_node=1).num_workers == 1
     assert train_loader(Data(workers=2), images(), 4, seed=0).num_workers == 2
     with pytest.raises(ValueError, match="batch size 23 with 22 training samples"):
         train_loader(Data(), images(), 23, seed=0)
