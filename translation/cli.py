@@ -400,8 +400,12 @@ def _export(arguments: argparse.Namespace) -> None:
         print(
             f"beside fairseq on {found.sentences} sentences of {arguments.subset}: "
             f"{100 * found.same_text:.1f} % the same text, {100 * found.same_route:.1f} % the same "
-            f"route, confidences within {found.confidence:.1g}"
+            f"route, confidence differs by {found.confidence:.1g} (median)"
         )
+        for one in found.engines:
+            print(
+                f"{one.name:8} BLEU {one.bleu:6.2f}  {one.milliseconds:8.2f} ms of processor time each"
+            )
 
 
 def _tensors(state: dict, name: str) -> list:

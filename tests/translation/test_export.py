@@ -54,8 +54,10 @@ def lines(corpus):
 def test_the_command_compares_itself_with_fairseq(exported):
     folder, said = exported
     assert "on 24 sentences of test: 100.0 % the same text, 100.0 % the same route" in said
-    within = float(said.split("confidences within ")[1])
-    assert within < 1e-4
+    assert float(said.split("confidence differs by ")[1].split()[0]) < 1e-5
+    scores = [line.split()[2] for line in said.splitlines() if " BLEU " in line]
+    assert len(scores) == 2
+    assert scores[0] == scores[1]
     assert {path.name for path in folder.iterdir()} == {
         *("delegator", "expert_0", "expert_1", "selection", "routing.json", "runner.py")
     }
