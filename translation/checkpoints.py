@@ -9,6 +9,7 @@ numpy counts: these classes are registered here as safe; ``weights_only`` stays 
 import argparse
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,18 @@ def register_safe_classes() -> None:
     torch.serialization.add_safe_globals(
         [argparse.Namespace, np.ndarray, np.dtype, *rebuild, *kinds]
     )
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """A checkpoint as it was saved, on the CPU.
+
+    Raises:
+        ValueError: no such file.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file")
+    register_safe_classes()
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def network_names(num_experts: int) -> list[str]:
@@ -110,6 +123,8 @@ def average(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     mean: dict[int, torch.Tensor] = {}  # by storage: tied embeddings stay tied
     averaged = {}
     for key, value in last.items():
+        if key.startswith("partition"):  # the state of training's portions
+            continue
         if value.data_ptr() not in mean or value.numel() == 0:
             summed = torch.stack([state["model"][key].double() for state in states]).mean(0)
             mean[value.data_ptr()] = summed.to(value.dtype) if value.is_floating_point() else value

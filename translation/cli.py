@@ -151,6 +151,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
 
+    export = command(
+        "export",
+        _export,
+        "Write a team as CTranslate2 models with a runner that routes; compare it with fairseq.",
+    )
+    export.add_argument("checkpoint")
+    export.add_argument("data", help="folder that fairseq-preprocess made")
+    export.add_argument("--out", required=True, help="folder to write to, new or empty")
+    export.add_argument("--int8", action="store_true", help="weights in 8 bits")
+    export.add_argument("--points", help="what calibrate wrote: thresholds to store by their names")
+    export.add_argument("--at", metavar="NAME", help="of them, the default; without it none exits")
+    export.add_argument("--sentencepiece", metavar="MODEL", help="then the runner takes plain text")
+    export.add_argument("--beam", type=int, default=5, help="of the runner, by default")
+    export.add_argument("--lenpen", type=float, default=1.0, help="of the runner, by default")
+    export.add_argument("--max-len-b", type=int, default=200, help="of the runner, by default")
+    export.add_argument(
+        "--check", type=int, default=200, metavar="N", help="sentences to compare; 0: none"
+    )
+    export.add_argument("--subset", default="valid", help="set that they are taken from")
+
     inspect = command("inspect", _inspect, "Networks, sizes and settings of a checkpoint.")
     inspect.add_argument("checkpoint")
 
@@ -222,9 +242,9 @@ def _encode(arguments: argparse.Namespace) -> None:
 def _average(arguments: argparse.Namespace) -> None:
     import torch
 
-    from translation.checkpoints import average
+    from translation.checkpoints import average, load_state
 
-    loaded = (_load(path) for path in arguments.checkpoints)
+    loaded = (load_state(path) for path in arguments.checkpoints)
     by_updates = {state["optimizer_history"][-1]["num_updates"]: state for state in loaded}
     states = [by_updates[updates] for updates in sorted(by_updates)]
     part = Path(f"{arguments.out}.part")
@@ -362,21 +382,10 @@ def _score(arguments: argparse.Namespace) -> None:
         print(f"  {one.metric:14} {one.signature}")
 
 
-def _load(path: str) -> dict:
-    import torch
-
-    from translation.checkpoints import register_safe_classes
-
-    register_safe_classes()
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def _inspect(arguments: argparse.Namespace) -> None:
-    from translation.checkpoints import network_names, take_network
+    from translation.checkpoints import load_state, network_names, take_network
 
-    state = _load(arguments.checkpoint)
+    state = load_state(arguments.checkpoint)
     first = take_network(state, "delegator")  # says what is wrong with another checkpoint
     config = state["cfg"]
     num_experts = config["model"]["num_experts"]
@@ -397,6 +406,51 @@ def _inspect(arguments: argparse.Namespace) -> None:
         print(f"{name} {config['criterion'].get(name)}")
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from translation.thresholds import COE, load_points
+
+    thresholds = {}
+    if arguments.points is not None:
+        found = load_points(arguments.points).get(COE, [])
+        thresholds = {point.name: point.threshold for point in found}
+    if arguments.at is not None and arguments.at not in thresholds:
+        known = ", ".join(thresholds) or "none: give --points"
+        raise ValueError(f"no threshold named {arguments.at!r}; known: {known}")
+    for path in (arguments.checkpoint, arguments.sentencepiece):
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"{path}: no such file")
+    _load_fairseq()
+    from translation.export import Search, compare, export_team, load_team
+
+    folder = Path(arguments.out)
+    team = load_team(arguments.checkpoint, arguments.data)
+    default = thresholds[arguments.at] if arguments.at is not None else float("inf")
+    sizes = export_team(
+        team,
+        arguments.data,
+        folder,
+        int8=arguments.int8,
+        search=Search(arguments.beam, arguments.lenpen, arguments.max_len_b),
+        thresholds=thresholds,
+        default=default,
+        sentencepiece=Path(arguments.sentencepiece) if arguments.sentencepiece else None,
+        checkpoint=arguments.checkpoint,
+    )
+    for name, size in sizes.items():
+        print(f"{folder / name.replace('-', '_')}: {size / 1e6:.2f} MB")
+    if arguments.check > 0:
+        found = compare(team, folder, arguments.subset, arguments.check, default)
+        print(
+            f"beside fairseq on {found.sentences} sentences of {arguments.subset}: "
+            f"{100 * found.same_text:.1f} % the same text, {100 * found.same_route:.1f} % the same "
+            f"route, confidence differs by {found.confidence:.1g} (median)"
+        )
+        for one in found.engines:
+            print(
+                f"{one.name:8} BLEU {one.bleu:6.2f}  {one.milliseconds:8.2f} ms of processor time each"
+            )
+
+
 def _tensors(state: dict, name: str) -> list:
     prefix = "delegator." if name == "delegator" else f"experts.{name.removeprefix('expert-')}."
     own = (value for key, value in state["model"].items() if key.startswith(prefix))
@@ -406,11 +460,11 @@ def _tensors(state: dict, name: str) -> list:
 def _take(arguments: argparse.Namespace) -> None:
     import torch
 
-    from translation.checkpoints import take_network
+    from translation.checkpoints import load_state, take_network
 
     if Path(arguments.out).exists():
         raise ValueError(f"{arguments.out} exists; it is not overwritten")
-    torch.save(take_network(_load(arguments.checkpoint), arguments.network), arguments.out)
+    torch.save(take_network(load_state(arguments.checkpoint), arguments.network), arguments.out)
 
 
 if __name__ == "__main__":

@@ -46,11 +46,11 @@ class CoELabelSmoothedCrossEntropyConfig(FairseqDataclass):
             "help": "part of the training after the shared start over which the focus rises from 0, in [0, 1]"
         },
     )
-    portion_scope: ChoiceEnum(["batch", "queue"]) = field(
+    portion_scope: ChoiceEnum(["batch", "queue", "dataset"]) = field(
         default="batch",
         metadata={
-            "help": "portions are balanced over the batch (of all processes), or over it and a queue "
-            "of recent scores"
+            "help": "portions are balanced over the batch (of all processes), over it and a queue of recent "
+            "scores, or over the whole training set, once an epoch"
         },
     )
     portion_queue_size: int = field(
@@ -131,12 +131,16 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
                 "leave it out, or --expert-encoder-layers and --expert-decoder-layers"
             )
         self.agreement = AGREEMENTS.get(str(cfg.agreement))
+        new_team, scope = getattr(task, "new_team", None), str(cfg.portion_scope)
+        if new_team is None:  # nothing is trained, so nothing is partitioned
+            scope = "batch"
         self.objective = CoTrainingObjective(
             num_experts,
             focus=cfg.focus,
             focus_warmup=cfg.focus_warmup,
-            scope=str(cfg.portion_scope),
+            scope=scope,
             queue_size=cfg.portion_queue_size,
+            num_samples=task.num_training_sentences() if scope == "dataset" else 0,
             scores=str(cfg.portion_scores),
             labels=str(cfg.selection_labels),
             temperature=cfg.label_temperature,
@@ -145,7 +149,8 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             agreement_weight=0.0 if self.agreement is None else cfg.agreement_weight,
         )
         self.progress()  # a training without an end is an error now, not at the first step
-        new_team = getattr(task, "new_team", None)
+        if scope != "batch":
+            new_team.keep(self.objective.partition)
         if self.shared_start > 0 and new_team is not None:
             start_as_one(new_team.experts)
 
@@ -231,6 +236,7 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             evidence[rows],
             output.selection_logits[rows],
             progress=(self.progress() - self.shared_start) / (1 - self.shared_start),
+            index=sample["id"][rows],
             agreement=agreement,
         )
         n = len(loss.labels)

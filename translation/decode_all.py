@@ -13,7 +13,7 @@ import torch
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-from translation.decoding import hypothesis_confidence
+from translation.decoding import by_longest_source, hypothesis_confidence
 from translation.macs import transformer_macs
 from translation.model import CoETransformerModel
 from translation.translations import DELEGATOR, ENSEMBLE, OfNetwork, Translations
@@ -51,9 +51,14 @@ def decode_all(
         tell: called with a line about each network.
 
     Raises:
-        ValueError: the checkpoint is not a team's, a name is taken, or the reference has another
-            number of lines than the data set.
+        ValueError: the checkpoint is not a team's, a name is taken, the reference has another number
+            of lines than the data set, or lengths that go by the batch.
     """
+    if by_longest_source(cfg.generation) and cfg.dataset.batch_size != 1:
+        raise ValueError(
+            "--max-len-a and --match-source-len go by the longest source of a batch, so a translation would "
+            "depend on its batch: give --batch-size 1"
+        )
     task = tasks.setup_task(cfg.task)
     paths = utils.split_paths(cfg.common_eval.path or "")
     if len(paths) != 1:

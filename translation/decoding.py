@@ -65,6 +65,11 @@ def hypothesis_confidence(best: dict[str, Tensor], kind: str) -> float:
     return math.exp(mean) if kind == "probability" else mean
 
 
+def by_longest_source(options: Any) -> bool:
+    """Whether fairseq's lengths of a translation go by the longest source of its batch."""
+    return getattr(options, "max_len_a", 0) > 0 or getattr(options, "match_source_len", False)
+
+
 class CollaborativeGenerator:
     """A generator in fairseq's sense over the networks of a team, by way of `coe_core.infer`.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import NamedTuple, Optional
 
+import torch
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model, register_model_architecture
 from fairseq.models.transformer import TransformerModel, base_architecture
@@ -14,7 +15,10 @@ from jaxtyping import Float, Int
 from omegaconf import II
 from torch import Tensor, nn
 
+from coe_core import Partitioner
 from translation.selection import SelectionHead
+
+PARTITION = "partition"  # how the names of the portions' state begin
 
 
 @dataclass
@@ -279,6 +283,17 @@ class CoETransformerModel(BaseFairseqModel):
         experts = [one(src_tokens, src_lengths, prev_output_tokens)[0] for one in running]
         return TeamOutput(rough, self.select(encoded), experts)
 
+    def keep(self, partition: Partitioner) -> None:
+        """Hold the state of the portions while training: fairseq saves that of models only."""
+        self.partition = partition
+        self.register_buffer("partition_epoch", torch.zeros((), dtype=torch.long))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Portions of a whole data set are cut anew; not when a training is resumed inside an epoch."""
+        if hasattr(self, "partition") and int(self.partition_epoch) != epoch:
+            self.partition.begin_epoch()
+            self.partition_epoch.fill_(epoch)
+
     def max_positions(self) -> tuple[int, int]:
         """Longest source and target that every network takes."""
         sides = zip(*(one.max_positions() for one in (self.delegator, *self.experts)), strict=True)
@@ -302,6 +317,13 @@ class CoETransformerModel(BaseFairseqModel):
                     f"the checkpoint was trained with {len(saved)}; give the data folder (dict.*.txt) "
                     "that the model was trained on"
                 )
+        state_dict = {
+            key: value for key, value in state_dict.items() if not key.startswith(PARTITION)
+        } | {  # the state of the portions is for training on
+            key: state_dict.get(key, value)
+            for key, value in self.state_dict().items()
+            if key.startswith(PARTITION)
+        }
         return super().load_state_dict(state_dict, strict, model_cfg, args)
 
 

@@ -9,13 +9,14 @@ from fairseq.data.data_utils import numpy_seed
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
-from fairseq.utils import strip_pad
+from fairseq.utils import resolve_max_positions, split_paths, strip_pad
 
 from coe_core import check_one, share_gradient
-from translation.decoding import CollaborativeGenerator, Route
+from translation.decoding import CollaborativeGenerator, Route, by_longest_source
 from translation.model import CoETransformerModel
 from translation.routers import ROUTERS, Router, check_threshold, parse_router
 from translation.thresholds import stored_threshold
+from translation.vocabulary import fingerprint
 
 _NOT_SUPPORTED = {
     "score_reference": "it scores one network's forced decoding; use fairseq-validate",
@@ -85,6 +86,10 @@ class CoETranslationTask(TranslationTask):
 
     def __init__(self, cfg, src_dict, tgt_dict):
         super().__init__(cfg, src_dict, tgt_dict)
+        entries = {"source": src_dict, "target": tgt_dict}
+        self.state.merge_state_dict(
+            {"dictionaries": {side: fingerprint(words.symbols) for side, words in entries.items()}}
+        )
         try:
             threshold = float(cfg.threshold)
         except ValueError:
@@ -123,9 +128,74 @@ class CoETranslationTask(TranslationTask):
             _ = self.router  # an unknown one is an error now, not after the first epoch
         return model
 
+    def load_state_dict(self, state_dict):
+        """As the parent; checkpoints know which dictionaries they were trained with.
+
+        Raises:
+            ValueError: these are others.
+        """
+        own, saved = self.state.dictionaries, state_dict.get("dictionaries", {})
+        for side, found in own.items():
+            trained = saved.get(side, found)
+            if trained != found:
+                sizes = [int(one.partition(" ")[0]) for one in (found, trained)]
+                what = "as many, but others or in another order"
+                what = what if sizes[0] == sizes[1] else f"{sizes[1]}"
+                raise ValueError(
+                    f"the {side} dictionary does not match the checkpoint: it has {sizes[0]} entries, the "
+                    f"checkpoint was trained with {what}; give the data folder (dict.*.txt) that the "
+                    "model was trained on"
+                )
+        super().load_state_dict(state_dict)
+
     def begin_epoch(self, epoch, model):
         super().begin_epoch(epoch, model)
         self.epoch = epoch
+        if self.new_team is not None:
+            self.new_team.begin_epoch(epoch)
+
+    def num_training_sentences(self) -> int:
+        """Size of the training set, for portions that are balanced over all of it.
+
+        Raises:
+            ValueError: several data folders, or sentences that training would skip: portions would wait
+                for them.
+        """
+        if len(split_paths(self.cfg.data)) > 1:
+            raise ValueError(
+                "--portion-scope dataset needs one data folder: with several the training set changes "
+                "every epoch"
+            )
+        self.load_dataset(self.cfg.train_subset, combine=True)
+        dataset = self.dataset(self.cfg.train_subset)
+        limits = resolve_max_positions(self.max_positions(), self.new_team.max_positions())
+        _, ignored = dataset.filter_indices_by_size(dataset.ordered_indices(), limits)
+        if len(ignored):
+            raise ValueError(
+                f"--portion-scope dataset: {len(ignored)} of {len(dataset)} training sentences are over "
+                f"the length limit {limits}, and all must come up; leave them out of the data, or raise "
+                "--max-source-positions and --max-target-positions"
+            )
+        return len(dataset)
+
+    def filter_indices_by_size(
+        self, indices, dataset, max_positions=None, ignore_invalid_inputs=False
+    ):
+        """As the parent, with an error that counts.
+
+        Raises:
+            ValueError: sentences over the length limit, unless fairseq is told to skip them.
+        """
+        _, ignored = dataset.filter_indices_by_size(indices, max_positions)
+        if len(ignored) and not ignore_invalid_inputs:
+            raise ValueError(
+                f"{len(ignored)} of {len(indices)} sentences are over the length limit {max_positions}; "
+                f"the first is number {ignored[0]}, of sizes {dataset.size(ignored[0])}; "
+                "--skip-invalid-size-inputs-valid-test leaves them out"
+            )
+        return super().filter_indices_by_size(
+            indices, dataset, max_positions, ignore_invalid_inputs
+        )
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         self.num_updates, self.dummy_batch = update_num, ignore_grad
@@ -193,11 +263,31 @@ class CoETranslationTask(TranslationTask):
             confidence=self.confidence,
             pad=self.source_dictionary.pad(),
             eos=self.source_dictionary.eos(),
-            by_length=getattr(args, "max_len_a", 0) > 0 or getattr(args, "match_source_len", False),
+            by_length=by_longest_source(args),
         )
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
-        super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        """As the parent.
+
+        Raises:
+            ValueError: source and target have different numbers of sentences, or none.
+        """
+        again = (
+            "check the texts with coe-translation check, and run fairseq-preprocess again; "
+            f"data folder: {self.cfg.data}"
+        )
+        try:
+            super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        except AssertionError as error:
+            if "same number" not in str(error):
+                raise
+            raise ValueError(
+                f"{split}: source and target have different numbers of sentences; {again}"
+            ) from error
+        except ValueError as error:
+            if "empty file" not in str(error):
+                raise
+            raise ValueError(f"{split}: source or target has no sentences; {again}") from error
         self.datasets[split].__class__ = WholePairDataset
 
     def get_batch_iterator(self, dataset, *options, seed=1, update_epoch_batch_itr=False, **named):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,3 +74,13 @@ def encode_file(model: str | Path, text: str | Path, out: str | Path) -> int:
             count += sum(map(len, encoded))
     os.replace(part, out)
     return count
+
+
+def fingerprint(words: Sequence[str]) -> str:
+    """Number of words and a checksum of them in their order.
+
+    Example:
+        >>> fingerprint(["a", "b"]) == fingerprint(["b", "a"]), fingerprint(["a", "b"])
+        (False, '2 ...')
+    """
+    return f"{len(words)} {zlib.crc32(chr(10).join(words).encode()):08x}"

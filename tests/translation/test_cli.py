@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from translation.checkpoints import average
 from translation.cli import main
 from translation.scoring import compare, score
 
@@ -122,3 +124,68 @@ def test_inspect_and_take(said, team, plain, tmp_path):
     )
     assert (status, "is not overwritten" in error) == (2, True)
     assert "its architecture is 'transformer_tiny'" in said("inspect", plain)[2]
+
+
+def test_vocabulary_and_encode(said, corpus, tmp_path):
+    texts = (corpus.text / "train.de", corpus.text / "train.en")
+    for name in ("one.model", "other.model"):
+        status, out, _ = said("vocabulary", *texts, "--size", "60", "--out", tmp_path / name)
+        assert (status, out) == (0, f"{tmp_path / name}: 60 pieces\n")
+    model = tmp_path / "one.model"
+    assert model.read_bytes() == (tmp_path / "other.model").read_bytes()
+    status, _, error = said("vocabulary", *texts, "--size", "90000", "--out", tmp_path / "large")
+    assert (status, "no vocabulary of 90000 pieces from 600 lines" in error) == (2, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.model", "other.model"]
+
+    test = corpus.text / "test.de"  # its line 6 is empty
+    assert said("encode", test, "--model", model, "--out", tmp_path / "pieces")[0] == 0
+    encoded = (tmp_path / "pieces" / "test.de").read_text(encoding="utf-8").splitlines()
+    joined = [line.replace(" ", "").replace("\u2581", " ").strip() for line in encoded]
+    assert joined == test.read_text(encoding="utf-8").splitlines()
+    assert encoded[5] == ""
+    status, _, error = said("encode", test, "--model", model, "--out", corpus.text)
+    assert (status, "would be overwritten" in error) == (2, True)
+    status, _, error = said("encode", test, "--model", test, "--out", tmp_path / "pieces")
+    assert (status, "not a SentencePiece model" in error) == (2, True)
+    bad = tmp_path / "bad"
+    bad.write_bytes(b"gut\n\xff\n")
+    for words in (
+        ("vocabulary", bad, "--size", "9", "--out", tmp_path / "x"),
+        ("encode", bad, "--model", model, "--out", tmp_path / "pieces"),
+    ):
+        status, _, error = said(*words)
+        assert (status, f"{bad}:2: not UTF-8 (byte 0xff" in error) == (2, True)
+
+
+def test_average(said, team, plain, generate, tmp_path):
+    """The mean of three checkpoints, two of them after as many updates: those count once."""
+    last = torch.load(team / "checkpoint_last.pt", weights_only=True)
+    early = {**last, "model": {key: value + 1 for key, value in last["model"].items()}}
+    early["optimizer_history"] = [{**last["optimizer_history"][-1], "num_updates": 30}]
+    torch.save(early, tmp_path / "early.pt")
+    out = tmp_path / "mean.pt"
+    paths = (team / "checkpoint_last.pt", tmp_path / "early.pt", team / "checkpoint_last.pt")
+    status, shown, _ = said("average", *paths, "--out", out)
+    assert (status, shown) == (0, f"{out}: mean of 2 checkpoints, after 30, 60 updates\n")
+    mean = torch.load(out, weights_only=True)
+    assert "last_optimizer_state" not in mean
+    assert mean["model"].keys() == last["model"].keys()
+    for key, value in last["model"].items():
+        if value.is_floating_point() and value.numel() > 1:
+            torch.testing.assert_close(mean["model"][key], value + 0.5)
+    tied = [
+        f"experts.0.{name}.weight" for name in ("encoder.embed_tokens", "decoder.output_projection")
+    ]
+    assert len({mean["model"][name].data_ptr() for name in tied}) == 1
+    assert len(generate(path=out).lines("H")) == 24
+    status, _, error = said("average", team / "checkpoint_last.pt", plain, "--out", tmp_path / "x")
+    assert (status, "is of another network than the first" in error) == (2, True)
+    assert "no such file" in said("average", tmp_path / "no.pt", "--out", tmp_path / "x")[2]
+    with pytest.raises(ValueError, match="no checkpoints to average"):
+        average([])
+
+
+def test_a_command_that_is_written_wrongly(said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["inspect", "x.pt", "--beam", "5"])
+    assert "unrecognized arguments: --beam 5" in capsys.readouterr().err

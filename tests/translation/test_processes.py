@@ -38,6 +38,7 @@ def test_two_processes_train_one_team(corpus, shell, tmp_path):
 def test_fairseq_hydra_train(corpus, tmp_path, apart):
     apart(
         *("fairseq-hydra-train", f"hydra.run.dir={tmp_path}", "common.cpu=true"),
+        "common.bf16=true",  # fairseq-train --bf16 is for TPUs only
         *(f"common.user_dir={ROOT / 'translation'}", "+task._name=coe_translation"),
         *(f"+task.data={corpus.binary}", "+task.router=random"),
         *("+model._name=coe_transformer_tiny", "+model.num_experts=3"),
@@ -48,5 +49,7 @@ def test_fairseq_hydra_train(corpus, tmp_path, apart):
     )
     state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)
     assert state["cfg"]["criterion"]["focus"] == 0.4
+    assert state["model"]["experts.2.encoder.layers.1.fc1.weight"].dtype == torch.bfloat16
+    assert all(value.isfinite().all() for value in state["model"].values())
     assert "experts.2.encoder.layers.1.fc1.weight" in state["model"]
     assert "experts.2.encoder.layers.2.fc1.weight" not in state["model"]  # the preset's two layers

@@ -67,6 +67,47 @@ def test_resume_ends_where_an_uninterrupted_training_does(train, tmp_path):
     assert equal(saved(whole)["model"], saved(parts)["model"])
 
 
+@pytest.mark.parametrize("scope", ["queue", "dataset"])
+def test_resume_keeps_the_portions(train, generate, tmp_path, scope):
+    """Their state goes with the checkpoint, is left out of averages, and does not disturb generation."""
+    from translation.checkpoints import average
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = (
+        *("--portion-scope", scope, "--shared-start", "0", "--focus-warmup", "0"),
+        *("--max-update", "16", "--disable-validation", "--save-interval-updates", "9"),
+    )
+    options += ("--portion-queue-size", "64") if scope == "queue" else ()
+    train(whole, *options)
+    parts.mkdir()
+    shutil.copy(whole / "checkpoint_2_9.pt", parts / "checkpoint_last.pt")
+    middle = saved(parts)["model"]
+    train(parts, *options)
+    one, other = saved(whole), saved(parts)
+    assert equal(one["model"], other["model"])
+    if scope == "queue":
+        assert one["model"]["partition.queue"].isfinite().all()
+    else:  # cut once all sentences were seen, at the beginning of the second epoch
+        assert (middle["partition.table_portion"] >= 0).all()
+        counts = middle["partition.table_portion"].bincount()
+        assert counts.tolist() == [150, 150]
+    assert not [key for key in average([one, other])["model"] if key.startswith("partition")]
+    assert len(generate(path=whole / "checkpoint_last.pt").lines("H")) == 24
+
+
+def test_half_precision(train, tmp_path):
+    """Optimiser and shared start go on in float32. Flat gradients need a GPU; bfloat16: test_processes."""
+    train(
+        tmp_path,
+        *("--fp16", "--fp16-no-flatten-grads", "--max-update", "4", "--disable-validation"),
+    )
+    model = saved(tmp_path)["model"]
+    first, second = (model[f"experts.{j}.encoder.layers.0.fc1.weight"] for j in range(2))
+    assert first.dtype == torch.float16
+    assert all(value.isfinite().all() for value in model.values())
+    assert not torch.equal(first, second)
+
+
 def test_no_sentence_is_left_out(validate):
     """fairseq itself leaves out a last batch of 4, 7 or 9: not a multiple of 8."""
     whole = validate().valid()
@@ -133,6 +174,11 @@ def test_validation_shows_the_routers(validate):
         (("--focus", "1.5"), "focus must be in [0, 1], got 1.5"),
         (("--max-update", "0"), "the training has no end: give --max-update"),
         (("--label-smoothing", "1"), "--label-smoothing must be in [0, 1), got 1"),
+        (("--portion-scope", "queue"), "scope 'queue' needs queue_size of at least 1, got 0"),
+        (
+            ("--portion-scope", "dataset", "--max-source-positions", "5"),
+            "of 300 training sentences are over the length limit (5, 1024), and all must come up",
+        ),
     ],
 )
 def test_wrong_options_are_errors_before_training(train, tmp_path, options, message):
@@ -161,7 +207,57 @@ def test_other_dictionaries_than_the_checkpoints(validate, corpus, shell, tmp_pa
         *("--path", team / "checkpoint_last.pt"),
         fails=True,
     )
+    assert "the source dictionary does not match the checkpoint: it has" in done.log
+    state = saved(team)
+    state["task_state"] = {}  # as from before the task knew its dictionaries
+    torch.save(state, tmp_path / "old.pt")
+    done = shell(
+        *("fairseq-generate", tmp_path / "bin", *shell.PLUGIN, "--cpu"),
+        *("--path", tmp_path / "old.pt"),
+        fails=True,
+    )
     assert "the encoder's dictionary does not match the checkpoint: it has" in done.log
+
+
+def test_a_dictionary_of_the_same_size_in_another_order(corpus, shell, tmp_path, team):
+    shutil.copytree(corpus.binary, tmp_path / "bin")
+    file = tmp_path / "bin" / "dict.en.txt"
+    first, second, *rest = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join((second, first, *rest)), encoding="utf-8")
+    done = shell(
+        *("fairseq-generate", tmp_path / "bin", *shell.PLUGIN, "--cpu"),
+        *("--path", team / "checkpoint_last.pt"),
+        fails=True,
+    )
+    assert "the target dictionary does not match the checkpoint" in done.log
+    assert "with as many, but others or in another order" in done.log
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (23, "train: source and target have different numbers of sentences; check the texts with"),
+        (0, "train: source or target has no sentences; check the texts with coe-translation check"),
+    ],
+)
+def test_data_that_do_not_belong_together(corpus, shell, tmp_path, lines, message):
+    """Found before training, also where the texts were not checked."""
+    for language, keep in (("de", 24), ("en", lines)):
+        text = (corpus.text / f"test.{language}").read_text(encoding="utf-8").splitlines(True)
+        (tmp_path / f"text.{language}").write_text("".join(text[:keep]), encoding="utf-8")
+    for split in ("train", "valid"):
+        shell(
+            *("fairseq-preprocess", "-s", "de", "-t", "en", f"--{split}pref", tmp_path / "text"),
+            *("--srcdict", corpus.binary / "dict.de.txt", "--tgtdict"),
+            *(corpus.binary / "dict.en.txt", "--destdir", tmp_path / "bin"),
+        )
+    done = shell(
+        *("fairseq-train", tmp_path / "bin", *shell.PLUGIN, *shell.TRAIN, *shell.TEAM),
+        *("--save-dir", tmp_path / "out", "--max-update", "2", "--disable-validation"),
+        fails=True,
+    )
+    assert message in done.log
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_a_checkpoint_from_before_an_option(validate, generate, team, tmp_path):
