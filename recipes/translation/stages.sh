@@ -70,8 +70,10 @@ make_text() {
     fi
     finished text && return
     say "texts of ${CORPUS:-$1}"
-    "$BIN/coe-translation" corpus --out "$DATA" "$@" ${CORPUS:+"$CORPUS"}
-    printf '%s\n' "${CORPUS:-} $*" >"$OUT/corpus"
+    made="${CORPUS:-} $*" kind=$1
+    shift
+    "$BIN/coe-translation" corpus "$kind" ${CORPUS:+"$CORPUS"} --out "$DATA" "$@"
+    printf '%s\n' "$made" >"$OUT/corpus"
     finish text
 }
 
@@ -150,7 +152,9 @@ train() {
         --log-interval $((UPDATES / 20 > 0 ? UPDATES / 20 : 1)) 2>&1 && touch "$OUT/$name/trained"; } |
         tee -a "$OUT/$name/log" | progress "$name"
     [ -e "$OUT/$name/trained" ] || { tail -3 "$OUT/$name/log" >&2; exit 1; }
-    "$BIN/coe-translation" average --out "$OUT/$name.pt" "$OUT/$name"/checkpoint_*_*.pt "$last"
+    set -- "$OUT/$name"/checkpoint_*_*.pt
+    [ -e "$1" ] || set -- # fairseq writes none where every one falls on the end of an epoch
+    "$BIN/coe-translation" average --out "$OUT/$name.pt" "$@" "$last"
     finish "train-$name"
 }
 

@@ -103,7 +103,7 @@ def test_half_precision(train, tmp_path):
     )
     model = saved(tmp_path)["model"]
     first, second = (model[f"experts.{j}.encoder.layers.0.fc1.weight"] for j in range(2))
-    assert first.dtype == torch.float16
+    assert torch.equal(first, first.half().float())  # saved as float32, as fairseq does
     assert all(value.isfinite().all() for value in model.values())
     assert not torch.equal(first, second)
 
