@@ -163,6 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect = command("inspect", _inspect, "MACs and parameters of a recipe's or run's networks.")
     inspect.add_argument("source", help="recipe or run")
     inspect.add_argument("overrides", nargs="*", metavar="key=value")
+    inspect.add_argument(
+        "--exit-rate", type=float, metavar="R", help="of the mixture, in [0, 1] (default: several)"
+    )
 
     divide = command(
         "divide", _divide, "Divide a network into S small ones of its cost; print what they become."
@@ -406,7 +409,7 @@ def _recipes(arguments: argparse.Namespace) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     from vision.inspect import describe
 
-    for table in describe(arguments.source, arguments.overrides):
+    for table in describe(arguments.source, arguments.overrides, arguments.exit_rate):
         console.print(table)
 
 

@@ -19,15 +19,19 @@ from vision.run import LAST, load_run, without_downloads
 NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 
-def describe(source: str, overrides: Sequence[str] = ()) -> list[Table]:
+def describe(
+    source: str, overrides: Sequence[str] = (), exit_rate: float | None = None
+) -> list[Table]:
     """Tables for the terminal.
 
     Args:
         source: a run folder, a checkpoint, or a recipe.
         overrides: of the recipe.
+        exit_rate: at which the mixture is counted, in [0, 1]; None: at five.
 
     Raises:
-        ValueError: overrides for a run, or an unknown recipe or key.
+        ValueError: overrides for a run, an unknown recipe or key, an exit rate outside [0, 1], or one for
+            a recipe without a delegator.
     """
     is_recipe = source in shipped_recipes() and not (Path(source) / LAST).is_file()
     if not is_recipe and (Path(source).is_dir() or source.endswith(".ckpt")):
@@ -75,13 +79,16 @@ def describe(source: str, overrides: Sequence[str] = ()) -> list[Table]:
     for ensemble in networks.ensembles.values():
         tables += division_tables(ensemble.division)
     if team is None:
+        if exit_rate is not None:
+            raise ValueError("exit_rate is of a collaboration; this recipe trains ensembles only")
         return tables
     mixture = Table(title="mean MMACs of the collaboration", title_justify="left")
     mixture.add_column("exits %", justify="right")
     mixture.add_column("MMACs", justify="right")
-    for rate in (0, 0.25, 0.5, 0.75, 1):
+    mixture.add_column("parameters, M", justify="right")
+    for rate in (0, 0.25, 0.5, 0.75, 1) if exit_rate is None else (exit_rate,):
         mean = mixture_macs(macs.delegator, macs.experts, rate)
-        mixture.add_row(f"{100 * rate:.0f}", f"{mean / 1e6:.4g}")
+        mixture.add_row(f"{100 * rate:.4g}", f"{mean / 1e6:.4g}", parameters(team))
     return [*tables, mixture]
 
 

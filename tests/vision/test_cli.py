@@ -88,6 +88,23 @@ def test_inspect_recipe(cli, capsys):
     assert "mean MMACs of the" in shown
 
 
+def test_inspect_mixture_at_an_exit_rate(cli, capsys):
+    """By hand: delegator + (1 - rate) * expert, on the parts that the table above it shows."""
+    assert cli("inspect", "digits", "--exit-rate", 0.26) == 0
+    shown = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
+    parts = {row[0]: [float(cell) for cell in row[-2:]] for row in rows if len(row) == 4}
+    ((_, macs, parameters),) = [map(float, row) for row in rows if len(row) == 3]
+    delegator, expert = parts["delegator"], parts["expert 0"]
+    assert macs == pytest.approx(delegator[0] + 0.74 * expert[0], rel=1e-3)
+    assert parameters == pytest.approx(delegator[1] + 4 * expert[1], rel=1e-3)
+
+    assert cli("inspect", "digits", "--exit-rate", 1.5) == 2
+    assert "exit_rate must be in [0, 1], got 1.5" in capsys.readouterr().err
+    assert cli("inspect", "divide/digits_terms", "--exit-rate", 0.5) == 2
+    assert "this recipe trains ensembles only" in capsys.readouterr().err
+
+
 def test_inspect_run(cli, trained, capsys):
     assert cli("inspect", trained) == 0
     of_run = capsys.readouterr().out
