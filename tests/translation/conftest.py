@@ -69,7 +69,9 @@ class Done(NamedTuple):
 
     def valid(self) -> dict[str, float]:
         """The last figures of the validation."""
-        line = [text for text in self.log.splitlines() if "valid on 'valid' subset |" in text][-1]
+        lines = [text for text in self.log.splitlines() if "valid on 'valid' subset |" in text]
+        assert lines, self.log
+        line = lines[-1]
         pairs = (figure.split() for figure in line.split(" | ")[1:])
         return {pair[0]: float(pair[1]) for pair in pairs if len(pair) == 2}
 
@@ -106,9 +108,10 @@ class Shell:
         handler, root = logging.StreamHandler(log), logging.getLogger()
         kept = sys.argv, sys.stdin, root.level
         sys.argv, sys.stdin = [command, *words], io.StringIO(given or "")
-        figures = logging.getLogger(
-            "fairseq.logging.progress_bar"
-        )  # validate resets the root logger
+        # validate resets the root logger; what else this process ran may set its level.
+        figures = logging.getLogger("fairseq.logging.progress_bar")
+        for name in ("fairseq", "fairseq_cli", "translation"):
+            logging.getLogger(name).setLevel(logging.INFO)
         root.addHandler(handler)
         figures.addHandler(handler)
         root.setLevel(logging.INFO)
