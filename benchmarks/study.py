@@ -54,6 +54,8 @@ METRICS = {
     "CoE, expert": "at the expert's MACs",
     "single, expert": "the expert's network trained alone",
     "rough": "the delegator's rough prediction",
+    "selected": "the selected expert's own answer, the rough one not pooled with it",
+    "best two": "mean of the two best selected experts' probabilities, at the MACs of both",
     "random": "an expert at random: mean of the experts",
     "all": "mean of all experts' probabilities",
     "oracle": "some expert is right",
@@ -157,14 +159,22 @@ def measure(validation: Predictions, test: Predictions, macs: RunMacs) -> dict[s
         "CoE, expert": at(stages["CoE"], macs.expert),
         "single, expert": accuracy(test.control_logits["expert"]),
         "rough": accuracy(test.rough_logits),
+        "selected": accuracy(test.selected_logits),
+        "best two": accuracy(best_two(test)),
         "random": float(experts.mean()),
         "all": accuracy(test.expert_logits.softmax(2).mean(1)),
         "oracle": float(experts.amax(1).mean()),
     }
     headroom = values["oracle"] - values["random"]
-    selected = accuracy(test.selected_logits)
-    values["captured"] = (selected - values["random"]) / headroom if headroom > 0 else float("nan")
+    gain = values["selected"] - values["random"]
+    values["captured"] = gain / headroom if headroom > 0 else float("nan")
     return {name: 100 * value for name, value in values.items()}
+
+
+def best_two(test: Predictions) -> torch.Tensor:
+    """Mean probabilities of the two experts that the delegator would select first."""
+    two = test.selection_logits.topk(min(2, test.selection_logits.shape[1]), 1).indices
+    return test.expert_logits.softmax(2)[torch.arange(len(two))[:, None], two].mean(1)
 
 
 def report(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,8 @@ from coe_core.distributed import gather_rows
 from coe_core.labels import LabelKind, check_label_options, choice_variance, selection_labels
 from coe_core.weights import Partitioner, Scope, demand_from_shares, ramped_focus, sample_weights
 
-Scores = Literal["selection", "evidence", "sum"]
+Scores = Literal["selection", "evidence", "sum", "random"]
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class CoTrainingLoss(NamedTuple):
@@ -27,6 +28,19 @@ class CoTrainingLoss(NamedTuple):
     focus: float  # r used in this step
     portion: Int[Tensor, " n"]
     labels: Float[Tensor, "n k"]
+
+
+def spread_out(index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """A number in [0, 1) for each sample, its own for good, evenly spread over consecutive indices.
+
+    Multiples of the golden ratio, modulo 1.
+
+    Example:
+        >>> numbers = spread_out(torch.arange(1000))
+        >>> int((numbers < 0.25).sum())
+        250
+    """
+    return (index.double() * _GOLDEN) % 1
 
 
 class CoTrainingObjective(nn.Module):
@@ -43,12 +57,15 @@ class CoTrainingObjective(nn.Module):
         focus: r of (W2) in [0, 1]; 0 trains an ordinary ensemble.
         focus_warmup: part of the training over which the focus rises from 0, in [0, 1].
         scope: over which samples portions are balanced, see `Partitioner`.
-        scores: S of (W1): "selection" (log q, RECONSTRUCTED), "evidence" (P) or their "sum" (OURS).
+        scores: S of (W1): "selection" (log q, RECONSTRUCTED), "evidence" (P), their "sum" (OURS), or
+            "random": each sample's portion is drawn once, by its index; the control.
         labels: kind of selection label, see `selection_labels`.
         temperature: of the soft label kinds.
         variance_weighting: whether (V1) weights the selection loss.
         selection_weight: beta of (D1), at least 0.
         agreement_weight: weight of the agreement term handed to `forward`.
+        held_out: part of the training samples, fixed by their index, on which no expert learns and which
+            alone teach the selection: what experts say of data they have not learnt (OURS). 0: off.
         shares: relative size of each expert's portion; None means equal.
         queue_size: for scope "queue".
         num_samples: size of the training set, for scope "dataset".
@@ -80,13 +97,17 @@ class CoTrainingObjective(nn.Module):
         variance_weighting: bool = True,
         selection_weight: float = 0.5,
         agreement_weight: float = 0.0,
+        held_out: float = 0.0,
         shares: Float[Tensor, " k"] | None = None,
         queue_size: int = 0,
         num_samples: int = 0,
     ):
         super().__init__()
-        if scores not in ("selection", "evidence", "sum"):
-            raise ValueError(f"unknown scores {scores!r}; known: 'selection', 'evidence', 'sum'")
+        if scores not in get_args(Scores):
+            known = ", ".join(map(repr, get_args(Scores)))
+            raise ValueError(f"unknown scores {scores!r}; known: {known}")
+        if not 0 <= held_out < 1:
+            raise ValueError(f"held_out must be in [0, 1), got {held_out}")
         weights = {"selection_weight": selection_weight, "agreement_weight": agreement_weight}
         for name, value in weights.items():
             if not 0 <= value < math.inf:
@@ -102,6 +123,7 @@ class CoTrainingObjective(nn.Module):
         self.variance_weighting = variance_weighting
         self.selection_weight = selection_weight
         self.agreement_weight = agreement_weight
+        self.held_out = held_out
         self.shares = shares
         self.partition = Partitioner(
             num_experts, scope, queue_size=queue_size, num_samples=num_samples, shares=shares
@@ -126,7 +148,8 @@ class CoTrainingObjective(nn.Module):
             evidence: P, log-likelihood that each expert gives the truth (no gradient is taken).
             selection_logits: a, the delegator's scores over the experts.
             progress: part of the training done, in [0, 1].
-            index: which training sample each row is; needed by scope "dataset".
+            index: which training sample each row is; needed by scope "dataset", scores "random" and
+                ``held_out``.
             agreement: a term between the experts per sample, see `coe_core.agreement`.
             labels: selection labels made elsewhere, such as `FamilyLabels`, in place of the
                 evidence's; (V1) does not weight them. A row of zeros is no label.
@@ -136,7 +159,7 @@ class CoTrainingObjective(nn.Module):
 
         Raises:
             ValueError: shapes that disagree, scores or evidence that are not finite, an agreement
-                weight without an agreement term.
+                weight without an agreement term, no index where one is needed.
         """
         n, k = rough_loss.numel(), self.num_experts
         for name, array, shape in (
@@ -157,29 +180,47 @@ class CoTrainingObjective(nn.Module):
                 f"agreement_weight is {self.agreement_weight}, but no agreement term was given; "
                 "hand one over or set the weight to 0"
             )
+        if index is None and (self.held_out > 0 or self.scores == "random"):
+            raise ValueError(
+                "held_out and scores 'random' go by each sample's index in the training set; hand it over"
+            )
         precise = torch.promote_types(selection_logits.dtype, torch.float32)
         log_q = selection_logits.to(precise).log_softmax(1)
         evidence = evidence.detach().to(torch.promote_types(evidence.dtype, torch.float32))
-        scores = {"selection": log_q, "evidence": evidence, "sum": log_q + evidence}[self.scores]
+        if self.scores == "random":
+            drawn = (spread_out(index) * k).long()
+            scores = nn.functional.one_hot(drawn, k).to(log_q)
+        else:
+            scores = {"selection": log_q, "evidence": evidence, "sum": log_q + evidence}[
+                self.scores
+            ]
 
         focus = ramped_focus(self.focus, progress, self.focus_warmup)
         portion = self.partition(scores.detach(), index)
         weights = sample_weights(portion, k, focus).to(expert_loss.device)
+        size = max(n, 1)  # a rank without samples has losses and gradients of 0, not NaN
+        learners = teachers = size
+        rows = slice(None)  # that teach the selection
+        if self.held_out > 0:
+            apart = spread_out(index) < self.held_out
+            weights = weights * ~apart[:, None].to(weights.device)
+            rows, teachers = apart.nonzero()[:, 0], max(int(apart.sum()), 1)
+            learners = max(n - int(apart.sum()), 1)
         importance = 1.0
         if labels is None:
-            labels = selection_labels(
-                evidence,
+            labels = torch.zeros_like(log_q)
+            labels[rows] = selection_labels(
+                evidence[rows],
                 self.labels,
                 temperature=self.temperature,
-                demand=self._label_demand(evidence),
-            )
+                demand=self._label_demand(evidence[rows]),
+            ).to(log_q.dtype)
             importance = choice_variance(evidence) if self.variance_weighting else 1.0
         selection_loss = importance * -(labels * log_q).sum(1)  # v CE(q, t)
 
-        size = max(n, 1)  # a rank without samples has losses and gradients of 0, not NaN
-        experts = (weights * expert_loss).sum() / size
+        experts = (weights * expert_loss).sum() / learners
         rough = rough_loss.sum() / size
-        selection = selection_loss.sum() / size
+        selection = selection_loss[rows].sum() / teachers
         consent = rough.new_zeros(()) if agreement is None else agreement.sum() / size
         total = experts + rough + self.selection_weight * selection
         total = total + self.agreement_weight * consent

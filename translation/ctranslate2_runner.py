@@ -31,7 +31,7 @@ class Translation:
 
     text: str
     network: str  # "delegator", "expert-2", or "empty": nothing ran
-    confidence: float  # of the delegator's best hypothesis
+    confidence: float  # of the delegator's best hypothesis; NaN where none was needed
 
 
 class Runner:
@@ -40,7 +40,7 @@ class Runner:
     A batch of lines is decoded by the delegator, and scored. Those whose confidence reaches the
     threshold are finished; for the others the delegator's encoder runs once more (CTranslate2 does not
     give its states away while it translates), the selection head names an expert, and every expert
-    decodes its group.
+    decodes its group. Where the threshold lets no line end early the delegator does not decode.
 
     Args:
         folder: of the export.
@@ -141,8 +141,11 @@ class Runner:
         certain = 1.0 if self.routing["confidence"] == "probability" else 0.0
         found = [Translation("", "empty", certain)] * len(sentences)
         spoken = [row for row, sentence in enumerate(sentences) if sentence]
-        rough = self._search(self.delegator, [sentences[row] for row in spoken], search)
-        sure = self.confidence([sentences[row] for row in spoken], rough)
+        if limit <= certain:
+            rough = self._search(self.delegator, [sentences[row] for row in spoken], search)
+            sure = self.confidence([sentences[row] for row in spoken], rough)
+        else:  # none can end early
+            rough, sure = [[]] * len(spoken), [math.nan] * len(spoken)
         for row, pieces, value in zip(spoken, rough, sure, strict=True):
             found[row] = Translation(self._text(pieces), "delegator", value)
         staying = [row for row, value in zip(spoken, sure, strict=True) if not value >= limit]

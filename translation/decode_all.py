@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from torch import Tensor
 
 from translation.decoding import by_longest_source, hypothesis_confidence
 from translation.macs import transformer_macs
 from translation.model import CoETransformerModel
-from translation.translations import DELEGATOR, ENSEMBLE, OfNetwork, Translations
+from translation.translations import DELEGATOR, ENSEMBLE, OfNetwork, Selection, Translations
 
 
 class _Searcher(NamedTuple):
@@ -89,7 +90,7 @@ def decode_all(
     if skipped:
         tell(f"{skipped} of {whole} sentences are over the length limit and are skipped")
 
-    made, logits = {}, {}
+    made = {}
     for name, searcher in searchers.items():
         by_row = _search(searcher, batches, task, cfg, texts)
         made[name] = OfNetwork(*map(list, zip(*(by_row[row] for row in rows), strict=True)))
@@ -98,12 +99,7 @@ def decode_all(
             f"{name:16} {sum(spent.macs) / len(rows) / 1e6:9.2f} MMACs  "
             f"{1000 * sum(spent.seconds) / len(rows):7.2f} ms a sentence"
         )
-    for batch in batches:
-        with torch.no_grad():
-            encoded = team.delegator.encoder(
-                batch["net_input"]["src_tokens"], src_lengths=batch["net_input"]["src_lengths"]
-            )
-            logits |= dict(zip(batch["id"].tolist(), team.select(encoded).tolist(), strict=True))
+    selection = _select(team, batches, task.source_dictionary)
     provenance = {
         "checkpoint": paths[0],
         "controls": controls,
@@ -124,9 +120,7 @@ def decode_all(
         wanted = [target[row] for row in rows]
     else:
         wanted = [reference[row] for row in rows]
-    return Translations(
-        provenance, [source[row] for row in rows], wanted, [logits[row] for row in rows], made
-    )
+    return Translations(provenance, [source[row] for row in rows], wanted, selection, made)
 
 
 def _load(path: str, cfg: Any, task: Any) -> tuple[Any, Any]:
@@ -197,12 +191,32 @@ class _Texts:
         return source, target
 
 
+def _select(team: CoETransformerModel, batches: list[dict], dictionary: Any) -> Selection:
+    """What the delegator's encoder alone says and spends, in the order of the sentences' numbers."""
+    spends, head = transformer_macs(team.delegator), team.selection.linear.weight.numel()
+    made: dict[int, tuple[list[float], float, float]] = {}
+    for batch in batches:
+        tokens, lengths = (batch["net_input"][name] for name in ("src_tokens", "src_lengths"))
+        started = time.perf_counter()
+        logits = team.select_sentences(tokens, lengths).tolist()  # waits for the device
+        seconds = (time.perf_counter() - started) / len(tokens)
+        runs = _not_empty(tokens, dictionary)
+        macs = ((spends.encoder(lengths.cpu()) + head) * runs).tolist()
+        spent = (seconds * runs).tolist()
+        made |= dict(zip(batch["id"].tolist(), zip(logits, macs, spent, strict=True), strict=True))
+    return Selection(*map(list, zip(*(made[row] for row in sorted(made)), strict=True)))
+
+
+def _not_empty(sources: Tensor, dictionary: Any) -> Tensor:
+    """Which sentences are more than their end; nothing runs for the others."""
+    return (sources.ne(dictionary.pad()) & sources.ne(dictionary.eos())).any(1).cpu()
+
+
 def _search(
     searcher: _Searcher, batches: list[dict], task: Any, cfg: Any, texts: _Texts
 ) -> dict[int, tuple[str, float, float, float]]:
     """Text, confidence, MACs and seconds by the sentence's number. An empty source costs nothing."""
     dictionary, beam = task.target_dictionary, cfg.generation.beam
-    pad, eos = task.source_dictionary.pad(), task.source_dictionary.eos()
     spends = [transformer_macs(network) for network in searcher.networks]
     sure = 1.0 if task.confidence == "probability" else 0.0
     made: dict[int, tuple[str, float, float, float]] = {}
@@ -214,10 +228,10 @@ def _search(
             torch.cuda.synchronize()
         seconds = (time.perf_counter() - started) / len(found)
         sources = batch["net_input"]["src_tokens"]
-        lengths = sources.ne(pad).sum(1).cpu()
+        lengths = batch["net_input"]["src_lengths"].cpu()
         steps = torch.tensor([max(len(one["tokens"]) for one in best) for best in found])
         macs = sum(one.sentence(lengths, steps, beam) for one in spends) + searcher.extra_macs
-        empty = ~(sources.ne(pad) & sources.ne(eos)).any(1).cpu()
+        empty = ~_not_empty(sources, task.source_dictionary)
         for place, number in enumerate(batch["id"].tolist()):
             best = found[place][0]
             if empty[place]:

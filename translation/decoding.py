@@ -31,7 +31,8 @@ class Route(NamedTuple):
     """How a sentence was translated."""
 
     network: str  # "delegator", "expert-2", "ensemble", "cascade", or "empty": nothing ran
-    confidence: float  # of the delegator's best hypothesis, 1 for an empty sentence
+    # Of the delegator's best hypothesis; 1 for an empty sentence, NaN where none could exit: not translated.
+    confidence: float
 
 
 class Decoded(NamedTuple):
@@ -65,6 +66,16 @@ def hypothesis_confidence(best: dict[str, Tensor], kind: str) -> float:
     return math.exp(mean) if kind == "probability" else mean
 
 
+def may_exit(threshold: float, kind: str) -> bool:
+    """Whether any confidence can reach a threshold; if not, the delegator need not translate. OURS.
+
+    Example:
+        >>> may_exit(1.0, "probability"), may_exit(float("inf"), "probability")
+        (True, False)
+    """
+    return threshold <= (1.0 if kind == "probability" else 0.0)
+
+
 def by_longest_source(options: Any) -> bool:
     """Whether fairseq's lengths of a translation go by the longest source of its batch."""
     return getattr(options, "max_len_a", 0) > 0 or getattr(options, "match_source_len", False)
@@ -74,7 +85,8 @@ class CollaborativeGenerator:
     """A generator in fairseq's sense over the networks of a team, by way of `coe_core.infer`.
 
     PAPER: confident sentences end with the delegator's hypothesis; the others are decoded once, by the
-    selected expert. OURS: an empty source line has an empty translation and runs nothing.
+    selected expert. OURS: an empty source line has an empty translation and runs nothing; where the
+    threshold lets no sentence exit, the delegator selects and does not translate.
 
     A sentence's translation does not depend on what else is in the batch (but for rounding): sentences
     are grouped by expert, and, where a rule of fairseq's goes by the batch's longest source
@@ -83,6 +95,7 @@ class CollaborativeGenerator:
     Args:
         delegator: generator over the delegator alone.
         selection_logits: the selection of the sentences that the delegator decoded last.
+        select: sources, their lengths -> selection, by the delegator's encoder alone.
         experts: a generator for each expert; a single one serves "ensemble" and "cascade".
         router: who translates what does not exit.
         threshold: exit when the confidence is at least this.
@@ -95,6 +108,7 @@ class CollaborativeGenerator:
         self,
         delegator: Any,
         selection_logits: Callable[[], Tensor],
+        select: Callable[[Tensor, Tensor], Float[Tensor, "n k"]],
         experts: Sequence[Any],
         router: Router,
         *,
@@ -106,6 +120,7 @@ class CollaborativeGenerator:
     ):
         self.delegator = delegator
         self.selection_logits = selection_logits
+        self.select = select
         self.experts = list(experts)
         self.router = router
         self.threshold = threshold
@@ -150,8 +165,12 @@ class CollaborativeGenerator:
         alone = self.router.kind in ("ensemble", "cascade")  # one stands for all experts
 
         def delegate(batch: Sentences) -> Delegation:
-            found, logits = self._run(self.delegator, batch, self.selection_logits, **options)
-            sure = [hypothesis_confidence(best[0], self.confidence) for best in found]
+            if may_exit(self.threshold, self.confidence):
+                found, logits = self._run(self.delegator, batch, self.selection_logits, **options)
+                sure = [hypothesis_confidence(best[0], self.confidence) for best in found]
+            else:
+                found, logits = [None] * len(batch.source), self.select(batch.source, batch.length)
+                sure = [math.nan] * len(found)
             if alone:
                 logits = logits[:, :1]
             return Delegation(found, torch.tensor(sure, dtype=torch.float64), logits.float().cpu())

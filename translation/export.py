@@ -241,6 +241,8 @@ def compare(team: Team, folder: Path, subset: str, limit: int, threshold: float)
     runner = ctranslate2_runner.Runner(folder)
     search = Search(**runner.routing["search"])
     task, dictionary = team.task, team.task.target_dictionary
+    # Where none may exit the delegator would not translate, and could not be compared.
+    threshold = min(threshold, 1.0 if task.confidence == "probability" else 0.0)
     task.threshold, task.cfg.router = threshold, "learned"
     task.load_dataset(subset)
     dataset = task.dataset(subset)

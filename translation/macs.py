@@ -43,10 +43,20 @@ class TransformerMacs(NamedTuple):
             [254.0]
         """
         s, t = source_tokens.double(), steps.double()
-        encoder = s * self.encoder_token + s * s * self.encoder_pair
         pairs = t * s + t * (t + 1) / 2
         decoder = s * self.memory_token + t * self.decoder_token + pairs * self.decoder_pair
-        return encoder + beam * decoder
+        return self.encoder(source_tokens) + beam * decoder
+
+    def encoder(self, source_tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """MACs of the encoder alone, which is all that a selection needs.
+
+        Example:
+            >>> import torch
+            >>> TransformerMacs(10, 1, 2, 100, 1).encoder(torch.tensor([3])).tolist()
+            [39.0]
+        """
+        s = source_tokens.double()
+        return s * self.encoder_token + s * s * self.encoder_pair
 
 
 def transformer_macs(model: Any) -> TransformerMacs:

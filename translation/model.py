@@ -266,6 +266,13 @@ class CoETransformerModel(BaseFairseqModel):
         padding = encoder_out["encoder_padding_mask"]
         return self.selection(encoder_out["encoder_out"][0], padding[0] if padding else None)
 
+    @torch.no_grad()
+    def select_sentences(
+        self, source: Int[Tensor, "n s"], length: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n k"]:
+        """Selection logits of sentences that the delegator does not translate."""
+        return self.select(self.delegator.encoder(source, src_lengths=length))
+
     def forward(
         self,
         src_tokens: Int[Tensor, "n s"],

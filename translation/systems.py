@@ -17,19 +17,26 @@ from translation.translations import (
     ENSEMBLE,
     EXPERT_ALONE,
     OfNetwork,
+    Selection,
     Translations,
 )
 
 COE, CASCADE, RANDOM, ORACLE = "CoE", "cascade", "random", "oracle"
 COSTS = ("macs", "seconds")
+NO_EXITS = float("inf")
 
 
 class Routed(NamedTuple):
-    """A first network for all sentences, and for each a second one that runs unless the first is sure."""
+    """A first network for all sentences, and for each a second one that runs unless the first is sure.
+
+    Where no sentence can exit (threshold inf) the first does not translate: what is left of it is the
+    selection, and nothing of a cascade's.
+    """
 
     first: OfNetwork
     second: OfNetwork  # sentence by sentence, that of the expert it is sent to
     selected: Int[Tensor, " n"]  # which expert that is
+    selection: Selection | None = None
 
     def curve(self, quality: CorpusQuality, cost: str) -> TradeOffCurve:
         """Quality and mean cost per sentence at every threshold.
@@ -39,7 +46,7 @@ class Routed(NamedTuple):
             cost: "macs" or "seconds". Seconds are those of batches as they were decoded; with batches
                 of more than one sentence the routed groups are smaller, so they are an estimate.
         """
-        return corpus_trade_off_curve(
+        curve = corpus_trade_off_curve(
             torch.tensor(self.first.confidence, dtype=torch.float64),
             quality.counts(self.first.text),
             quality.counts(self.second.text),
@@ -47,17 +54,23 @@ class Routed(NamedTuple):
             float(_column(self.first, cost).mean()),
             _column(self.second, cost),
         )
+        curve.cost[0] = float(self._cost(cost, NO_EXITS).mean())
+        return curve
+
+    def _cost(self, cost: str, threshold: float) -> Float[Tensor, " n"]:
+        """What every sentence costs."""
+        second = _column(self.second, cost)
+        if threshold == NO_EXITS:
+            return second if self.selection is None else _column(self.selection, cost) + second
+        stays = torch.tensor(self.first.confidence, dtype=torch.float64) < threshold
+        return _column(self.first, cost) + second * stays
 
     def at(self, threshold: float) -> Mixture:
         """What the system translates with that threshold, and what it spends."""
         first, second = self.first, self.second
         exits = [sure >= threshold for sure in first.confidence]
         text = [a if out else b for out, a, b in zip(exits, first.text, second.text, strict=True)]
-        stays = ~torch.tensor(exits)
-        spent = {
-            cost: float((_column(first, cost) + _column(second, cost) * stays).mean())
-            for cost in COSTS
-        }
+        spent = {cost: float(self._cost(cost, threshold).mean()) for cost in COSTS}
         return Mixture(text, spent["macs"], spent["seconds"], sum(exits) / len(exits))
 
 
@@ -70,7 +83,7 @@ class Mixture(NamedTuple):
     exit_rate: float | None = None  # None: the system has no early termination
 
 
-def _column(network: OfNetwork, cost: str) -> Float[Tensor, " n"]:
+def _column(network: OfNetwork | Selection, cost: str) -> Float[Tensor, " n"]:
     return torch.tensor(getattr(network, cost), dtype=torch.float64)
 
 
@@ -94,13 +107,13 @@ def routed_systems(made: Translations) -> dict[str, Routed]:
     each = torch.stack([chrf.of_sentences(expert.text) for expert in experts], 1)
     drawn = [zlib.crc32(text.encode()) % k for text in made.source]
     choices = {
-        COE: select_expert(torch.tensor(made.selection_logits)),
+        COE: select_expert(torch.tensor(made.selection.logits)),
         RANDOM: torch.tensor(drawn),
         ORACLE: each.argmax(1),
     }
     first = made.networks[DELEGATOR]
     found = {
-        name: Routed(first, _by_expert(experts, selected), selected)
+        name: Routed(first, _by_expert(experts, selected), selected, made.selection)
         for name, selected in choices.items()
     }
     if {DELEGATOR_ALONE, EXPERT_ALONE} <= made.networks.keys():

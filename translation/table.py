@@ -15,6 +15,7 @@ from translation.quality import METRICS, CorpusQuality
 from translation.systems import (
     CASCADE,
     COE,
+    NO_EXITS,
     ORACLE,
     RANDOM,
     Mixture,
@@ -25,7 +26,6 @@ from translation.systems import (
 from translation.translations import Translations
 
 COLUMNS = (*METRICS, "MMACs", "ms", "exit %")
-NO_EXITS = float("inf")
 
 
 class Row(NamedTuple):

@@ -257,6 +257,7 @@ class CoETranslationTask(TranslationTask):
         return CollaborativeGenerator(
             delegator,
             _listen_to_selection(delegator, team),
+            team.select_sentences,
             experts,
             self.router,
             threshold=self.threshold,

@@ -24,13 +24,22 @@ class OfNetwork:
 
 
 @dataclass
+class Selection:
+    """What the delegator's encoder and its selection head say and spend, a value for each sentence."""
+
+    logits: list[list[float]] = field(default_factory=list)  # [n, k]
+    macs: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)  # its share of its batch's
+
+
+@dataclass
 class Translations:
     """Translations of one test set by all networks of a team and by its controls."""
 
     provenance: dict[str, Any]  # checkpoint, data, options of generation, versions, date
     source: list[str]
     reference: list[str]
-    selection_logits: list[list[float]]  # [n, k], of the team's delegator
+    selection: Selection
     networks: dict[
         str, OfNetwork
     ]  # "delegator", "expert-J", "ensemble", and controls by their names
@@ -43,7 +52,7 @@ class Translations:
         return sum(name in self.networks for name in self._experts())
 
     def _experts(self) -> list[str]:
-        return [f"expert-{j}" for j in range(len(self.selection_logits[0]))]
+        return [f"expert-{j}" for j in range(len(self.selection.logits[0]))]
 
     def experts(self) -> list[OfNetwork]:
         """The team's experts, in their order."""
@@ -68,7 +77,8 @@ class Translations:
         try:
             fields = json.loads(Path(path).read_text(encoding="utf-8"))
             networks = {name: OfNetwork(**one) for name, one in fields.pop("networks").items()}
-            found = cls(**fields, networks=networks)
+            selection = Selection(**fields.pop("selection"))
+            found = cls(**fields, selection=selection, networks=networks)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}: not what coe-translation decode writes ({error!r})"
@@ -81,11 +91,8 @@ class Translations:
         n = len(self.source)
         if n == 0:
             raise ValueError(f"{name}: no sentences")
-        columns: dict[str, list] = {
-            "references": self.reference,
-            "selections": self.selection_logits,
-        }
-        for network, values in self.networks.items():
+        columns: dict[str, list] = {"references": self.reference}
+        for network, values in {"selection": self.selection, **self.networks}.items():
             columns |= {f"{what} of {network}": column for what, column in vars(values).items()}
         for what, column in columns.items():
             if len(column) != n:
@@ -93,6 +100,6 @@ class Translations:
         for needed in (DELEGATOR, *self._experts()):
             if needed not in self.networks:
                 raise ValueError(f"{name}: no translations by {needed}")
-        for network, values in self.networks.items():
+        for network, values in {"selection": self.selection, **self.networks}.items():
             if not all(map(math.isfinite, (*values.macs, *values.seconds))):
                 raise ValueError(f"{name}: costs of {network} that are not finite")

@@ -41,7 +41,7 @@ class Objective:
         focus_warmup: part of the training after the shared start over which the focus rises from 0.
         scope: over which samples portions are balanced: batch, queue or dataset.
         queue_size: samples kept for scope queue.
-        scores: by what the data are partitioned: selection, evidence or their sum.
+        scores: by what the data are partitioned: selection, evidence, their sum, or random (a control).
         labels: kind of selection label: families, of classes that the delegator confuses (OURS); or by
             the experts' evidence: balanced, soft_balanced, hard or soft.
         settling: for labels families: part of the training after which they are fixed, where there is
@@ -51,6 +51,8 @@ class Objective:
         selection_weight: beta, weight of the selection loss.
         agreement: term between the experts: none, distil, js or mutual.
         agreement_weight: its weight.
+        held_out: part of the training images, in [0, 1), on which no expert learns and which alone teach
+            the selection (OURS).
         shares: relative size of each expert's portion; null means equal.
     """
 
@@ -67,6 +69,7 @@ class Objective:
     selection_weight: float = 0.5
     agreement: Literal["none", "distil", "js", "mutual"] = "none"
     agreement_weight: float = 0.0
+    held_out: float = 0.0
     shares: list[float] | None = None
 
 

@@ -235,6 +235,40 @@ def test_an_agreement_weight_without_a_term_is_an_error():
         Batch(4, 2).loss(CoTrainingObjective(2, agreement_weight=0.5))
 
 
+def test_held_out_samples_teach_the_selection_and_no_expert():
+    objective = CoTrainingObjective(3, held_out=0.4, labels="hard", focus_warmup=0.0)
+    batch, index = Batch(50, 3), torch.arange(100, 150)
+    loss = batch.loss(objective, index=index)
+    loss.total.backward()
+    apart = batch.expert.grad.eq(0).all(1)
+    assert 18 <= int(apart.sum()) <= 22
+    assert torch.equal(apart, batch.selection.grad.ne(0).any(1))
+    assert torch.equal(apart, loss.labels.sum(1).eq(1))
+    assert bool(batch.rough.grad.ne(0).all())
+    # Means are over the samples that count.
+    weights = 1 - 0.6 + 0.6 * 3 * torch.nn.functional.one_hot(loss.portion, 3)
+    torch.testing.assert_close(loss.experts, (weights * batch.expert)[~apart].sum(1).mean())
+    # The same samples in another batch, and in every later one.
+    again = Batch(10, 3)
+    again.loss(objective, index=index[:10]).total.backward()
+    assert torch.equal(again.expert.grad.eq(0).all(1), apart[:10])
+
+
+def test_random_portions_belong_to_the_sample():
+    objective = CoTrainingObjective(4, scores="random")
+    index = torch.arange(400)
+    first = Batch(400, 4).loss(objective, index=index).portion
+    other = Batch(400, 4, seed=1).loss(objective, index=index.flip(0)).portion.flip(0)
+    assert torch.bincount(first).tolist() == [100] * 4
+    assert (first == other).float().mean() > 0.98  # but for what balance moves
+
+
+@pytest.mark.parametrize("option", [{"held_out": 0.1}, {"scores": "random"}])
+def test_what_goes_by_the_index_needs_it(option):
+    with pytest.raises(ValueError, match="go by each sample's index"):
+        Batch(4, 2).loss(CoTrainingObjective(2, **option))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("option", "message"),
@@ -243,7 +277,8 @@ def test_an_agreement_weight_without_a_term_is_an_error():
         ({"focus": 1.5}, r"focus must be in \[0, 1\], got 1.5"),
         ({"focus_warmup": -1.0}, r"warmup must be in \[0, 1\], got -1.0"),
         ({"scope": "epoch"}, "unknown scope 'epoch'"),
-        ({"scores": "loss"}, "unknown scores 'loss'; known: 'selection', 'evidence', 'sum'"),
+        ({"scores": "loss"}, "unknown scores 'loss'; known: 'selection', 'evidence', 'sum', 'r"),
+        ({"held_out": 1.0}, r"held_out must be in \[0, 1\), got 1.0"),
         ({"labels": "even"}, "unknown label kind 'even'"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"selection_weight": -0.5}, "selection_weight must be finite and at least 0, got -0.5"),

@@ -89,8 +89,12 @@ def test_every_network_translates_as_in_generation(made, printed, corpus):
     learned = printed()
     assert routed_systems(made)["CoE"].at(float("inf")).text == texts(learned)
     for number, (network, confidence) in learned.table("R").items():
-        if network != "empty":
-            assert network == f"expert-{torch.tensor(made.selection_logits[number]).argmax()}"
+        if number == 5:
+            assert (network, confidence) == ("empty", "1.0000")
+        else:
+            assert network == f"expert-{torch.tensor(made.selection.logits[number]).argmax()}"
+            assert confidence == "nan"  # the delegator did not translate
+    for number, (_, confidence) in printed("--threshold", "1").table("R").items():
         assert made.networks["delegator"].confidence[number] == pytest.approx(
             float(confidence), abs=2e-4
         )
@@ -106,6 +110,24 @@ def test_a_system_at_a_threshold_is_what_generation_does(made, printed):
     assert ours.text == texts(theirs)
     early = sum(row[0] in ("delegator", "empty") for row in theirs.table("R").values())
     assert ours.exit_rate == pytest.approx(early / 24)
+
+
+def test_without_exits_the_delegator_only_selects(made):
+    systems = routed_systems(made)
+    by_expert = systems["CoE"].second.macs
+    whole = systems["CoE"].at(float("inf"))
+    selection = sum(made.selection.macs) / 24
+    assert 0 < selection < sum(made.networks["delegator"].macs) / 24 / 3
+    assert made.selection.macs[5] == 0
+    assert whole.macs == pytest.approx(sum(by_expert) / 24 + selection)
+    assert (
+        whole.macs < systems["CoE"].at(1.0).macs
+    )  # none exits either, but all are translated twice
+    assert systems["cascade"].at(float("inf")).macs == pytest.approx(sum(by_alone(made)) / 24)
+
+
+def by_alone(made):
+    return made.networks["expert-alone"].macs
 
 
 def test_what_a_sentence_costs_does_not_depend_on_its_batch(made, decode, tmp_path, said):

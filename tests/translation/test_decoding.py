@@ -1,5 +1,7 @@
 """Generation over made-up networks: what runs on what, and nothing else."""
 
+import math
+
 import pytest
 import torch
 
@@ -40,13 +42,14 @@ def team(num_experts, threshold, router=Router("learned"), **more):  # noqa: B00
     """Sentences select the expert that their first word, less 10, names."""
     delegator, experts = Network("delegator"), [Network(str(j)) for j in range(num_experts)]
 
-    def selection():
-        first = torch.stack([row[row != PAD][0] for row in delegator.seen[-1]])
+    def select(source, length):
+        first = torch.stack([row[row != PAD][0] for row in source])
         return torch.nn.functional.one_hot(first - 10, max(num_experts, 3)).float()[:, :num_experts]
 
     made = CollaborativeGenerator(
         delegator,
-        selection,
+        lambda: select(delegator.seen[-1], None),
+        select,
         experts,
         router,
         threshold=threshold,
@@ -87,9 +90,15 @@ def test_all_exit_or_none():
     made, _, experts = team(3, threshold=0.0)
     made.generate(None, batch(*SENTENCES))
     assert all(expert.seen == [] for expert in experts)
-    made, _, experts = team(3, threshold=float("inf"))
-    made.generate(None, batch(*SENTENCES))
-    assert sum(len(seen) for expert in experts for seen in expert.seen) == 4
+    for threshold, translates in ((float("inf"), False), (1.1, False), (1.0, True)):
+        made, delegator, experts = team(3, threshold=threshold)
+        made.generate(None, batch(*SENTENCES))
+        assert sum(len(seen) for expert in experts for seen in expert.seen) == 4
+        assert bool(delegator.seen) == translates  # what none can end with is not made
+        assert math.isnan(made.routes[0].confidence) != translates
+        assert [route.network for route in made.routes] == [
+            *("expert-2", "expert-0", "empty", "expert-2", "expert-0")
+        ]
 
 
 def test_nothing_but_empty_lines():
