@@ -87,7 +87,8 @@ def compiled(network: nn.Module, example: Tensor) -> Compute:
     return compute
 
 
-def onnxruntime(network: nn.Module, example: Tensor) -> Compute:
+def onnx_session(network: nn.Module, example: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A network in onnxruntime: all its outputs."""
     import onnxruntime as ort
 
     batch = torch.export.Dim("n", min=1, max=65536)
@@ -102,7 +103,12 @@ def onnxruntime(network: nn.Module, example: Tensor) -> Compute:
     options.intra_op_num_threads = torch.get_num_threads()
     session = ort.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    return lambda x: tuple(map(torch.from_numpy, session.run(None, {name: x.numpy()})))
+
+
+def onnxruntime(network: nn.Module, example: Tensor) -> Compute:
+    run = onnx_session(network, example)
+    return lambda images: run(images)[0]
 
 
 MODES = {f.__name__: f for f in (eager, bf16, compiled, onnxruntime)}
@@ -239,21 +245,7 @@ def multi_exit(mode: str, images: Tensor, uniform: Tensor) -> System:
 
 def stage_call(mode: str, stage: nn.Module, example: Tensor) -> Callable:
     if mode == "onnxruntime":
-        import onnxruntime as ort
-
-        batch = torch.export.Dim("n", min=1, max=65536)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                stage, (example[:2],), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
-            )
-        file = io.BytesIO()
-        program.save(file)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = ort.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda x: tuple(map(torch.from_numpy, session.run(None, {name: x.numpy()})))
+        return onnx_session(stage, example)
     if mode == "bf16":
 
         def call(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from translation.cli import main
 from translation.quality import CorpusQuality
 from translation.systems import routed_systems, single_systems
 from translation.thresholds import fit, load_points, parse_aim
-from translation.translations import OfNetwork, Translations
+from translation.translations import OfNetwork, Selection, Translations
 
 
 @pytest.fixture
@@ -315,10 +315,13 @@ def test_files_that_are_not_what_they_should_be(said, file, made, tmp_path):
 
 def test_translations_need_every_expert():
     one = OfNetwork(["a"], [0.5], [1.0], [1.0])
-    made = Translations({}, ["a"], ["a"], [[0.0, 1.0]], {"delegator": one, "expert-0": one})
+    two = Selection([[0.0, 1.0]], [1.0], [1.0])
+    made = Translations({}, ["a"], ["a"], two, {"delegator": one, "expert-0": one})
     with pytest.raises(ValueError, match="file: no translations by expert-1"):
         made.check("file")
     broken = OfNetwork(["a"], [0.5], [float("nan")], [1.0])
-    made = Translations({}, ["a"], ["a"], [[0.0]], {"delegator": one, "expert-0": broken})
+    made = Translations(
+        {}, ["a"], ["a"], Selection([[0.0]], [1.0], [1.0]), {"delegator": one, "expert-0": broken}
+    )
     with pytest.raises(ValueError, match="costs of expert-0 that are not finite"):
         made.check("file")
