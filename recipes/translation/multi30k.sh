@@ -27,7 +27,7 @@ TRAINING="--num-workers 0 --max-tokens 1000 --optimizer adam --adam-betas (0.9,0
     --encoder-normalize-before --decoder-normalize-before
     --dropout 0.05 --label-smoothing 0.1 --max-source-positions 256 --max-target-positions 256
     --disable-validation"
-TEAM=${TEAM:-"--focus 0.6 --shared-start 0"}
+TEAM=${TEAM:-"--focus 0.6 --shared-start 0.5"}
 GENERATION="--beam 5 --max-len-b 80 --batch-size 64"
 AIMS="best bleu_drop=0.5 macs=75% macs=60%"
 ROUTED="macs=60%"
