@@ -275,7 +275,7 @@ def _calibrate(arguments: argparse.Namespace) -> None:
     from translation.translations import Translations
 
     made = Translations.load(arguments.translations)
-    points = fit_all(made, arguments.aims, arguments.translations)
+    points, unmet = fit_all(made, arguments.aims, arguments.translations)
     save_points(arguments.out, points, made.provenance)
     print(f"{'system':8} {'aim':16} {'threshold':>9} {'exits %':>8} {'quality':>8} {'cost':>14}")
     for system, some in points.items():
@@ -287,6 +287,8 @@ def _calibrate(arguments: argparse.Namespace) -> None:
                 f"{system:8} {one.name:16} {one.threshold:9.4f} {100 * one.exit_rate:8.1f} "
                 f"{one.quality:8.2f} {cost:>14}"
             )
+    for line in unmet:
+        print(f"left out: {line}", file=sys.stderr)
 
 
 def _curve(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 from coe_core import AimNotReachableError, OperatingPoint, fit_threshold
 from translation.quality import CorpusQuality
@@ -86,19 +87,35 @@ def fit(system: Routed, made: Translations, aim: str, data: str) -> OperatingPoi
     )
 
 
-def fit_all(made: Translations, aims: Sequence[str], data: str) -> dict[str, list[OperatingPoint]]:
-    """Operating points of CoE and of the cascade, if it was decoded; a budget below the cascade's own
-    delegator leaves the cascade without that point."""
+class AllPoints(NamedTuple):
+    """Operating points by system, and what could not be met."""
+
+    points: dict[str, list[OperatingPoint]]
+    unmet: list[str]  # a line about each aim that a system cannot meet
+
+
+def fit_all(made: Translations, aims: Sequence[str], data: str) -> AllPoints:
+    """Operating points of CoE and of the cascade, if it was decoded, for every aim that each can meet.
+
+    Raises:
+        ValueError: as `parse_aim`.
+        AimNotReachableError: CoE can meet none of them.
+    """
     systems = routed_systems(made)
-    found = {COE: [fit(systems[COE], made, aim, data) for aim in aims]}
-    if CASCADE in systems:
-        found[CASCADE] = []
+    found: dict[str, list[OperatingPoint]] = {}
+    unmet = []
+    for name in (COE, CASCADE):
+        if name not in systems:
+            continue
+        found[name] = []
         for aim in aims:
             try:
-                found[CASCADE].append(fit(systems[CASCADE], made, aim, data))
-            except AimNotReachableError:
-                continue
-    return found
+                found[name].append(fit(systems[name], made, aim, data))
+            except AimNotReachableError as error:
+                unmet.append(f"{name}, {aim}: {error}")
+        if name == COE and not found[name]:
+            raise AimNotReachableError("; ".join(unmet))
+    return AllPoints(found, unmet)
 
 
 def save_points(

@@ -13,16 +13,16 @@ TRAIN=train VALID=valid TESTS=test
 VOCABULARY=${VOCABULARY:-500}
 EXPERTS=${EXPERTS:-3}
 EXPERT=${EXPERT:-64 128 2 2 4}
-DELEGATOR=${DELEGATOR:-32 64 2 1 4}
-# As many multiply-adds as delegator and expert.
-CONTROLS="single 72 144 2 2 4"
+DELEGATOR=${DELEGATOR:-48 96 2 1 4}
+# As many multiply-adds as the team without exits, where the delegator only selects.
+CONTROLS="single 64 128 2 2 4"
 UPDATES=${UPDATES:-1000}
 KEEP=3
 TRAINING="--num-workers 0 --max-tokens 1500 --optimizer adam --adam-betas (0.9,0.98) --lr 8e-3
     --lr-scheduler polynomial_decay --warmup-updates 100 --total-num-update $UPDATES
     --encoder-normalize-before --decoder-normalize-before --dropout 0 --label-smoothing 0.1
     --max-source-positions 256 --max-target-positions 256 --disable-validation"
-TEAM="--focus 0.6 --shared-start 0.5"
+TEAM="--focus 0.3 --shared-start 0.5"
 GENERATION="--beam 5 --max-len-b 100 --batch-size 100"
 AIMS="bleu_drop=0.5 macs=80% macs=60%"
 TOGETHER=yes

@@ -32,7 +32,7 @@ TRAINING="--max-tokens 4096 --optimizer adam --adam-betas (0.9,0.98) --clip-norm
 TEAM=${TEAM:-"--focus 0.6 --shared-start 0.5"}
 GENERATION="--beam 5 --max-len-b 200 --batch-size 128"
 AIMS="best bleu_drop=0.5 macs=80% macs=60%"
-ROUTED="macs=60%"
+ROUTED=${ROUTED:-macs=60%}
 
 . "$(dirname "$0")/stages.sh"
 case ${LOWERCASE:-no} in yes) set -- --lowercase ;; *) set -- ;; esac

@@ -30,7 +30,7 @@ TRAINING="--num-workers 0 --max-tokens 1000 --optimizer adam --adam-betas (0.9,0
 TEAM=${TEAM:-"--focus 0.6 --shared-start 0.5"}
 GENERATION="--beam 5 --max-len-b 80 --batch-size 64"
 AIMS="best bleu_drop=0.5 macs=75% macs=60%"
-ROUTED="macs=60%"
+ROUTED=${ROUTED:-macs=60%}
 
 . "$(dirname "$0")/stages.sh"
 run_recipe

@@ -40,7 +40,7 @@ TRAINING="--max-tokens 3584 --optimizer adam --adam-betas (0.9,0.98) --clip-norm
 TEAM=${TEAM:-"--focus 0.6 --shared-start 0.5"}
 GENERATION="--beam 4 --lenpen 0.6 --max-len-b 200 --batch-size 64"
 AIMS="best bleu_drop=0.5 macs=80% macs=60%"
-ROUTED="macs=60%"
+ROUTED=${ROUTED:-macs=60%}
 
 . "$(dirname "$0")/stages.sh"
 run_recipe

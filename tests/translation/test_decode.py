@@ -286,6 +286,9 @@ def test_a_budget_below_the_delegator(made, said, file, tmp_path):
     status, _, error = said("calibrate", file, "macs=1", "--out", tmp_path / "x")
     assert (status, "below the delegator's own" in error) == (1, True)
     assert not (tmp_path / "x").exists()
+    status, _, error = said("calibrate", file, "best", "macs=1", "--out", tmp_path / "x")
+    assert (status, "left out: CoE, macs=1: a mean cost of 1 is below" in error) == (0, True)
+    assert [point.name for point in load_points(tmp_path / "x")["CoE"]] == ["best"]
 
 
 def test_files_that_are_not_what_they_should_be(said, file, made, tmp_path):

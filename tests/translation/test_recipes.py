@@ -110,31 +110,43 @@ def test_demo(run, tmp_path):
     assert (tmp_path / "run/curve/test/trade_off.png").is_file()
 
 
-def test_a_stopped_recipe_goes_on(start, run, multi30k, tmp_path):
-    out = tmp_path / "run"
-    process = start("multi30k", multi30k, out, UPDATES="70")
-    while not list(out.glob("team/checkpoint_*_14.pt")):
+def stop_at(process, folder, pattern):
+    """Kill a recipe as soon as there is such a file."""
+    while not list(folder.glob(pattern)):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+def test_a_stopped_recipe_goes_on(start, run, multi30k, tmp_path):
+    out = tmp_path / "run"
+    stop_at(
+        start("multi30k", multi30k, out, UPDATES="70", ROUTED="best macs=1"),
+        out,
+        "team/checkpoint_*_14.pt",
+    )
     assert not (out / "stages/train-team").exists()
     (out / "team/checkpoint_last.pt").write_bytes(b"PK a copy cut short")
     error = run("multi30k", multi30k, out, UPDATES="60", fails=True)
     assert "was made with other settings" in error
     assert "< updates 70, 3 averaged" in error
-    said = run("multi30k", multi30k, out, UPDATES="70")
-    log = (out / "team/log").read_text()
-    assert re.search(r"Loaded checkpoint .*\(epoch \d+ @ (7|14|21) updates\)", log)
+    going_on = start("multi30k", multi30k, out, UPDATES="70", ROUTED="best macs=1")
+    stop_at(going_on, out, "expert-alone/checkpoint_*_14.pt")
+    said = run("multi30k", multi30k, out, UPDATES="70", ROUTED="best macs=1")
+    for stopped in ("team", "expert-alone"):
+        log = (out / stopped / "log").read_text()
+        assert re.search(r"Loaded checkpoint .*\(epoch \d+ @ (7|14|21) updates\)", log), stopped
     assert "of 70 updates" in said
+    assert "training team" not in said
     rows = table(said)
     systems = ("expert-alone", "delegator-alone", "single-sum", "ensemble")
     assert {*systems, "random, no exits", "oracle, no exits"} <= rows.keys()
     assert {"cascade, no exits", "CoE, best"} <= rows.keys()
-    assert (out / "generated/test_2017_mscoco.macs-60-").read_text().count("D-") == 4
+    assert (out / "generated/test_2017_mscoco.best").read_text().count("D-") == 4
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.pt")}
     assert len(before) == 4
-    again = run("multi30k", multi30k, out, UPDATES="70")
+    again = run("multi30k", multi30k, out, UPDATES="70", ROUTED="best macs=1")
     assert "training" not in again
     assert table(again) == rows
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.pt")} == before
@@ -144,7 +156,7 @@ def test_tatoeba(run, tmp_path):
     pairs = number_pairs(150, seed=4)
     (tmp_path / "deu.txt").write_text("".join(f"{b}\t{a}\tCC-BY\n" for a, b in pairs))
     out = run("tatoeba", tmp_path, tmp_path / "run", "7", MORE=SMALL_BATCHES)
-    assert "CoE, macs=60%" in table(out)
+    assert "CoE, best" in table(out)
     assert len((tmp_path / "run/text/valid.de").read_text().splitlines()) == 4
     other = run("tatoeba", tmp_path, tmp_path / "run", "8", fails=True)
     assert "was made of another corpus" in other
