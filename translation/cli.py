@@ -314,7 +314,7 @@ def _curve(arguments: argparse.Namespace) -> None:
     for place, (made, rows) in enumerate(zip(seeds, of_seeds, strict=True)):
         end = f"-{place}" if len(seeds) > 1 else ""
         table.write_curves(folder / f"trade_off{end}.csv", made)
-        table.draw(folder / f"trade_off{end}.png", made, arguments.translations[place])
+        table.draw(folder / f"trade_off{end}.png", made, Path(arguments.translations[place]).stem)
         texts = folder / f"translations{end}"
         texts.mkdir(exist_ok=True)
         for row in rows:

@@ -150,13 +150,16 @@ def draw(path: Path, made: Translations, title: str) -> None:
     routed, singles = routed_systems(made), single_systems(made)
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), layout="constrained", sharey="row")
     scale = {"macs": (1e-6, "million multiply-adds a sentence"), "seconds": (1e3, "ms a sentence")}
-    for line, metric in zip(axes, METRICS, strict=True):
+    for row, metric in zip(axes, METRICS, strict=True):
         quality = CorpusQuality(metric, made.reference)
-        for axis, (cost, (unit, label)) in zip(line, scale.items(), strict=True):
+        for axis, (cost, (unit, label)) in zip(row, scale.items(), strict=True):
             for name, system in routed.items():
                 curve = system.curve(quality, cost)
                 style = "--" if name == ORACLE else "-"
-                axis.plot(curve.cost * unit, curve.quality, style, label=name)
+                # Without exits the first network does not translate: a point of its own, not the curve's end.
+                (line,) = axis.plot(curve.cost[1:] * unit, curve.quality[1:], style, label=name)
+                whole = curve.cost[0] * unit, curve.quality[0]
+                axis.plot(*whole, "D", color=line.get_color(), markersize=6, alpha=0.8)
             for name, one in singles.items():
                 value = float(quality.scores(quality.counts(one.text).sum(0, keepdim=True))[0])
                 axis.plot(getattr(one, cost) * unit, value, ".", color="black")
@@ -164,6 +167,7 @@ def draw(path: Path, made: Translations, title: str) -> None:
             axis.set_xlabel(label)
             axis.set_ylabel(metric)
             axis.grid(alpha=0.3)
+    axes[0, 0].plot([], [], "D", color="gray", label="no exits")
     axes[0, 0].legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
