@@ -142,7 +142,9 @@ def test_every_shipped_recipe_runs_two_steps(cli, tmp_path):
             elif folder.name != "digits":
                 image_folder(folder, ("train", "test"))
         path = f"data.path={':'.join(map(str, folders))}"
-        shrink = ["data.train_fraction=0.03"] if kind == "digits" else [path, "data.train_fraction=1"]
+        shrink = (
+            ["data.train_fraction=0.03"] if kind == "digits" else [path, "data.train_fraction=1"]
+        )
         steps = [*shrink, "train.epochs=1", "data.workers=0"]
         steps.append(f"train.batch_size={15 * len(folders)}")
         run = tmp_path / "runs" / name
