@@ -38,7 +38,7 @@ def spread_out(index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     Example:
         >>> numbers = spread_out(torch.arange(1000))
         >>> int((numbers < 0.25).sum())
-        250
+        251
     """
     return (index.double() * _GOLDEN) % 1
 
@@ -204,8 +204,8 @@ class CoTrainingObjective(nn.Module):
         if self.held_out > 0:
             apart = spread_out(index) < self.held_out
             weights = weights * ~apart[:, None].to(weights.device)
-            rows, teachers = apart.nonzero()[:, 0], max(int(apart.sum()), 1)
-            learners = max(n - int(apart.sum()), 1)
+            rows = apart.nonzero()[:, 0]
+            teachers, learners = max(len(rows), 1), max(n - len(rows), 1)
         importance = 1.0
         if labels is None:
             labels = torch.zeros_like(log_q)

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from torch import Tensor
 
-from translation.decoding import by_longest_source, hypothesis_confidence
+from translation.decoding import by_longest_source, hypothesis_confidence, not_empty
 from translation.macs import transformer_macs
 from translation.model import CoETransformerModel
+from translation.routers import certainty
 from translation.translations import DELEGATOR, ENSEMBLE, OfNetwork, Selection, Translations
 
 
@@ -200,16 +200,11 @@ def _select(team: CoETransformerModel, batches: list[dict], dictionary: Any) -> 
         started = time.perf_counter()
         logits = team.select_sentences(tokens, lengths).tolist()  # waits for the device
         seconds = (time.perf_counter() - started) / len(tokens)
-        runs = _not_empty(tokens, dictionary)
+        runs = not_empty(tokens, dictionary.pad(), dictionary.eos()).cpu()
         macs = ((spends.encoder(lengths.cpu()) + head) * runs).tolist()
         spent = (seconds * runs).tolist()
         made |= dict(zip(batch["id"].tolist(), zip(logits, macs, spent, strict=True), strict=True))
     return Selection(*map(list, zip(*(made[row] for row in sorted(made)), strict=True)))
-
-
-def _not_empty(sources: Tensor, dictionary: Any) -> Tensor:
-    """Which sentences are more than their end; nothing runs for the others."""
-    return (sources.ne(dictionary.pad()) & sources.ne(dictionary.eos())).any(1).cpu()
 
 
 def _search(
@@ -217,8 +212,9 @@ def _search(
 ) -> dict[int, tuple[str, float, float, float]]:
     """Text, confidence, MACs and seconds by the sentence's number. An empty source costs nothing."""
     dictionary, beam = task.target_dictionary, cfg.generation.beam
+    pad, eos = task.source_dictionary.pad(), task.source_dictionary.eos()
     spends = [transformer_macs(network) for network in searcher.networks]
-    sure = 1.0 if task.confidence == "probability" else 0.0
+    sure = certainty(task.confidence)
     made: dict[int, tuple[str, float, float, float]] = {}
     searcher.generator.generate(None, batches[0])  # the first call is slower than all others
     for batch in batches:
@@ -231,7 +227,7 @@ def _search(
         lengths = batch["net_input"]["src_lengths"].cpu()
         steps = torch.tensor([max(len(one["tokens"]) for one in best) for best in found])
         macs = sum(one.sentence(lengths, steps, beam) for one in spends) + searcher.extra_macs
-        empty = ~_not_empty(sources, task.source_dictionary)
+        empty = ~not_empty(sources, pad, eos).cpu()
         for place, number in enumerate(batch["id"].tolist()):
             best = found[place][0]
             if empty[place]:

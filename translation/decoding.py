@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from coe_core import Delegation, infer
-from translation.routers import Router
+from translation.routers import Router, certainty
 
 Hypotheses = list[dict[str, Tensor]]  # of one sentence, best first, as fairseq's generators return
 EMPTY, DELEGATOR = "empty", "delegator"
@@ -73,7 +73,17 @@ def may_exit(threshold: float, kind: str) -> bool:
         >>> may_exit(1.0, "probability"), may_exit(float("inf"), "probability")
         (True, False)
     """
-    return threshold <= (1.0 if kind == "probability" else 0.0)
+    return threshold <= certainty(kind)
+
+
+def not_empty(source: Int[Tensor, "n s"], pad: int, eos: int) -> Bool[Tensor, " n"]:
+    """Which sentences are more than their end; nothing runs for the others.
+
+    Example:
+        >>> not_empty(torch.tensor([[5, 2], [1, 2]]), pad=1, eos=2).tolist()
+        [True, False]
+    """
+    return (source.ne(pad) & source.ne(eos)).any(1)
 
 
 def by_longest_source(options: Any) -> bool:
@@ -151,10 +161,9 @@ class CollaborativeGenerator:
     def decode(self, sentences: Sentences, **options) -> Decoded:
         """Translate a batch."""
         n = len(sentences.source)
-        words = sentences.source.ne(self.pad) & sentences.source.ne(self.eos)
-        rows = words.any(1).nonzero()[:, 0]
+        rows = not_empty(sentences.source, self.pad, self.eos).nonzero()[:, 0]
         hypotheses = [[self._empty(sentences.source)] for _ in range(n)]
-        routes = [Route(EMPTY, 1.0 if self.confidence == "probability" else 0.0)] * n
+        routes = [Route(EMPTY, certainty(self.confidence))] * n
         if len(rows):
             spoken = self._decode(take(sentences, rows, self.pad), **options)
             for row, found, route in zip(rows.tolist(), *spoken, strict=True):
@@ -169,8 +178,11 @@ class CollaborativeGenerator:
                 found, logits = self._run(self.delegator, batch, self.selection_logits, **options)
                 sure = [hypothesis_confidence(best[0], self.confidence) for best in found]
             else:
-                found, logits = [None] * len(batch.source), self.select(batch.source, batch.length)
+                found = [None] * len(batch.source)
                 sure = [math.nan] * len(found)
+                # Of a cascade or an ensemble nothing is selected either.
+                one = torch.zeros(len(found), 1)
+                logits = one if alone else self.select(batch.source, batch.length)
             if alone:
                 logits = logits[:, :1]
             return Delegation(found, torch.tensor(sure, dtype=torch.float64), logits.float().cpu())

@@ -19,6 +19,7 @@ from coe_core import CoEError
 from translation import ctranslate2_runner
 from translation.checkpoints import load_state, network_names, take_network
 from translation.model import CoETransformerModel
+from translation.routers import certainty
 
 FORMAT = 1  # of routing.json
 
@@ -242,7 +243,7 @@ def compare(team: Team, folder: Path, subset: str, limit: int, threshold: float)
     search = Search(**runner.routing["search"])
     task, dictionary = team.task, team.task.target_dictionary
     # Where none may exit the delegator would not translate, and could not be compared.
-    threshold = min(threshold, 1.0 if task.confidence == "probability" else 0.0)
+    threshold = min(threshold, certainty(task.confidence))
     task.threshold, task.cfg.router = threshold, "learned"
     task.load_dataset(subset)
     dataset = task.dataset(subset)

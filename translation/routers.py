@@ -81,6 +81,16 @@ def parse_router(name: str, num_experts: int) -> Router:
     return Router("always", int(numbered[1]))
 
 
+def certainty(kind: str) -> float:
+    """The highest confidence there can be: of an empty sentence, and of one that is certain.
+
+    Example:
+        >>> certainty("probability"), certainty("log_probability")
+        (1.0, 0.0)
+    """
+    return 1.0 if kind == "probability" else 0.0
+
+
 def check_confidence(kind: str) -> None:
     """Raise ValueError for an unknown kind of confidence."""
     if kind not in CONFIDENCES:

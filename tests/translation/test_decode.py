@@ -120,14 +120,10 @@ def test_without_exits_the_delegator_only_selects(made):
     assert 0 < selection < sum(made.networks["delegator"].macs) / 24 / 3
     assert made.selection.macs[5] == 0
     assert whole.macs == pytest.approx(sum(by_expert) / 24 + selection)
-    assert (
-        whole.macs < systems["CoE"].at(1.0).macs
-    )  # none exits either, but all are translated twice
-    assert systems["cascade"].at(float("inf")).macs == pytest.approx(sum(by_alone(made)) / 24)
-
-
-def by_alone(made):
-    return made.networks["expert-alone"].macs
+    twice = systems["CoE"].at(1.0).macs  # none exits either, but all are translated twice
+    assert whole.macs < twice
+    alone = sum(made.networks["expert-alone"].macs) / 24
+    assert systems["cascade"].at(float("inf")).macs == pytest.approx(alone)
 
 
 def test_what_a_sentence_costs_does_not_depend_on_its_batch(made, decode, tmp_path, said):
