@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from vision.divide import divide_network, parse_options
-from vision.models import Network, build_network
+from vision.divide.division import divide_network, parse_options
+from vision.networks.network import Network, build_network
+from vision.networks.side_by_side import Together, run_side_by_side
 from vision.precision import autocast, choose_precision
 from vision.run import write_text
-from vision.together import Together, run_side_by_side
 
 HEADINGS = ("s", "batch", "mode", "way", "ms", "p95 ms", "of the wide network's time", "chosen")
 

@@ -28,9 +28,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from coe_core import confidence, controlled_threshold, fit_threshold, trade_off_curve
-from vision.data import load_data
+from vision.data.section import load_data
+from vision.evaluation.predictions import predict_all
 from vision.precision import choose_precision
-from vision.predictions import predict_all
 from vision.run import load_run
 
 DROPS = (0.005, 0.01, 0.02)

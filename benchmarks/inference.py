@@ -262,10 +262,10 @@ def stage_call(mode: str, stage: nn.Module, example: Tensor) -> Callable:
 
 def trained(mode: str, path: str) -> tuple[list[System], Tensor]:
     """The team at its operating points, and its controls, with accuracy on the test images given."""
-    from vision.evaluate import load_run_data
-    from vision.predictions import predict_all, run_macs
+    from vision.evaluation.evaluate import load_run_data
+    from vision.evaluation.predictions import predict_all, run_macs
+    from vision.evaluation.table import TwoStage, fit_stages
     from vision.run import load_run
-    from vision.table import TwoStage, fit_stages
 
     loaded = load_run(path)
     networks, team = loaded.networks, loaded.networks.team

@@ -21,8 +21,8 @@ from rich.table import Table
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from vision.models import Network, build_network
-from vision.pwlu import PWLU, start_learning
+from vision.networks.network import Network, build_network
+from vision.networks.pwlu.layer import PWLU, start_learning
 
 SHAPES = {"56 x 56 x 72": (16, 72, 56, 56), "14 x 14 x 480": (32, 480, 14, 14)}
 NETWORKS = {"mobilenetv3_large_100": 128, "efficientnet_b0": 128}

@@ -1,18 +1,16 @@
-"""Does a rebuilt house behave as before? Keeps what training, evaluation and export produce; compares two such folders.
+"""Does a rebuilt program behave as before? Keeps what it produces; compares two such folders.
 
     python benchmarks/same_behaviour.py keep /tmp/before      # on the old commit (about five minutes)
     python benchmarks/same_behaviour.py keep /tmp/after       # on the new one
     python benchmarks/same_behaviour.py compare /tmp/before /tmp/after
 
-Kept are the weights of `digits` (seed 0, 3 epochs, fp32), its table, the outputs of its ONNX export, and the
-checkpoints of the demo translation after 50 updates. They must be equal to the bit, on one machine with the same
-packages: what is compared is the program, not the arithmetic of a processor.
+Kept are the weights of `digits` (seed 0, 3 epochs, fp32), its table, the outputs of its ONNX export, and
+the checkpoints of the demo translation after 50 updates. They must be equal to the bit, on one machine
+with the same packages: what is compared is the program, not the arithmetic of a processor.
 """
 
 import argparse
-import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +78,11 @@ def tensors(value: object, prefix: str = "") -> dict[str, torch.Tensor]:
         items = [(str(number), inner) for number, inner in enumerate(value)]
     else:
         return {}
-    return {path: found for key, inner in items for path, found in tensors(inner, f"{prefix}/{key}").items()}
+    return {
+        path: found
+        for key, inner in items
+        for path, found in tensors(inner, f"{prefix}/{key}").items()
+    }
 
 
 def same_tensors(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> list[str]:
@@ -115,7 +117,11 @@ def compare(before: Path, after: Path) -> int:
             weights(path), weights(after / "translation" / path.name)
         )
     for name, faults in checks.items():
-        print(f"{'equal' if not faults else 'DIFFERENT':10} {name}", *faults[:3], sep="\n    " if faults else " ")
+        print(
+            f"{'equal' if not faults else 'DIFFERENT':10} {name}",
+            *faults[:3],
+            sep="\n    " if faults else " ",
+        )
     return int(any(checks.values()))
 
 
@@ -124,12 +130,18 @@ def results(path: Path) -> list[list[str]]:
     import csv
 
     rows = list(csv.reader(path.open()))
-    kept = [index for index, name in enumerate(rows[0]) if "ms" not in name.split() and "ms" not in name.split("_")]
+    kept = [
+        index
+        for index, name in enumerate(rows[0])
+        if "ms" not in name.split() and "ms" not in name.split("_")
+    ]
     return [[row[index] for index in kept] for row in rows]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("keep").add_argument("folder", type=Path)
     both = commands.add_parser("compare")

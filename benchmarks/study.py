@@ -36,13 +36,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from coe_core import fit_threshold
-from vision.data import ImageData, load_data
+from vision.data.section import ImageData, load_data
+from vision.evaluation.predictions import Predictions, RunMacs, predict_all, run_macs
+from vision.evaluation.table import Fitted, budgets, fit_stages
 from vision.precision import choose_precision
-from vision.predictions import Predictions, RunMacs, predict_all, run_macs
 from vision.recipe import load_recipe
 from vision.run import load_run, write_text
-from vision.table import Fitted, budgets, fit_stages
-from vision.train import train
+from vision.training.train import train
 
 # What is measured of every run; percentages on test data.
 METRICS = {

@@ -12,8 +12,12 @@ __all__ = ["register"]
 
 def register() -> None:
     """Make fairseq know the plugin. Loads fairseq; calling it again has no effect."""
-    from translation import criterion, model, task  # noqa: F401
-    from translation.checkpoints import register_safe_classes
+    from translation.plugin import (
+        criterion,  # noqa: F401
+        model,  # noqa: F401
+        task,  # noqa: F401
+    )
+    from translation.plugin.checkpoints import register_safe_classes
 
     register_safe_classes()
 

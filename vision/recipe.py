@@ -20,11 +20,11 @@ from torch import nn
 from coe_core.labels import LabelKind
 from coe_core.objective import Scores
 from coe_core.weights import Scope
-from vision.data import Data
-from vision.ensemble import Ensemble, check_agreement
+from vision.data.section import Data
+from vision.divide.ensemble import Ensemble, check_agreement
 from vision.errors import nearest
-from vision.models import Network
-from vision.teacher import check_teacher
+from vision.networks.network import Network
+from vision.networks.teacher import check_teacher
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class Train:
         label_smoothing: in [0, 1).
         ema_decay: keep an exponential moving average of the weights and use it; 0 is off.
         statistics_epochs: of PWLU activations: ReLU until then, to see what reaches them; then learned.
-        teacher: a timm network from whose probabilities all networks learn too, see `vision.teacher`:
-            its name alone stands for its published weights.
+        teacher: a timm network from whose probabilities all networks learn too, see
+            `vision.networks.teacher`: its name alone stands for its published weights.
         teacher_weight: part of the targets, in (0, 1], that the teacher's probabilities make up.
         compile: torch.compile each network; needs a C++ compiler on a CPU, and a minute at the start.
         precision: auto takes bf16 where the processor multiplies it fast (AMX, AVX512-BF16, a GPU),

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 
 from coe_core import OperatingPoint
-from vision.budgets import CalibratedCurve
-from vision.data import ImageData
+from vision.data.section import ImageData
 from vision.errors import RunError
-from vision.networks import Networks
 from vision.precision import choose_precision
+from vision.prediction.budgets import CalibratedCurve
 from vision.recipe import Recipe
+from vision.recipe_networks import Networks
 
 LAST = Path("checkpoints/last.ckpt")
 POINTS = Path("operating_points.json")

@@ -19,12 +19,17 @@ ENTRIES = {  # fairseq first: then the import of the plugin registers it
         f"fairseq-{name}": f"fairseq_cli.{name}:cli_main"
         for name in ("preprocess", "train", "generate", "interactive")
     },
-    "coe-translation": "translation.cli:main",
+    "coe-translation": "translation.commands.cli:main",
 }
 IMPORTED = (
     *(entry.partition(":")[0] for entry in ENTRIES.values()),
-    *("matplotlib.pyplot", "sentencepiece", "translation.decode_all", "translation.table"),
-    "translation.thresholds",
+    *(
+        "matplotlib.pyplot",
+        "sentencepiece",
+        "translation.evaluation.decode_all",
+        "translation.evaluation.table",
+    ),
+    "translation.evaluation.calibrate",
 )
 CLIENT = """#!{python} -S
 import json, os, socket, sys

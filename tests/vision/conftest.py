@@ -17,7 +17,7 @@ TINY += ["train.precision=32-true"]  # so that batches of other sizes agree to 1
 @pytest.fixture(scope="session")
 def cli() -> Callable[..., int]:
     """The command line in this process; returns the exit status."""
-    from vision.cli import main
+    from vision.commands.cli import main
 
     def call(*arguments: object) -> int:
         try:

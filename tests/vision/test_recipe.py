@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vision.models import Network
+from vision.networks.network import Network
 from vision.recipe import find_recipe, load_recipe, recipe_from_dict, shipped_recipes
 from vision.run import load_run
 

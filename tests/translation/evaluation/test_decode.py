@@ -1,0 +1,326 @@
+"""decode, calibrate and curve: one translation by every network, and all that is computed from it."""
+
+import csv
+import json
+
+import pytest
+import torch
+from sacrebleu import corpus_bleu, corpus_chrf
+
+from coe_core import AimNotReachableError
+from translation.commands.cli import main
+from translation.evaluation.calibrate import fit, load_points, parse_aim
+from translation.evaluation.metrics import CorpusQuality
+from translation.evaluation.systems import routed_systems, single_systems
+from translation.evaluation.translations import OfNetwork, Selection, Translations
+
+
+@pytest.fixture
+def said(capsys):
+    """Run the command; its status and what it said."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        status = main([str(word) for word in arguments])
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def parts(team, tmp_path_factory):
+    """Two networks of the team as controls: a cascade whose translations are known."""
+    folder = tmp_path_factory.mktemp("parts")
+    for name in ("delegator", "expert-0"):
+        words = ("take", team / "checkpoint_last.pt", name, "--out", folder / f"{name}.pt")
+        assert main([str(word) for word in words]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def decode(corpus, team, parts):
+    """The words of the command, and a file to write to."""
+
+    def words(out, *more):
+        return (
+            *("decode", corpus.binary, "--path", team / "checkpoint_last.pt", "--cpu"),
+            *("--reference", corpus.text / "test.en", "--beam", "3", "--num-workers", "0"),
+            *("--user-dir", "translation", "--max-len-b", "20", "--out", out),
+            *more,
+        )
+
+    return words
+
+
+@pytest.fixture(scope="session")
+def file(decode, parts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("decoded") / "test.json"
+    controls = (
+        *("--control", f"expert-alone={parts / 'expert-0.pt'}"),
+        *("--control", f"delegator-alone={parts / 'delegator.pt'}"),
+    )
+    assert main([str(word) for word in decode(out, *controls, "--batch-size", "7")]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def made(file):
+    return Translations.load(file)
+
+
+@pytest.fixture(scope="session")
+def printed(generate):
+    def call(*options):
+        return generate("--max-len-b", "20", *options)
+
+    return call
+
+
+def texts(done):
+    return [done.table("D")[number][1] for number in range(24)]
+
+
+def test_every_network_translates_as_in_generation(made, printed, corpus):
+    assert made.reference == (corpus.text / "test.en").read_text().splitlines()
+    assert made.source == (corpus.text / "test.de").read_text().splitlines()
+    assert made.networks["delegator"].text == texts(printed("--threshold", "0"))
+    assert made.networks["ensemble"].text == texts(printed("--router", "ensemble"))
+    learned = printed()
+    assert routed_systems(made)["CoE"].at(float("inf")).text == texts(learned)
+    for number, (network, confidence) in learned.table("R").items():
+        if number == 5:
+            assert (network, confidence) == ("empty", "1.0000")
+        else:
+            assert network == f"expert-{torch.tensor(made.selection.logits[number]).argmax()}"
+            assert confidence == "nan"  # the delegator did not translate
+    for number, (_, confidence) in printed("--threshold", "1").table("R").items():
+        assert made.networks["delegator"].confidence[number] == pytest.approx(
+            float(confidence), abs=2e-4
+        )
+    assert made.networks["expert-alone"].text == made.networks["expert-0"].text
+    assert made.networks["expert-alone"].macs == made.networks["expert-0"].macs
+    assert made.networks["delegator"].text[5] == ""
+    assert made.networks["delegator"].macs[5] == 0
+
+
+def test_a_system_at_a_threshold_is_what_generation_does(made, printed):
+    ours = routed_systems(made)["CoE"].at(0.14)
+    theirs = printed("--threshold", "0.14")
+    assert ours.text == texts(theirs)
+    early = sum(row[0] in ("delegator", "empty") for row in theirs.table("R").values())
+    assert ours.exit_rate == pytest.approx(early / 24)
+
+
+def test_without_exits_the_delegator_only_selects(made):
+    systems = routed_systems(made)
+    by_expert = systems["CoE"].second.macs
+    whole = systems["CoE"].at(float("inf"))
+    selection = sum(made.selection.macs) / 24
+    assert 0 < selection < sum(made.networks["delegator"].macs) / 24 / 3
+    assert made.selection.macs[5] == 0
+    assert whole.macs == pytest.approx(sum(by_expert) / 24 + selection)
+    twice = systems["CoE"].at(1.0).macs  # none exits either, but all are translated twice
+    assert whole.macs < twice
+    alone = sum(made.networks["expert-alone"].macs) / 24
+    assert systems["cascade"].at(float("inf")).macs == pytest.approx(alone)
+
+
+def test_what_a_sentence_costs_does_not_depend_on_its_batch(made, decode, tmp_path, said):
+    status, out, _ = said(*decode(tmp_path / "alone.json", "--batch-size", "1"))
+    assert status == 0
+    assert "MMACs" in out
+    alone = Translations.load(tmp_path / "alone.json")
+    for name, one in alone.networks.items():
+        assert one.macs == made.networks[name].macs, name
+        assert one.text == made.networks[name].text, name
+
+
+def test_curves_are_sacrebleus_scores_at_every_threshold(made):
+    systems = routed_systems(made)
+    assert set(systems) == {"CoE", "random", "oracle", "cascade"}
+    for metric, score in (("BLEU", corpus_bleu), ("chrF", corpus_chrf)):
+        quality = CorpusQuality(metric, made.reference)
+        for name, system in systems.items():
+            curve = system.curve(quality, "macs")
+            for place in range(0, len(curve.threshold), 5):
+                mixture = system.at(float(curve.threshold[place]))
+                wanted = score(mixture.text, [made.reference]).score
+                assert float(curve.quality[place]) == pytest.approx(wanted, abs=1e-9), (
+                    name,
+                    metric,
+                )
+                assert float(curve.cost[place]) == pytest.approx(mixture.macs)
+                assert float(curve.exit_rate[place]) == pytest.approx(mixture.exit_rate)
+
+
+def test_calibrate_stores_thresholds_that_generation_reads(said, file, made, printed, tmp_path):
+    out = tmp_path / "thresholds.json"
+    aims = ("best", "bleu_drop=0.5", "macs=60%", "latency=90%", "chrf_drop=1")
+    status, shown, _ = said("calibrate", file, *aims, "--out", out)
+    assert status == 0
+    assert shown.count("MMACs") == 8
+    assert shown.count(" ms") == 2
+    points = {point.name: point for point in load_points(out)["CoE"]}
+    assert list(points) == list(aims)
+    whole = routed_systems(made)["CoE"].at(float("inf"))
+    reached = routed_systems(made)["CoE"].at(points["macs=60%"].threshold)
+    assert reached.macs <= 0.6 * whole.macs
+    assert reached.macs == pytest.approx(points["macs=60%"].cost)
+    loss = corpus_bleu(whole.text, [made.reference]).score - points["bleu_drop=0.5"].quality
+    assert loss <= 0.5 + 1e-9
+    stored = json.loads(out.read_text())
+    assert stored["provenance"]["beam"] == 3
+    assert stored["points"]["CoE"][0]["num_samples"] == 24
+    assert texts(printed("--threshold", f"{out}:macs=60%")) == reached.text
+    assert "it has: best, bleu_drop" in printed_error(printed, out)
+
+
+def printed_error(printed, out):
+    return printed_fails(printed, "--threshold", f"{out}:macs=1%")
+
+
+def printed_fails(printed, *options):
+    with pytest.raises(ValueError, match="has no threshold named") as caught:
+        printed(*options)
+    return str(caught.value)
+
+
+def test_curve_writes_the_table_and_the_pictures(said, file, made, tmp_path):
+    points, out = tmp_path / "points.json", tmp_path / "curve"
+    assert said("calibrate", file, "macs=60%", "--out", points)[0] == 0
+    status, shown, _ = said("curve", file, file, "--points", points, "--out", out)
+    assert status == 0
+    assert "nrefs:1|case:mixed" in shown
+    assert "load of the experts" in shown
+    with open(out / "table.csv", encoding="utf-8", newline="") as opened:
+        table = {row["system"]: row for row in csv.DictReader(opened)}
+    assert set(table) >= {
+        *("delegator", "expert-0", "expert-1", "mean of one expert", "ensemble", "expert-alone"),
+        *("CoE, no exits", "CoE, macs=60%", "cascade, no exits", "cascade, macs=60%"),
+        *("random, no exits", "oracle, no exits"),
+    }
+    for name, system in single_systems(made).items():
+        assert float(table[name]["BLEU"]) == pytest.approx(
+            corpus_bleu(system.text, [made.reference]).score, abs=1e-3
+        )
+        assert float(table[name]["MMACs"]) == pytest.approx(system.macs / 1e6, abs=1e-3)
+    assert {row["seeds"] for row in table.values()} == {"2"}
+    assert float(table["CoE, no exits"]["BLEU spread"]) == 0
+    for number in range(2):
+        rows = (out / f"trade_off-{number}.csv").read_text().splitlines()
+        assert rows[1].startswith("CoE,inf,0,")
+        assert (out / f"trade_off-{number}.png").read_bytes().startswith(b"\x89PNG")
+    text = (out / "translations-0" / "CoE_macs=60%").read_text().splitlines()
+    assert len(text) == 24
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ("--control", "expert-1={plain}"),
+            "control 'expert-1' is a name of the team's own networks",
+        ),
+        (("--control", "other={team}"), "is a collaboration, not one network"),
+        (("--control", "other"), "--control must be NAME=CHECKPOINT, got 'other'"),
+        (("--control", "other=none.pt"), "none.pt: no such file"),
+        (("--path", "{plain}"), "not a collaboration; give a checkpoint of coe_transformer"),
+        (("--reference", "{short}"), "the reference has 1 lines, test 24 sentences"),
+        (("--max-len-a", "1.5"), "go by the longest source of a batch"),
+    ],
+)
+def test_what_cannot_be_decoded(said, decode, team, parts, tmp_path, more, message):
+    (tmp_path / "short").write_text("one\n")
+    names = {
+        "plain": parts / "expert-0.pt",
+        "team": team / "checkpoint_last.pt",
+        "short": tmp_path / "short",
+    }
+    more = [word.format(**names) for word in more]
+    status, _, error = said(*decode(tmp_path / "out.json", *more))
+    assert status == 2
+    assert message in error
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_sentences_over_the_limit(said, decode, generate, tmp_path):
+    """An error that counts them, or skipped and counted, as fairseq's flag says."""
+    limit = ("--max-source-positions", "9")
+    message = "of 24 sentences are over the length limit (9, 1024); the first is number"
+    done = generate(*limit, fails=True)
+    assert message in done.log
+    assert "--skip-invalid-size-inputs-valid-test leaves them out" in done.log
+    status, _, error = said(*decode(tmp_path / "x.json", *limit))
+    assert (status, message in error) == (2, True)
+    skip = (*limit, "--skip-invalid-size-inputs-valid-test")
+    kept = generate(*skip)
+    assert "samples have invalid sizes and will be skipped" in kept.log
+    status, out, _ = said(*decode(tmp_path / "x.json", *skip))
+    assert status == 0
+    skipped = 24 - len(kept.table("H"))
+    assert 0 < skipped < 24
+    assert f"{skipped} of 24 sentences are over the length limit and are skipped" in out
+    made = Translations.load(tmp_path / "x.json")
+    assert made.provenance["skipped"] == skipped
+    assert made.networks["delegator"].text == [
+        row[1] for _, row in sorted(generate(*skip, "--threshold", "0").table("D").items())
+    ]
+
+
+def test_aims():
+    assert parse_aim("macs=2G") == ("macs", 2e9)
+    assert parse_aim("bleu_drop=0") == ("bleu_drop", 0)
+    for wrong in ("fast", "best=1", "macs", "macs=0", "macs=-3", "latency=x", "bleu_drop=nan"):
+        with pytest.raises(ValueError, match="aim"):
+            parse_aim(wrong)
+
+
+def test_a_budget_below_the_delegator(made, said, file, tmp_path):
+    with pytest.raises(AimNotReachableError, match="below the delegator's own"):
+        fit(routed_systems(made)["CoE"], made, "macs=1", "x")
+    status, _, error = said("calibrate", file, "macs=1", "--out", tmp_path / "x")
+    assert (status, "below the delegator's own" in error) == (1, True)
+    assert not (tmp_path / "x").exists()
+    status, _, error = said("calibrate", file, "best", "macs=1", "--out", tmp_path / "x")
+    assert (status, "left out: CoE, macs=1: a mean cost of 1 is below" in error) == (0, True)
+    assert [point.name for point in load_points(tmp_path / "x")["CoE"]] == ["best"]
+
+
+def test_files_that_are_not_what_they_should_be(said, file, made, tmp_path):
+    junk = tmp_path / "junk.json"
+    junk.write_text("{}")
+    for words, message in (
+        (("calibrate", junk, "best", "--out", tmp_path / "x"), "not what coe-translation decode"),
+        (("calibrate", tmp_path / "no", "best", "--out", tmp_path / "x"), "no: no such file"),
+        (
+            ("curve", file, "--points", junk, "--out", tmp_path / "x"),
+            "not what coe-translation cal",
+        ),
+        (("curve", file, *("--points", junk) * 2, "--out", tmp_path / "x"), "not what"),
+    ):
+        status, _, error = said(*words)
+        assert (status, message in error) == (2, True), error
+    other = json.loads(file.read_text())
+    other["reference"][0] = "another"
+    junk.write_text(json.dumps(other))
+    assert "of different test sets" in said("curve", file, junk, "--out", tmp_path / "x")[2]
+    other["networks"]["delegator"]["text"].pop()
+    junk.write_text(json.dumps(other))
+    assert (
+        "23 text of delegator for 24 sentences" in said("curve", junk, "--out", tmp_path / "x")[2]
+    )
+
+
+def test_translations_need_every_expert():
+    one = OfNetwork(["a"], [0.5], [1.0], [1.0])
+    two = Selection([[0.0, 1.0]], [1.0], [1.0])
+    made = Translations({}, ["a"], ["a"], two, {"delegator": one, "expert-0": one})
+    with pytest.raises(ValueError, match="file: no translations by expert-1"):
+        made.check("file")
+    broken = OfNetwork(["a"], [0.5], [float("nan")], [1.0])
+    made = Translations(
+        {}, ["a"], ["a"], Selection([[0.0]], [1.0], [1.0]), {"delegator": one, "expert-0": broken}
+    )
+    with pytest.raises(ValueError, match="costs of expert-0 that are not finite"):
+        made.check("file")

@@ -1,0 +1,131 @@
+"""The command itself: help, bad usage, recipes, inspect; errors are one line without a traceback."""
+
+import re
+
+import pytest
+
+from vision.recipe import load_recipe, shipped_recipes
+
+COMMANDS = ("train", "evaluate", "calibrate", "predict", "export", "serve", "recipes")
+COMMANDS += ("inspect", "divide")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(cli, capsys, command):
+    assert cli(command, "--help") == 0
+    assert f"usage: coe-vision {command}" in capsys.readouterr().out
+
+
+def test_help_does_not_wait_for_torch(shell):
+    told = "import sys, vision.commands.cli; vision.commands.cli._parser(); print('torch' in sys.modules)"
+    assert shell("-c", told).stdout == "False\n"
+
+
+def test_help_lists_the_commands(cli, capsys):
+    assert cli("--help") == 0
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"^ +{command}\b", shown, re.MULTILINE) for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "required: recipe"),
+        (["train", "digits", "--epochs", "3"], "unrecognized arguments: --epochs"),
+        (["train", "digits", "--stop-after", "0"], "must be at least 1, got 0"),
+        (["evaluate", "run", "--nothing"], "unrecognized arguments: --nothing"),
+        (["train", "digits", "epochs"], "override 'epochs' is not of the form key=value"),
+        (["train", "digts"], "'digts'; nearest: digits"),
+        (["recipes", "copy"], "copy which recipe"),
+        (["recipes", "copy", "digts"], "nearest: digits"),
+        (["inspect", "nothing"], "no recipe file and no shipped recipe is called 'nothing'"),
+    ],
+)
+def test_usage_errors(cli, capsys, arguments, message):
+    assert cli(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_overrides_before_and_after_options(cli, capsys, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("")  # in the way: the recipe is read, then nothing is trained
+    assert cli("train", "digits", "seed=1", "--out", path, "train.epochs=1") == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert cli("train", "digits", "--out", path, "train.epocs=1") == 2
+    assert "nearest: train.epochs" in capsys.readouterr().err
+
+
+def test_recipes_list(cli, capsys):
+    assert cli("recipes") == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) == len(shipped_recipes()) >= 4
+    assert all(name in shown for name in shipped_recipes())
+
+
+def test_recipes_copy(cli, tmp_path, capsys):
+    assert cli("recipes", "copy", "digits", tmp_path) == 0
+    copied = tmp_path / "digits.yaml"
+    assert str(copied) in capsys.readouterr().out
+    assert load_recipe(str(copied)) == load_recipe("digits")
+    copied.write_text("mine")
+    assert cli("recipes", "copy", "digits", tmp_path) == 2
+    assert "exists already and is left as it is" in capsys.readouterr().err
+    assert copied.read_text() == "mine"
+    assert cli("recipes", "copy", "digits", tmp_path / "other.yaml") == 0
+    assert cli("recipes", "copy", "digits", tmp_path / "none/other.yaml") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_inspect_recipe(cli, capsys):
+    assert cli("inspect", "digits", "num_experts=3", "experts.options.width=6") == 0
+    shown = capsys.readouterr().out
+    assert shown.count("small_resnet width=6, stages=3") == 3
+    assert "control expert" in shown
+    assert "mean MMACs of the" in shown
+
+
+def test_inspect_mixture_at_an_exit_rate(cli, capsys):
+    """By hand: delegator + (1 - rate) * expert, on the parts that the table above it shows."""
+    assert cli("inspect", "digits", "--exit-rate", 0.26) == 0
+    shown = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
+    parts = {row[0]: [float(cell) for cell in row[-2:]] for row in rows if len(row) == 4}
+    ((_, macs, parameters),) = [map(float, row) for row in rows if len(row) == 3]
+    delegator, expert = parts["delegator"], parts["expert 0"]
+    assert macs == pytest.approx(delegator[0] + 0.74 * expert[0], rel=1e-3)
+    assert parameters == pytest.approx(delegator[1] + 4 * expert[1], rel=1e-3)
+
+    assert cli("inspect", "digits", "--exit-rate", 1.5) == 2
+    assert "exit_rate must be in [0, 1], got 1.5" in capsys.readouterr().err
+    assert cli("inspect", "divide/digits_terms", "--exit-rate", 0.5) == 2
+    assert "this recipe trains ensembles only" in capsys.readouterr().err
+
+
+def test_inspect_run(cli, trained, capsys):
+    assert cli("inspect", trained) == 0
+    of_run = capsys.readouterr().out
+    assert cli("inspect", trained / "recipe.yaml") == 0
+    assert capsys.readouterr().out == of_run
+    assert cli("inspect", trained, "num_experts=2") == 2
+    assert "overrides are for recipes" in capsys.readouterr().err
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_recipe(cli, tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert cli("inspect", "digits") == 0
+
+
+def test_interrupted_before_training(cli, monkeypatch, capsys):
+    from vision import recipe
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "load_recipe", interrupted)
+    assert cli("train", "digits") == 130
+    assert capsys.readouterr().err == "coe-vision train: interrupted\n"

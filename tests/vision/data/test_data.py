@@ -1,0 +1,578 @@
+"""Every data set's layout, the splits, the statistics, and every refusal before training."""
+
+import gzip
+import hashlib
+import itertools
+import os
+import pickle
+import struct
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vision.data import images as images_module
+from vision.data.augmentation import AUGMENTATIONS
+from vision.data.section import Data, load_data, train_loader
+from vision.data.images import decode_all
+from vision.data.loaders import eval_loader
+
+CLASSES = ["ant", "Bär", "c d"]  # a space and letters beyond ASCII
+
+
+def write_folder(root, split="train", classes=CLASSES, count=10, size=(8, 8), seed=0):
+    """Class folders of noise; every picture's first class-many rows are of the class's brightness."""
+    generator = np.random.default_rng(seed)
+    for number, name in enumerate(classes):
+        (root / split / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+            pixels[:2] = 100 * number
+            Image.fromarray(pixels).save(root / split / name / f"{i:03}.png")
+    return root
+
+
+def folder(root, **options):
+    return Data(**{"name": "folder", "path": str(root), "size": 8, "channels": 3, **options})
+
+
+def quietly(data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return load_data(data)
+
+
+def break_files(files):
+    for file in files:
+        file.write_bytes(file.read_bytes()[:40])
+
+
+# Digits
+
+
+def test_digits_shape_and_determinism():
+    first, second = load_data(Data()), load_data(Data(split_seed=5))
+    for name, count in (("train", 1137), ("validation", 300), ("test", 360)):
+        images, again = getattr(first, name), getattr(second, name)
+        assert len(images) == count
+        sample = images[count - 1]
+        assert sample.keys() == {"image", "target", "index"}
+        assert sample["image"].shape == (1, 8, 8)
+        assert sample["image"].dtype == torch.uint8
+        assert isinstance(sample["target"], int)
+        assert images.targets.dtype == torch.int64
+        assert torch.equal(images._images, again._images)
+        assert images.targets.bincount().min() >= 0.09 * count
+    assert first.train._images.max() == 255
+    assert first.classes == [str(i) for i in range(10)]
+    assert not first.test_is_validation
+    assert first.preprocess.mean[0] == pytest.approx(0.305, abs=0.01)
+    everything = torch.cat([s._images for s in (first.train, first.validation, first.test)])
+    assert len(everything) == 1797
+
+
+def test_digits_need_no_path_and_say_so():
+    with pytest.warns(UserWarning, match="path somewhere ignored"):
+        load_data(Data(path="somewhere"))
+
+
+def test_digits_in_another_size_and_in_colour():
+    data = load_data(Data(size=16, channels=3))
+    image = data.train[0]["image"]
+    assert image.shape == (3, 16, 16)
+    assert torch.equal(image[0], image[2])
+
+
+# Folders
+
+
+def test_folder_with_all_three_splits(tmp_path):
+    write_folder(tmp_path)
+    write_folder(tmp_path, "val", count=2)
+    write_folder(tmp_path, "test", count=3)
+    data = load_data(folder(tmp_path))
+    assert data.classes == sorted(CLASSES)
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [30, 6, 9]
+    assert data.provenance["held_out"] == "the data set's own split"
+    assert data.train.paths[0].endswith(f"{data.classes[0]}/000.png")
+    assert data.train[29]["target"] == 2
+
+
+def test_only_the_splits_asked_for_are_decoded(tmp_path):
+    write_folder(tmp_path)
+    write_folder(tmp_path, "test", count=3)
+    whole, part = load_data(folder(tmp_path)), load_data(folder(tmp_path), decode=("test",))
+    assert [s.cached for s in (whole.train, whole.validation, whole.test)] == [True] * 3
+    assert [s.cached for s in (part.train, part.validation, part.test)] == [False, False, True]
+    for one, other in ((whole.train, part.train), (whole.validation, part.validation)):
+        assert len(one) == len(other)
+        assert all(torch.equal(one[i]["image"], other[i]["image"]) for i in range(len(one)))
+    assert part.preprocess == whole.preprocess
+
+
+def test_folder_without_validation_and_test(tmp_path):
+    write_folder(tmp_path)
+    with pytest.warns(UserWarning, match="no test split; validation stands in"):
+        data = load_data(folder(tmp_path, validation=0.2))
+    assert data.test_is_validation
+    assert data.test is data.validation
+    assert data.train.targets.bincount().tolist() == [8, 8, 8]
+    assert data.validation.targets.bincount().tolist() == [2, 2, 2]
+    assert not set(data.train.paths) & set(data.validation.paths)
+    assert data.provenance["held_out"] == "0.2 of train, stratified, split_seed 0"
+    assert data.provenance["num_train"] == 24
+
+
+def test_held_out_part_depends_on_split_seed_alone(tmp_path):
+    write_folder(tmp_path)
+    first = quietly(folder(tmp_path))
+    assert quietly(folder(tmp_path, train_fraction=0.5)).validation.paths == first.validation.paths
+    other = quietly(folder(tmp_path, split_seed=1, validation=0.3))
+    assert set(other.validation.paths) != set(first.validation.paths)
+
+
+def test_train_fraction_is_stratified_and_nested(tmp_path):
+    write_folder(tmp_path, count=12)
+    parts = [quietly(folder(tmp_path, train_fraction=f)).train for f in (0.01, 0.2, 0.5, 1.0)]
+    assert [p.targets.bincount().tolist() for p in parts] == [[1] * 3, [2] * 3, [6] * 3, [11] * 3]
+    for small, large in itertools.pairwise(parts):
+        assert set(small.paths) < set(large.paths)
+
+
+def test_hidden_files_and_folders_are_no_samples(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "train" / ".cache").mkdir()
+    (tmp_path / "train" / "ant" / "._000.png").write_bytes(b"resource fork")
+    (tmp_path / "train" / "ant" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "train" / "ant" / ".ipynb_checkpoints" / "000.png").write_bytes(b"copy")
+    data = quietly(folder(tmp_path))
+    assert data.classes == sorted(CLASSES)
+    assert len(data.train) + len(data.validation) == 30
+
+
+def test_hidden_parents_do_not_hide_samples(tmp_path):
+    root = write_folder(tmp_path / ".hidden")
+    assert len(quietly(folder(root)).train) == 27
+
+
+def test_statistics_by_hand(tmp_path):
+    for name, value in (("a", 0), ("b", 255)):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (8, 8), (value, 51, 0)).save(tmp_path / "train" / name / f"{i}.png")
+    preprocess = quietly(folder(tmp_path, resize="exact")).preprocess
+    assert preprocess.mean == (0.5, 0.2, 0.0)
+    assert preprocess.std == pytest.approx((0.5, 1 / 255, 1 / 255), abs=1e-4)  # never zero
+    given = folder(tmp_path, mean=[0.1, 0.2, 0.3], std=[1.0, 2.0, 3.0])
+    data = quietly(given)
+    assert data.preprocess.mean == (0.1, 0.2, 0.3)
+    assert data.train.preprocess == data.preprocess
+
+
+@pytest.mark.parametrize("resize", ["exact", "crop"])
+@pytest.mark.parametrize("augmentation", [[], ["flip", "shift"], ["random_resized_crop", "flip"]])
+@pytest.mark.parametrize("size", [(16, 16), (23, 14), (8, 8)])
+def test_cache_changes_nothing(tmp_path, resize, augmentation, size):
+    write_folder(tmp_path, count=4, size=size)
+    data = folder(tmp_path, resize=resize, augmentation=augmentation)
+    cached, read = (quietly(replace(data, cache=cache)) for cache in (True, False))
+    assert cached.train.cached
+    assert not read.train.cached
+    assert cached.preprocess == read.preprocess
+    for index in range(len(cached.train)):
+        plain = cached.train[index]["image"]
+        assert torch.equal(plain, cached.preprocess.load(cached.train.paths[index]))
+        assert torch.equal(plain, read.train[index]["image"])
+        view = cached.train[index, 5]["image"]
+        assert view.shape == (3, 8, 8)
+        assert torch.equal(view, read.train[index, 5]["image"])
+    first, second = (
+        next(iter(train_loader(replace(data, workers=w), s.train, 4, seed=0)))
+        for w, s in ((0, cached), (2, read))
+    )
+    assert torch.equal(first["image"], second["image"])
+
+
+def test_cache_is_chosen_by_size(tmp_path, monkeypatch):
+    write_folder(tmp_path)
+    assert quietly(folder(tmp_path)).train.cached
+    monkeypatch.setattr("vision.data.section.CACHE_BYTES", 30 * 3 * 64)
+    assert quietly(folder(tmp_path)).train.cached
+    monkeypatch.setattr("vision.data.section.CACHE_BYTES", 30 * 3 * 64 - 1)
+    assert not quietly(folder(tmp_path)).train.cached
+
+
+def test_images_smaller_than_asked_for_are_enlarged(tmp_path):
+    write_folder(tmp_path, size=(5, 3))
+    for resize in ("exact", "crop"):
+        data = quietly(folder(tmp_path, resize=resize, augmentation=["shift"], size=16))
+        assert data.train[0]["image"].shape == data.train[0, 1]["image"].shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"two\nlines", b"bell\x07"])
+def test_class_folders_whose_names_cannot_be_printed(tmp_path, name):
+    write_folder(tmp_path)
+    os.mkdir(os.path.join(os.fsencode(tmp_path / "train"), name))
+    with pytest.raises(
+        ValueError, match=r"1 class folders have names that cannot be printed: '.*\\"
+    ):
+        load_data(folder(tmp_path))
+
+
+def test_class_folders_with_odd_names(tmp_path):
+    for odd in (["-x", "50%", "[red]"], ["a=b", "日本", "$x_{"], ["train", "#1, 'two'"]):
+        root = write_folder(tmp_path / odd[0], classes=odd, count=2)
+        assert quietly(folder(root)).classes == sorted(odd)
+
+
+# Unreadable files
+
+
+def test_a_few_unreadable_files_are_left_out(tmp_path):
+    write_folder(tmp_path, count=80)
+    files = sorted((tmp_path / "train" / "ant").iterdir())
+    break_files(files[:1])
+    write_folder(tmp_path, "test", count=1)
+    with pytest.warns(UserWarning, match=r"train: left out 1 of \d+ images.*\n.*ant/000\.png"):
+        data = load_data(folder(tmp_path, validation=0.02))
+    assert sum(data.provenance["left_out"].values()) == 1
+    assert str(files[0]) not in data.train.paths
+    assert len(data.train) == len(data.train.targets) == len(data.train.paths) == 233
+    assert data.train[232]["target"] == 2
+
+
+@pytest.mark.parametrize("cache", [True, None])
+def test_many_unreadable_files_stop(tmp_path, cache):
+    write_folder(tmp_path)
+    break_files(sorted((tmp_path / "train" / "ant").iterdir()))
+    with pytest.raises(
+        ValueError, match=r"train: 9 of 27 images \(33.3%\) cannot be read, not under 1%"
+    ):
+        quietly(folder(tmp_path, cache=cache))
+
+
+def test_unreadable_files_on_the_fly(tmp_path):
+    write_folder(tmp_path, count=100)
+    write_folder(tmp_path, "validation", count=40)
+    data = quietly(folder(tmp_path, cache=False, augmentation=["flip"], workers=2))
+    bad = data.train.targets.tolist().index(1)
+    break_files([tmp_path / "train" / data.classes[1] / "000.png"])
+    with pytest.warns(UserWarning, match=r"000\.png.*next readable sample takes its place"):
+        view = data.train[bad, 3]
+    assert (view["index"], view["target"]) == (bad + 1, 1)
+    assert torch.equal(view["image"], data.train[bad + 1, 3]["image"])
+    with warnings.catch_warnings():  # told once
+        warnings.simplefilter("error")
+        assert data.train[bad, 4]["index"] == bad + 1
+        plain = data.train[bad]
+    assert (plain["index"], plain["target"]) == (bad, 1)
+    assert plain["image"].unique().tolist() == [128]
+    break_files([tmp_path / "train" / data.classes[2] / "050.png"])
+    options = folder(tmp_path, augmentation=["flip"], workers=2)
+    first = list(train_loader(options, data.train, 30, seed=0))
+    assert data.train._unreadable.sum() == 2  # a worker told this process
+    second = list(train_loader(replace(options, workers=0), data.train, 30, seed=0))
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(first, second, strict=True))
+    assert torch.cat([batch["index"] for batch in first]).unique().numel() == 298
+
+
+@pytest.mark.filterwarnings("ignore:cannot read the image")
+def test_unreadable_files_on_the_fly_stop_above_the_limit(tmp_path):
+    write_folder(tmp_path, count=100)
+    data = quietly(folder(tmp_path, cache=False, augmentation=["flip"]))
+    break_files(sorted((tmp_path / "train" / "ant").iterdir()))
+    loader = train_loader(replace(folder(tmp_path), workers=0), data.train, 50, seed=0)
+    with pytest.raises(ValueError, match=r"3 of 270 images \(1.1%\) cannot be read"):
+        list(loader)
+
+
+def test_last_sample_unreadable_wraps_around(tmp_path):
+    write_folder(tmp_path, count=60)
+    data = quietly(folder(tmp_path, cache=False, augmentation=["flip"]))
+    break_files([type(tmp_path)(data.train.paths[-1])])
+    with pytest.warns(UserWarning, match="takes its place"):
+        assert data.train[len(data.train) - 1, 0]["index"] == 0
+    assert len(list(eval_loader(data.train, 50))) == 4
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_when_it_takes_long(tmp_path, monkeypatch, capsys, terminal):
+    write_folder(tmp_path, classes=["a"], count=3)
+    monkeypatch.setattr(images_module, "_QUIET_SECONDS", 0.0)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    load = Data(channels=3).preprocess().load
+    paths = sorted(str(f) for f in (tmp_path / "train" / "a").iterdir())
+    images, kept = decode_all(paths, load, "train")
+    assert kept == [0, 1, 2]
+    assert images[0].shape == (3, 8, 8)
+    shown = capsys.readouterr().err
+    assert "train" in shown
+    assert "images/s" in shown
+    if not terminal:
+        assert "3/3" in shown
+        assert "\x1b" not in shown
+
+
+# Refusals
+
+
+def test_path_is_needed_and_must_exist(tmp_path):
+    for name in ("folder", "cifar10", "cifar100", "fashion_mnist", "imagenet"):
+        with pytest.raises(ValueError, match=f"data.path: {name} needs the folder"):
+            load_data(Data(name=name))
+        with pytest.raises(FileNotFoundError, match=r"data.path: there is no folder .*gone"):
+            load_data(Data(name=name, path=str(tmp_path / "gone")))
+
+
+def test_empty_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder train for the train split; expected"):
+        load_data(folder(tmp_path))
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match="no class folders in it"):
+        load_data(folder(tmp_path))
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir()
+        (tmp_path / "train" / name / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"no images \(\.jpg.*\) in its 2 class folders"):
+        load_data(folder(tmp_path))
+    Image.new("L", (4, 4)).save(tmp_path / "train" / "a" / "0.png")
+    with pytest.raises(ValueError, match="for 1 of 2 classes: b; add some"):
+        load_data(folder(tmp_path))
+
+
+def test_one_class_and_one_image_each(tmp_path):
+    write_folder(tmp_path / "one", classes=["only"])
+    with pytest.raises(ValueError, match=r"only one class \(only\); at least two"):
+        load_data(folder(tmp_path / "one"))
+    write_folder(tmp_path / "each", count=1)
+    with pytest.raises(ValueError, match="3 training images, one of each class: none can be held"):
+        load_data(folder(tmp_path / "each"))
+
+
+@pytest.mark.parametrize("split", ["validation", "val", "valid", "test"])
+def test_class_folders_that_differ(tmp_path, split):
+    write_folder(tmp_path)
+    write_folder(tmp_path, split, classes=["ant", "c d", "dog"], count=1)
+    with pytest.raises(ValueError, match=rf"{split}: its class .* missing: Bär; extra: dog"):
+        load_data(folder(tmp_path))
+
+
+def test_two_validation_folders(tmp_path):
+    for split in ("train", "val", "validation"):
+        write_folder(tmp_path, split)
+    with pytest.raises(ValueError, match="has both validation/ and val/; keep one"):
+        load_data(folder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "cifar"}, "unknown data set 'cifar'; nearest: cifar10"),
+        ({"augmentation": ["flip", "shfit"]}, "'shfit'; nearest: shift; known: shift, flip"),
+        ({"validation": 0.0}, "above 0 and below 1; got 0.0"),
+        ({"validation": 1.0}, "above 0 and below 1; got 1.0"),
+        ({"train_fraction": 0.0}, "at most 1; got 0.0"),
+        ({"mixup": -0.1}, "mixup is an alpha, at least 0; got -0.1"),
+        ({"cutmix": -1.0}, "cutmix is an alpha"),
+        ({"workers": -1}, "workers is at least 0, or null; got -1"),
+        ({"mean": [0.5]}, "both mean and std, or neither"),
+        ({"mean": [0.5], "std": [0.0]}, "std must be above 0"),
+        ({"mean": [0.5] * 3, "std": [0.5] * 3}, "3 values of mean for 1 channels"),
+        ({"size": 0}, "size is the side"),
+        ({"channels": 4}, "channels is 1 .* or 3"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=message):
+        Data(**options)
+
+
+def test_help_names_every_augmentation():
+    for name in AUGMENTATIONS:
+        assert name in Data.__doc__
+
+
+# The published layouts
+
+
+def write_idx(file, values, compress):
+    values = np.asarray(values, dtype=np.uint8)
+    header = struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+    content = header + values.tobytes()
+    file.with_name(file.name + ".gz" * compress).write_bytes(
+        gzip.compress(content) if compress else content
+    )
+
+
+def write_fashion(path, compress=False, labels=None):
+    path.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    for prefix in ("train", "t10k"):
+        write_idx(path / f"{prefix}-images-idx3-ubyte", pixels, compress)
+        targets = np.arange(40) % 10 if labels is None else labels
+        write_idx(path / f"{prefix}-labels-idx1-ubyte", targets, compress)
+    return pixels
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
+def test_fashion_mnist(tmp_path, compress, below):
+    pixels = write_fashion(tmp_path / below, compress)
+    data = load_data(Data(name="fashion_mnist", path=str(tmp_path), size=28, validation=0.25))
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [30, 10, 40]
+    assert data.validation.targets.bincount().tolist() == [1] * 10
+    assert torch.equal(data.test._images[:, 0], torch.from_numpy(pixels))
+    assert data.classes[9] == "Ankle boot"
+    assert data.train.paths is None
+
+
+def test_fashion_mnist_refusals(tmp_path):
+    data = Data(name="fashion_mnist", path=str(tmp_path), size=28)
+    with pytest.raises(FileNotFoundError, match=r"neither train-images-idx3-ubyte nor .*\.gz in"):
+        load_data(data)
+    labels = np.arange(40) % 10
+    labels[7] = 10
+    write_fashion(tmp_path, labels=labels)
+    with pytest.raises(ValueError, match=r"1 of 40 labels out of range 0 to 9; .* 7 with label 10"):
+        load_data(data)
+    write_fashion(tmp_path, labels=np.zeros(39))
+    with pytest.raises(ValueError, match=r"train-labels.*39 labels for 40 images"):
+        load_data(data)
+    labels = tmp_path / "train-labels-idx1-ubyte"
+    labels.write_bytes(labels.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="38 values, its header says 39"):
+        load_data(data)
+    labels.write_bytes(b"<html>")
+    with pytest.raises(ValueError, match="not an idx file of bytes with 1 axes"):
+        load_data(data)
+    labels.unlink()
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"x" * 99)[:20])
+    with pytest.raises(ValueError, match="damaged gzip file"):
+        load_data(data)
+
+
+def write_cifar(path, monkeypatch, dataset, files, meta, meta_key, key, classes):
+    path.mkdir()
+    sums = []
+    generator = np.random.default_rng(0)
+    for file in files:
+        content = pickle.dumps(
+            {
+                "data": generator.integers(0, 256, (20, 3072), dtype=np.uint8),
+                key: (np.arange(20) % len(classes)).tolist(),
+            }
+        )
+        (path / file).write_bytes(content)
+        sums.append([file, hashlib.md5(content).hexdigest()])
+    content = pickle.dumps({meta_key: classes})
+    (path / meta).write_bytes(content)
+    monkeypatch.setattr(dataset, "train_list", sums[:-1])
+    monkeypatch.setattr(dataset, "test_list", sums[-1:])
+    md5 = hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(dataset, "meta", {**dataset.meta, "filename": meta, "md5": md5})
+
+
+def test_cifar10_and_cifar100_in_torchvisions_layout(tmp_path, monkeypatch):
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    ten = [f"c{i}" for i in range(10)]
+    write_cifar(
+        *(tmp_path / "cifar-10-batches-py", monkeypatch, CIFAR10, ["b1", "b2", "t"]),
+        *("batches.meta", "label_names", "labels", ten),
+    )
+    write_cifar(
+        *(tmp_path / "cifar-100-python", monkeypatch, CIFAR100, ["train", "test"]),
+        *("meta", "fine_label_names", "fine_labels", ten),
+    )
+    for name, count in (("cifar10", 40), ("cifar100", 20)):
+        data = load_data(Data(name=name, path=str(tmp_path), size=32, channels=3))
+        assert len(data.train) + len(data.validation) == count
+        assert len(data.test) == 20
+        assert data.classes == ten
+        both = torch.cat([data.train._images, data.validation._images])
+        raw = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
+        assert any(np.array_equal(raw[0], i.flatten().numpy()) for i in both)
+    (tmp_path / "cifar-10-batches-py" / "b2").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"no complete cifar-10-batches-py/ in it"):
+        load_data(Data(name="cifar10", path=str(tmp_path), size=32, channels=3))
+
+
+def test_cifar10_as_a_folder_is_not_cropped(tmp_path):
+    write_folder(tmp_path)
+    write_folder(tmp_path, "test", count=2)
+    data = load_data(Data(name="cifar10", path=str(tmp_path), size=8, channels=3))
+    assert data.preprocess.resize == "exact"
+    assert len(data.test) == 6
+
+
+def test_imagenet_holds_validation_out_of_train_and_tests_on_val(tmp_path):
+    write_folder(tmp_path)
+    write_folder(tmp_path, "val", count=2, seed=1)
+    data = load_data(Data(name="imagenet", path=str(tmp_path), size=8, channels=3))
+    assert data.preprocess.resize == "crop"
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [27, 3, 6]
+    assert "train" in data.validation.paths[0]
+    assert "val" in data.test.paths[0]
+
+
+# Several data sets joined
+
+
+def joined(*roots, **options):
+    names = "+".join(["folder"] * len(roots))
+    path = os.pathsep.join(map(str, roots))
+    return Data(**{"name": names, "path": path, "size": 8, "channels": 3, **options})
+
+
+def test_joined_sets_keep_every_sample_and_every_class(tmp_path):
+    first = write_folder(tmp_path / "a", classes=["ant", "bee"], count=10)
+    second = write_folder(tmp_path / "b", classes=["bee", "cat", "dog"], count=20, seed=1)
+    for root, classes in ((first, ["ant", "bee"]), (second, ["bee", "cat", "dog"])):
+        write_folder(root, "test", classes, count=4)
+    data = load_data(joined(first, second))
+    assert data.classes == ["ant", "folder 1 bee", "folder 2 bee", "cat", "dog"]
+    assert data.train.targets.bincount().tolist() == [9, 9, 18, 18, 18]
+    assert data.validation.targets.bincount().tolist() == [1, 1, 2, 2, 2]
+    assert data.test.targets.bincount().tolist() == [4] * 5
+    alone = load_data(folder(second))
+    own = [data.test[i]["image"] for i in range(8, 20)]
+    assert torch.equal(torch.stack(own), torch.stack([alone.test[i]["image"] for i in range(12)]))
+
+
+def test_joined_sets_of_different_shape(tmp_path):
+    """Grey 8 x 8 digits without a folder beside colour pictures: both become size x size RGB."""
+    pictures = write_folder(tmp_path / "a", size=(20, 12), count=10)
+    for split in ("validation", "test"):
+        write_folder(pictures, split, count=2)
+    data = load_data(joined(pictures, "", name="folder+digits", size=12))
+    assert data.classes == [*sorted(CLASSES), *map(str, range(10))]
+    assert (
+        data.train[0]["image"].shape
+        == data.train[len(data.train) - 1]["image"].shape
+        == (3, 12, 12)
+    )
+    assert len(data.train) == 30 + 1137
+
+
+def test_joined_sets_need_a_folder_each(tmp_path):
+    root = write_folder(tmp_path / "a")
+    with pytest.raises(ValueError, match="joins 2 data sets, but there are 1 folders"):
+        load_data(joined(root, name="folder+cifar10"))
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none"):
+        load_data(joined(root, tmp_path / "none"))
+
+
+def test_joined_sets_must_have_the_same_splits(tmp_path):
+    first, second = write_folder(tmp_path / "a"), write_folder(tmp_path / "b")
+    write_folder(first, "test", count=2)
+    with pytest.raises(ValueError, match=r"folder without a test split, the others with one"):
+        load_data(joined(first, second))
+
+
+def test_an_unknown_joined_set_is_named():
+    with pytest.raises(ValueError, match="unknown data set 'cifar1'; nearest: cifar10"):
+        Data(name="fashion_mnist+cifar1")

@@ -1,0 +1,421 @@
+"""Order, views, resuming and data parallelism of the loaders."""
+
+import itertools
+import pickle
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, Subset
+from torchvision.transforms import v2
+
+from vision.data.augmentation import AUGMENTATIONS, Augmentation, mix_seeds
+from vision.data.section import Data, train_loader
+from vision.data.images import ImageSet
+from vision.data.loaders import EpochSampler, MixSamples, ResumableLoader, collate_samples, eval_loader
+
+
+def images(n=22, channels=3, size=16, names=("shift", "flip"), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(
+        0, 256, (n, channels, size, size), generator=generator, dtype=torch.uint8
+    )
+    preprocess = Data(size=size, channels=channels).preprocess()
+    augmentation = Augmentation(names, size) if names else None
+    return ImageSet(torch.arange(n) % 3, ["a", "b", "c"], preprocess, pixels, None, augmentation)
+
+
+def loader(data=None, batch_size=4, seed=0, workers=0, **options):
+    data = data or images()
+    sampler = EpochSampler(len(data), batch_size, seed, **options)
+    return ResumableLoader(data, sampler, workers)
+
+
+def same(left, right):
+    assert len(left) == len(right) > 0
+    for a, b in zip(left, right, strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+# The sampler
+
+
+def test_order_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        sampler = EpochSampler(50, 10, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    torch.manual_seed(1)
+    first = order(0, 0)
+    torch.manual_seed(2)
+    assert order(0, 0) == first
+    assert sorted(index for index, _ in first) == list(range(50))
+    assert [i for i, _ in order(0, 1)] != [i for i, _ in first] != [i for i, _ in order(1, 0)]
+    assert len({seed for _, seed in first + order(0, 1) + order(1, 0)}) == 150
+    assert all(0 <= seed < 2**63 for _, seed in first)
+
+
+def test_without_shuffling_and_the_last_incomplete_batch():
+    sampler = EpochSampler(11, 4, seed=0, shuffle=False)
+    assert [index for index, _ in sampler] == list(range(8))
+    assert (len(sampler), sampler.num_batches) == (8, 2)
+
+
+def test_ranks_share_every_global_batch():
+    whole = [index for index, _ in EpochSampler(22, 8, seed=3)]
+    ranks = [
+        [item for item, _ in EpochSampler(22, 8, seed=3, rank=r, world_size=2)] for r in (0, 1)
+    ]
+    for step in range(2):
+        union = [index for rank in ranks for index in rank[4 * step : 4 * step + 4]]
+        assert union == whole[8 * step : 8 * step + 8]
+
+
+def test_two_processes_read_what_one_reads():
+    one = list(loader(batch_size=8))
+    ranks = [list(loader(batch_size=8, rank=r, world_size=2)) for r in (0, 1)]
+    joined = [{k: torch.cat([a[k], b[k]]) for k in a} for a, b in zip(*ranks, strict=True)]
+    same(joined, one)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 11}, "batch size 11 with 10 training samples .* from 1 to 10"),
+        ({"batch_size": 0}, "batch size 0"),
+        ({"batch_size": 4, "world_size": 3}, "4 does not divide evenly over 3 processes"),
+        ({"batch_size": 4, "world_size": 2, "rank": 2}, "rank 2 is not one of 2"),
+    ],
+)
+def test_sampler_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        EpochSampler(10, seed=0, **options)
+
+
+def test_seeds_are_stable():
+    # A change of these numbers would break resuming runs of earlier versions.
+    assert mix_seeds(0, 1, np.arange(2)).tolist() == [2482289063980384216, 2533777038635110281]
+    assert mix_seeds(-1).dtype == np.int64
+
+
+# Views
+
+
+@pytest.mark.parametrize("names", [["shift", "flip"], ["randaugment", "random_erasing"]])
+def test_views_are_the_same_with_workers_and_again(names):
+    data = images(names=names)
+    plain = list(loader(data))
+    same(list(loader(data)), plain)
+    same(list(loader(data, workers=2)), plain)
+    other = loader(data)
+    other.epoch_sampler.set_epoch(1)
+    by_index = {int(i): x for b in plain for i, x in zip(b["index"], b["image"], strict=True)}
+    again = {int(i): x for b in other for i, x in zip(b["index"], b["image"], strict=True)}
+    common = by_index.keys() & again.keys()
+    assert len(common) > 10
+    assert sum(not torch.equal(by_index[i], again[i]) for i in common) > len(common) / 2
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_view_depends_on_its_seed_alone(name, channels):
+    data = images(channels=channels, names=[name])
+    batch = data.__getitems__([(i, 100 + i) for i in range(8)])
+    state = torch.get_rng_state()
+    for i in reversed(range(8)):
+        assert torch.equal(data[i, 100 + i]["image"], batch[i]["image"])
+    assert torch.equal(torch.get_rng_state(), state)
+    views = torch.stack([data[3, seed]["image"] for seed in range(40)])
+    assert views.dtype == torch.uint8
+    assert views.shape == (40, channels, 16, 16)
+    assert len({tuple(v.flatten().tolist()) for v in views}) > 1
+    assert torch.equal(data[3]["image"], images(channels=channels)[3]["image"])  # no seed, plain
+
+
+def test_flip_and_shift_by_hand():
+    data = images(names=["flip"])
+    plain = data[0]["image"]
+    views = [data[0, seed]["image"] for seed in range(200)]
+    flipped = [torch.equal(v, plain.flip(-1)) for v in views]
+    assert all(f or torch.equal(v, plain) for f, v in zip(flipped, views, strict=True))
+    assert 70 < sum(flipped) < 130
+
+    data = images(names=["shift"])
+    padded = torch.nn.functional.pad(plain, [2] * 4)
+    places = {(y, x): padded[:, y : y + 16, x : x + 16] for y in range(5) for x in range(5)}
+    seen = set()
+    for seed in range(400):
+        view = data[0, seed]["image"]
+        found = [place for place, crop in places.items() if torch.equal(crop, view)]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len(seen) == 25
+
+
+def test_flip_does_not_write_into_the_cache():
+    data = images(names=["flip"])
+    before = data._images.clone()
+    for _ in loader(data):
+        pass
+    assert torch.equal(data._images, before)
+
+
+def test_global_generator_is_left_alone():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    for _ in loader(images(names=["color_jitter"])):
+        pass
+    for _ in eval_loader(images(), 5):
+        pass
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_unknown_augmentation_names_the_nearest():
+    with pytest.raises(ValueError, match="'randaugement'; nearest: randaugment"):
+        Augmentation(["randaugement"], 16)
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("passed", [1, 3])
+def test_resume_inside_an_epoch(workers, passed):
+    whole = loader()
+    whole.epoch_sampler.set_epoch(2)
+    expected = list(whole)
+    first = loader()
+    first.epoch_sampler.set_epoch(2)
+    iterator = iter(first)
+    for _ in range(passed):
+        next(iterator)
+    state = first.state_dict()
+    assert state["batches"] == passed
+    second = loader(workers=workers)
+    second.load_state_dict(state)
+    assert second.state_dict() == state
+    iterator = iter(second)  # Lightning makes the iterator before it sets the epoch
+    second.epoch_sampler.set_epoch(2)
+    assert len(second) == len(expected) == 5
+    same(list(iterator), expected[passed:])
+    second.epoch_sampler.set_epoch(3)
+    whole.epoch_sampler.set_epoch(3)
+    same(list(second), list(whole))
+
+
+def test_resume_reads_nothing_of_what_was_passed(monkeypatch):
+    read = []
+    data = images()
+    original = ImageSet.__getitems__
+    monkeypatch.setattr(
+        ImageSet, "__getitems__", lambda s, items: read.append(len(items)) or original(s, items)
+    )
+    resumed = loader(data)
+    resumed.load_state_dict({**resumed.state_dict(), "batches": 3})
+    assert len(list(resumed)) == 2
+    assert read == [4, 4]
+
+
+def test_state_is_zero_at_the_end_of_an_epoch():
+    data = loader()
+    iterator = iter(data)
+    assert data.state_dict()["batches"] == 0
+    for _ in range(5):
+        next(iterator)
+    assert data.state_dict()["batches"] == 0  # all yielded, though the iterator does not know yet
+    assert next(iterator, None) is None
+    assert data.state_dict()["batches"] == 0
+    data.load_state_dict(data.state_dict())
+    assert len(list(data)) == 5
+
+
+def test_resume_in_a_later_epoch_starts_it_afresh():
+    # Lightning's limit_train_batches ends an epoch before the loader does.
+    data = loader()
+    data.load_state_dict({**data.state_dict(), "batches": 3, "epoch": 0})
+    data.epoch_sampler.set_epoch(1)
+    assert len(list(data)) == 5
+
+
+def test_resume_on_another_number_of_processes():
+    one = list(loader(batch_size=8))
+    first = loader(batch_size=8)
+    next(iter(first))
+    ranks = [loader(batch_size=8, rank=r, world_size=2) for r in (0, 1)]
+    for rank in ranks:
+        rank.load_state_dict(first.state_dict())
+    rest = [list(rank) for rank in ranks]
+    joined = [{k: torch.cat([a[k], b[k]]) for k in a} for a, b in zip(*rest, strict=True)]
+    same(joined, one[1:])
+
+
+@pytest.mark.parametrize("key", ["batch_size", "num_samples", "seed"])
+def test_resume_of_something_else_is_an_error(key):
+    data = loader()
+    state = {**data.state_dict(), "batches": 1}
+    state[key] += 1
+    with pytest.raises(ValueError, match=f"behind batch 1 of an epoch: {key} was"):
+        data.load_state_dict(state)
+    data.load_state_dict({**state, "batches": 0})  # between epochs anything goes
+
+
+def test_an_abandoned_iteration_leaves_nothing_behind():
+    data = loader(workers=2)
+    expected = list(loader())
+    next(iter(data))
+    same(list(data), expected)
+
+
+class Record(lightning.LightningModule):
+    """Notes which samples it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def training_step(self, batch, _):
+        self.seen.append(batch["index"].tolist())
+        return self.weight * 0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_lightning_resumes_inside_an_epoch_and_at_its_end(tmp_path, workers):
+    def fit(**options):
+        module = Record()
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            max_epochs=3,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            callbacks=[ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)],
+        )
+        trainer.fit(module, loader(workers=workers), **options)
+        return module.seen
+
+    expected = []
+    for epoch in range(3):
+        plain = loader()
+        plain.epoch_sampler.set_epoch(epoch)
+        expected += [batch["index"].tolist() for batch in plain]
+    assert fit() == expected
+    for step in (3, 5, 7, 14):
+        checkpoint = tmp_path / f"step={step}.ckpt"
+        assert fit(ckpt_path=checkpoint, weights_only=True) == expected[step:]
+
+
+# Batches
+
+
+def test_batch_layout_and_default_collation():
+    data = images()
+    batch = next(iter(loader(data)))
+    assert batch.keys() == {"image", "target", "index"}
+    assert batch["image"].dtype == torch.uint8
+    assert batch["image"].shape == (4, 3, 16, 16)
+    assert batch["target"].dtype == batch["index"].dtype == torch.int64
+    assert torch.equal(batch["target"], data.targets[batch["index"]])
+    assert next(iter(DataLoader(data, 4)))["image"].shape == (4, 3, 16, 16)
+
+
+def test_eval_loader_reads_everything_in_order():
+    data = images()
+    batches = list(eval_loader(data, 5))
+    assert [len(b["index"]) for b in batches] == [5, 5, 5, 5, 2]
+    assert torch.cat([b["index"] for b in batches]).tolist() == list(range(22))
+    assert torch.equal(torch.cat([b["image"] for b in batches]), data._images)
+    part = list(eval_loader(Subset(data, range(1, 22, 2)), 5))
+    assert torch.cat([b["index"] for b in part]).tolist() == list(range(1, 22, 2))
+    same(list(eval_loader(data, 5, workers=2)), batches)
+
+
+def test_train_loader_workers(monkeypatch):
+    monkeypatch.setattr("vision.data.loaders.num_processors", lambda: 2)
+    assert train_loader(Data(), images(), 4, seed=0).num_workers == 0
+    costly = images(names=["rotate"])
+    assert train_loader(Data(), costly, 4, seed=0).num_workers == 1
+    assert train_loader(Data(), costly, 4, seed=0, world_size=4).num_workers == 0
+    assert train_loader(Data(), costly, 4, seed=0, world_size=4, per_node=1).num_workers == 1
+    assert train_loader(Data(workers=2), images(), 4, seed=0).num_workers == 2
+    with pytest.raises(ValueError, match="batch size 23 with 22 training samples"):
+        train_loader(Data(), images(), 23, seed=0)
+
+
+@pytest.mark.parametrize("alphas", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
+def test_mixing(alphas):
+    data = images()
+    first = list(train_loader(Data(**alphas), data, 4, seed=0))
+    torch.manual_seed(99)
+    same(list(train_loader(Data(**alphas, workers=2), data, 4, seed=0)), first)
+    for batch in first:
+        assert batch["image"].dtype == torch.uint8
+        assert batch["target"].shape == (4, 3)
+        assert batch["target"].dtype == torch.float32
+        torch.testing.assert_close(batch["target"].sum(1), torch.ones(4))
+    assert any(((b["target"] > 0) & (b["target"] < 1)).any() for b in first)
+    assert not any(torch.equal(a["image"], b["image"]) for a, b in itertools.pairwise(first))
+
+
+def test_mixup_equals_torchvisions():
+    samples = images(names=None).__getitems__([(i, 7 + i) for i in range(4)])
+    got = MixSamples(3, mixup=0.4)(samples)
+    batch = collate_samples(samples)
+    torch.manual_seed(int(mix_seeds(7, 1)[0]))
+    choose = v2.RandomChoice([v2.MixUp(num_classes=3, alpha=0.4)])
+    image, target = choose(batch["image"].float(), batch["target"])
+    assert torch.equal(got["target"], target)
+    assert (got["image"].float() - image).abs().max() <= 0.5
+
+
+def test_a_set_and_its_collation_can_be_sent_to_spawned_workers():
+    data = images(names=list(AUGMENTATIONS))
+    again = pickle.loads(pickle.dumps(data))
+    assert torch.equal(again[3, 5]["image"], data[3, 5]["image"])
+    mix = MixSamples(3, mixup=0.4)
+    samples = data.__getitems__([(0, 1), (1, 2)])
+    assert torch.equal(pickle.loads(pickle.dumps(mix))(samples)["target"], mix(samples)["target"])
+
+
+def test_index_outside_the_set():
+    with pytest.raises(IndexError, match="index 22 in a set of 22"):
+        images()[22]
+    with pytest.raises(ValueError, match="images or paths"):
+        ImageSet(torch.zeros(1), [], Data().preprocess())
+
+
+def test_a_number_in_brackets():
+    def share_erased(name):
+        data = images(names=[name], channels=3)
+        plain = data[0]["image"]
+        return sum(not torch.equal(data[0, seed]["image"], plain) for seed in range(300)) / 300
+
+    assert 0.4 < share_erased("random_erasing(0.5)") < 0.6
+    assert 0.15 < share_erased("random_erasing") < 0.35
+    assert share_erased("random_erasing(1)") == 1
+    whole = Augmentation(["random_resized_crop(1.0)"], 16)._transforms["random_resized_crop"]
+    assert whole.scale == (1.0, 1.0)
+    assert Augmentation(["random_resized_crop(0.1)"], 16).crops_originals
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("flip(0.5)", r"'flip\(0.5\)' takes no number; those that do: random_resized_crop"),
+        ("random_erasing(2)", r"expected a number above 0, at most 1, as in random_erasing\(0.5\)"),
+        ("random_erasing(x)", "expected a number above 0"),
+        ("random_erasing(0.5", "expected a number above 0"),
+        ("random_ersing(0.5)", "unknown augmentation 'random_ersing'; nearest: random_erasing"),
+    ],
+)
+def test_a_number_that_means_nothing(name, message):
+    with pytest.raises(ValueError, match=message):
+        Augmentation([name], 16)

@@ -1,0 +1,113 @@
+"""Operating points: aims as typed, fitted on validation data, kept with the run."""
+
+import datetime
+import json
+import shutil
+
+import pytest
+
+from vision.evaluation.calibrate import parse_aim
+from vision.evaluation.predictions import run_macs
+from vision.run import load_run
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "aim"),
+    [
+        ("best", ("best", None)),
+        ("macs=100M", ("macs", 1e8)),
+        ("macs=1.5g", ("macs", 1.5e9)),
+        ("macs=20k", ("macs", 2e4)),
+        ("macs=123", ("macs", 123.0)),
+        ("latency=0.3", ("latency", 0.3)),
+        ("accuracy_drop=0.5%", ("accuracy_drop", 0.005)),
+        ("accuracy=90%", ("accuracy", 0.9)),
+        ("accuracy=0.9", ("accuracy", 0.9)),
+    ],
+)
+def test_aims(text, aim):
+    assert parse_aim(text) == aim
+
+
+@pytest.mark.parametrize(
+    "text", ["bset", "best=1", "macs", "macs=", "macs=much", "macs=-1", "macs=nan", "=3", "mac=3"]
+)
+def test_unknown_aims(text):
+    with pytest.raises(ValueError, match=r"unknown aim .*; known: best, macs=100M, latency"):
+        parse_aim(text)
+
+
+def test_percent_forgotten():
+    with pytest.raises(
+        ValueError, match="'accuracy=90' is above 1; with a percent sign: accuracy=90%"
+    ):
+        parse_aim("accuracy=90")
+
+
+def test_default_points(trained):
+    points = load_run(trained).operating_points
+    assert [points[name].aim for name in ("best", "drop", "half")] == [
+        "best",
+        "accuracy_drop",
+        "macs",
+    ]
+    assert points["half"].cost <= points["half"].value
+    assert points["best"].quality >= max(point.quality for point in points.values())
+
+
+def test_stored_with_provenance_and_replaced(cli, run, capsys):
+    macs = run_macs(load_run(run).networks)
+    budget = round(macs.delegator + 0.3 * macs.expert)
+    aims = [f"macs={budget}", "accuracy_drop=50%", "accuracy=1%", "latency=1000"]
+    assert cli("calibrate", run, *aims) == 0
+    stored = json.loads((run / "operating_points.json").read_text())
+    assert set(stored) == {"best", "drop", "half", *aims}
+    point = stored[f"macs={budget}"]
+    assert point["cost"] <= budget
+    assert point["value"] == budget
+    assert point["num_samples"] == 300
+    assert point["data"] == "digits, validation split"
+    assert point["date"] == datetime.date.today().isoformat()
+    assert stored["latency=1000"]["cost_unit"] == "ms"
+    assert stored["accuracy=1%"]["exit_rate"] == 1  # the cheapest that reaches it
+    loaded = load_run(run).operating_points
+    assert {name: p.to_dict() for name, p in loaded.items()} == stored
+    assert cli("calibrate", run, "best") == 0
+    assert len(load_run(run).operating_points) == 7
+
+
+def test_guarantee(cli, run, capsys):
+    assert cli("calibrate", run, "accuracy_drop=20%", "--guarantee", 0.95) == 0
+    point = load_run(run).operating_points["accuracy_drop=20%"]
+    assert point.guarantee == 0.95
+    assert cli("calibrate", run, "accuracy_drop=0.01%", "--guarantee", 0.999) == 0
+    assert load_run(run).operating_points["accuracy_drop=0.01%"].exit_rate == 0  # too few data
+    assert cli("calibrate", run, "macs=1M", "--guarantee", 0.95) == 2
+    assert "a guarantee is defined for accuracy_drop" in capsys.readouterr().err
+    assert cli("calibrate", run, "accuracy_drop=20%", "--guarantee", 1.5) == 2
+    assert "guarantee must be in (0, 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("aim", "message"),
+    [("macs=10", "below the delegator's own"), ("accuracy=100%", "the best on this data is 0.")],
+)
+def test_unreachable_aims_say_what_can_be_reached(cli, run, capsys, aim, message):
+    before = (run / "operating_points.json").read_bytes()
+    assert cli("calibrate", run, "best", aim) == 2
+    assert message in capsys.readouterr().err
+    assert (run / "operating_points.json").read_bytes() == before
+
+
+def test_damaged_file(cli, run, capsys):
+    for content in ("{", "[]", '{"best": {"name": "best"}}'):
+        (run / "operating_points.json").write_text(content)
+        assert cli("calibrate", run, "best") == 2
+        assert "operating_points.json is damaged" in capsys.readouterr().err

@@ -1,0 +1,184 @@
+"""The table, from predictions made by hand."""
+
+import csv
+import dataclasses
+import io
+import statistics
+
+import pytest
+import torch
+from rich.console import Console
+
+from vision.evaluation.predictions import Predictions, RunMacs
+from vision.evaluation.table import (
+    Row,
+    csv_table,
+    markdown_table,
+    rich_table,
+    summarise,
+    table_rows,
+)
+
+MACS = RunMacs(1_000_000, [4_000_000, 8_000_000], {"delegator": 900_000, "expert": 5_000_000})
+SURE, UNSURE = 4.0, 1.0  # logits; an expert's 40 outweigh any pooled rough prediction
+
+
+def logits(classes, scale=40.0):
+    return scale * torch.nn.functional.one_hot(torch.tensor(classes), 3).float()
+
+
+def predictions(rough, sure, selected, experts, small, large):
+    """Of four samples, all of class 0. Classes predicted; ``experts``: one list per expert."""
+    scale = torch.tensor([SURE if s else UNSURE for s in sure])[:, None]
+    return Predictions(
+        torch.zeros(4, dtype=torch.long),
+        logits(rough, 1.0) * scale,
+        torch.nn.functional.one_hot(torch.tensor(selected), 2).float(),
+        torch.stack([logits(e) for e in experts], 1),
+        {"delegator": logits(small, 1.0), "expert": logits(large)},
+    )
+
+
+@pytest.fixture
+def validation():
+    # Sure samples are right at once; unsure ones need their selected expert.
+    return predictions(
+        [0, 0, 1, 1],
+        [1, 1, 0, 0],
+        [0, 1, 0, 1],
+        [[0, 0, 0, 1], [1, 0, 1, 0]],
+        [0, 0, 0, 1],
+        [0] * 4,
+    )
+
+
+@pytest.fixture
+def test():
+    return predictions(
+        [0, 1, 0, 1],
+        [1, 1, 0, 0],
+        [0, 0, 1, 1],
+        [[0, 0, 0, 2], [0, 1, 1, 0]],
+        [1, 0, 1, 1],
+        [0, 0, 0, 1],
+    )
+
+
+@pytest.fixture
+def rows(validation, test):
+    return {row.name: row for row in table_rows(validation, test, MACS)}
+
+
+def test_single_networks(rows):
+    assert rows["delegator network alone"].accuracy == 0.25
+    assert rows["delegator network alone"].macs == 900_000
+    assert rows["single expert network"].accuracy == 0.75
+    assert rows["CoE's delegator (all exit)"].accuracy == 0.5
+    assert rows["CoE's delegator (all exit)"].macs == 1_000_000
+    assert rows["CoE's delegator (all exit)"].exit_rate == 1
+    # On validation expert 0 is right three times, expert 1 twice; on test each has its own figure.
+    assert rows["always expert 0"].accuracy == 0.75
+    assert rows["always expert 0"].macs == 4_000_000
+    assert rows["oracle selection"].accuracy == 1.0
+    assert rows["oracle selection"].macs == 7_000_000
+    assert rows["mean of all 2 experts"].macs == 12_000_000
+    assert rows["random selection"].macs == 7_000_000
+    assert rows["random selection"].accuracy in (0.25, 0.5, 0.75, 1.0)
+
+
+def test_mean_of_experts():
+    rows = table_rows(
+        *[
+            dataclasses.replace(
+                predictions([0] * 4, [1] * 4, [0] * 4, [[0] * 4, [1] * 4], [0] * 4, [0] * 4),
+                expert_logits=torch.tensor([[2.0, 0, 0], [0, 1.0, 0]]).expand(4, 2, 3),
+            )
+        ]
+        * 2,
+        MACS,
+    )
+    # exp(2)/(exp(2)+2) > exp(1)/(exp(1)+2): the surer expert decides.
+    assert next(r for r in rows if r.name.startswith("mean")).accuracy == 1.0
+
+
+def test_no_exits(rows):
+    row = rows["CoE no exits"]
+    assert row.accuracy == 0.75  # experts 0, 0, 1, 1: right, right, wrong, right
+    assert row.macs == 1_000_000 + (4 + 4 + 8 + 8) * 1_000_000 / 4
+    assert row.exit_rate == 0
+    assert row.load == (0.5, 0.5)
+
+
+def test_budget(rows):
+    """Half of the experts' mean MACs: the two sure samples exit, found on validation."""
+    row = rows["CoE at 4M"]
+    assert row.exit_rate == 0.5
+    assert row.accuracy == 0.5  # right, wrong (rough); wrong, right (experts)
+    assert row.macs == 1_000_000 + (8 + 8) * 1_000_000 / 4
+    assert row.load == (0.0, 1.0)
+    sureness = torch.tensor([SURE, 0, 0]).softmax(0)[0]
+    assert row.threshold == pytest.approx(float(sureness))
+
+
+def test_thresholds_come_from_validation_only(rows, validation, test):
+    other = dataclasses.replace(
+        test, target=test.target + 1, rough_logits=test.rough_logits.flip(0)
+    )
+    changed = {row.name: row for row in table_rows(validation, other, MACS)}
+    fitted = [name for name, row in rows.items() if row.threshold is not None]
+    assert len(fitted) == 8
+    assert [changed[n].threshold for n in fitted] == [rows[n].threshold for n in fitted]
+    assert changed["CoE at 4M"].accuracy != rows["CoE at 4M"].accuracy
+    assert {"always expert 0"} <= set(changed)  # the choice of the best expert, too
+
+
+def test_without_controls(validation, test):
+    bare = [dataclasses.replace(p, control_logits={}) for p in (validation, test)]
+    names = [row.name for row in table_rows(*bare, MACS)]
+    assert not [name for name in names if name.startswith(("cascade", "single", "delegator"))]
+    assert "CoE no exits" in names
+
+
+def table(*accuracies, load=()):
+    return [
+        Row("a", accuracies[0], 2e6, 0.5, load),
+        Row(f"always expert {len(load)}", accuracies[1], 1e6),
+    ]
+
+
+def test_mean_and_spread():
+    first, second = summarise([table(0.5, 0.1, load=(0.2, 0.8)), table(0.6, 0.3, load=(0.7, 0.3))])
+    assert (first.accuracy, first.runs) == (pytest.approx(55), 2)
+    assert first.spread == pytest.approx(statistics.stdev([50, 60]))
+    assert first.load == (pytest.approx(0.75), pytest.approx(0.25))  # most to least: no fixed names
+    assert second.name == "always the best expert"
+    assert second.spread == pytest.approx(200**0.5)
+    assert second.load == ()
+    assert summarise([table(0.5, 0.1)])[0].spread is None
+
+
+def test_runs_with_other_rows():
+    with pytest.raises(ValueError, match="do not have the same rows"):
+        summarise([table(0.5, 0.1), table(0.5, 0.1)[:1]])
+
+
+def test_csv_and_markdown():
+    lines = summarise([table(0.5, 0.1, load=(0.2, 0.8)), table(0.6, 0.3, load=(0.7, 0.3))])
+    first, second = csv.DictReader(io.StringIO(csv_table(lines)))
+    assert float(first["top1_percent"]) == pytest.approx(55)
+    assert float(first["spread"]) == pytest.approx(50**0.5, rel=1e-5)
+    assert float(first["macs"]) == 2e6
+    assert [float(part) for part in first["load"].split()] == [0.75, 0.25]
+    assert (first["ms_per_image"], second["exit_rate"], second["runs"]) == ("", "", "2")
+    markdown = markdown_table(lines).splitlines()
+    assert len(markdown) == 4
+    assert markdown[2] == "| a | 55.00 ± 7.07 | 2 | - | 50 | 75 25 |"
+    assert all(line.count("|") == 7 for line in markdown)
+
+
+def test_terminal_table():
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(rich_table(summarise([table(0.5, 0.1)]), "title"))
+    shown = console.export_text()
+    assert "top-1 %" in shown
+    assert "50.00" in shown

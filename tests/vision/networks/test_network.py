@@ -1,0 +1,117 @@
+"""Networks by name, and the team: what runs in groups equals what runs one by one."""
+
+import pytest
+import torch
+
+from vision.networks.network import Network, Team, build_network
+from vision.networks.own.small_resnet import SmallResNet
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        ("small_resnet", 8, {"width": 2, "blocks": 2, "stages": 2, "stem_stride": 2}),
+        ("small_resnet", 7, {"width": 2}),
+        ("test_resnet", 32, {}),
+        ("timm/test_vit", 32, {"img_size": 32}),
+        ("mobilenetv3_small_050", 32, {"drop_rate": 0.1}),
+        ("torchvision/shufflenet_v2_x0_5", 32, {}),
+        ("squeezenet1_1", 32, {}),
+    ],
+)
+def test_builds_by_name(name, size, options):
+    network = build_network(Network(name, options=options), 13).eval()
+    with torch.inference_mode():
+        assert network(torch.rand(2, 3, size, size)).shape == (2, 13)
+
+
+def test_several_outputs_in_training_are_off():
+    network = build_network(Network("googlenet"), 5).train()
+    assert network(torch.rand(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_channels():
+    assert build_network(Network("test_resnet"), 4, channels=1)(torch.rand(2, 1, 32, 32)).shape == (
+        2,
+        4,
+    )
+    with pytest.raises(ValueError, match=r"takes images of 3 channels, the data have 1; set data"):
+        build_network(Network("torchvision/resnet18"), 4, channels=1)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Network("resnet81"), "unknown network 'resnet81'; nearest: resnet18"),
+        (Network("torchvision/convnext_tin"), "nearest: convnext_tiny"),
+        (Network("timm/small_resnet"), "unknown network 'timm/small_resnet'"),
+        (Network("resnet18", options={"widht": 3}), "'resnet18' with options.*widht"),
+        (Network("torchvision/resnet18", options={"widht": 3}), "with options.*widht"),
+        (Network("small_resnet", options={"width": 0}), "width must be at least 1, got 0"),
+    ],
+)
+def test_refused(network, message):
+    with pytest.raises(ValueError, match=message):
+        build_network(network, 10)
+
+
+def test_small_resnet_by_hand():
+    network = SmallResNet(num_classes=10, in_chans=1, width=2, stages=2)
+    # Stem 9*2; block at 2: 2 convolutions of 9*4; block of 4: 9*8 + 9*16 and the shortcut 8; head 4*10 + 10.
+    convolutions = 18 + 72 + 72 + 144 + 8
+    norms = 2 * (2 + 2 + 2 + 4 + 4 + 4)
+    assert sum(p.numel() for p in network.parameters()) == convolutions + norms + 50
+
+
+@pytest.fixture
+def team():
+    """Three unlike experts with lived-in batch normalisation, for 10 classes."""
+    torch.manual_seed(0)
+    names = [
+        Network("small_resnet", options={"width": 4}),
+        Network("test_resnet"),
+        Network("torchvision/shufflenet_v2_x0_5"),
+    ]
+    small = Network("small_resnet", options={"width": 4})
+    built = Team(build_network(small, 13), [build_network(n, 10) for n in names], 10)
+    with torch.no_grad():
+        for _ in range(3):
+            built(torch.randn(16, 3, 32, 32))
+        # So that selections and confidences vary from image to image.
+        built.eval().delegator.head[-1].weight.mul_(5)
+        built.delegator.head[-1].bias -= built.delegator(torch.randn(64, 3, 32, 32)).mean(0)
+    return built
+
+
+def test_delegator_outputs_split(team):
+    images = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        rough, selection = team.delegate(images)
+        both = team.delegator(images)
+        out = team(images)
+    assert rough.shape == (4, 10)
+    assert selection.shape == (4, 3)
+    assert torch.equal(torch.cat([rough, selection], 1), both)
+    assert out.expert_logits.shape == (4, 3, 10)
+
+
+@pytest.mark.parametrize("rough_weight", [0.0, 0.7])
+@pytest.mark.parametrize("place", ["all exit", "half", "none exits"])
+def test_infer_equals_one_by_one(team, place, rough_weight):
+    images = torch.randn(24, 3, 32, 32)
+    with torch.inference_mode():
+        out = team(images)
+        sureness = out.rough_logits.softmax(1).amax(1)
+        threshold = {"all exit": 0.0, "half": float(sureness.median()), "none exits": 1.1}[place]
+        grouped = team.infer(images, threshold, rough_weight=rough_weight)
+        alone = [team.infer(image[None], threshold, rough_weight=rough_weight) for image in images]
+    assert torch.allclose(grouped.prediction, torch.cat([a.prediction for a in alone]), atol=1e-5)
+    assert torch.equal(grouped.exits, torch.cat([a.exits for a in alone]))
+    selected = out.selection_logits.argmax(1)
+    assert torch.equal(grouped.selected_expert, selected)
+    assert len(selected.unique()) > 1
+    expected_exits = {"all exit": 24, "half": 13, "none exits": 0}[place]
+    assert abs(int(grouped.exits.sum()) - expected_exits) <= 1
+    final = out.expert_logits[torch.arange(24), selected] + rough_weight * out.rough_logits
+    expected = torch.where(grouped.exits[:, None], out.rough_logits, final)
+    assert torch.allclose(grouped.prediction, expected, atol=1e-5)

@@ -1,0 +1,124 @@
+"""The Ray Serve application on a local Ray: the predictor's answers over separate deployments."""
+
+import io
+import shutil
+import socket
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+
+from vision.errors import RunError
+from vision.evaluation.evaluate import load_run_data
+from vision.prediction.predictor import Predictor
+from vision.run import load_run
+
+ray = pytest.importorskip("ray", reason="the optional extra `scale` is not installed")
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+    """The tiny run cut down to two experts, both of them selected: each is a process of its own."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    shutil.copytree(trained, folder)
+    path = folder / "checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["hyper_parameters"]["recipe"]["num_experts"] = 2
+    weights = content["state_dict"]
+    for name in [name for name in weights if name.startswith("networks.team.experts.2.")]:
+        del weights[name]
+    for name in ("networks.team.delegator.head.2.weight", "networks.team.delegator.head.2.bias"):
+        weights[name] = weights[name][:12].clone()
+        weights[name][10] = torch.randn(weights[name][10].shape, generator=torch.manual_seed(0))
+        weights[name][11] = -weights[name][10]
+    torch.save(content, path)
+    pixels = load_run_data(load_run(folder)).test
+    pixels = torch.stack([pixels[i]["image"] for i in range(12)])
+    networks = load_run(folder).networks
+    with torch.no_grad():
+        selection = networks.team.delegate(networks.prepare(pixels))[1]
+    weights["networks.team.delegator.head.2.bias"][10] -= (
+        selection[:, 0] - selection[:, 1]
+    ).median()
+    torch.save(content, path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(run):
+    data = load_run_data(load_run(run)).test
+    files = [io.BytesIO() for _ in range(12)]
+    for i, file in enumerate(files):
+        Image.fromarray(data[i]["image"][0].numpy()).save(file, "png")
+    return [file.getvalue() for file in files]
+
+
+@pytest.fixture(scope="module")
+def application(run):
+    from ray import serve
+
+    from vision.serve.ray_app import build
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        ray.init(
+            address="local", num_cpus=8, include_dashboard=False, log_to_driver=False,
+            _node_ip_address="127.0.0.1", object_store_memory=80 * 2**20,
+        )  # fmt: skip
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        try:
+            serve.run(build({"run": str(run), "num_cpus": "0.1", "max_bytes": 20_000}), name="team")
+            yield serve, f"http://127.0.0.1:{port}"
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+@pytest.mark.slow
+def test_the_predictors_answers_and_refusals(application, run, images):
+    serve, address = application
+    handle = serve.get_app_handle("team")
+    predictor = Predictor(run)
+    seen = set()
+    for threshold in (0.0, 2.0):
+        asked = [handle.predict.remote(image, threshold=threshold) for image in images]
+        expected = predictor(images, threshold=threshold)
+        for reply, one in zip(asked, expected, strict=True):
+            found = reply.result(timeout_s=60)
+            assert (found.label, found.exited, found.expert) == (one.label, one.exited, one.expert)
+            assert found.macs == one.macs
+            assert found.probabilities == pytest.approx(one.probabilities, abs=1e-4)
+            seen.add(found.expert)
+    assert seen == {None, 0, 1}
+    status = serve.status().applications["team"].deployments
+    assert set(status) == {"ingress", "delegator", "expert_0", "expert_1"}
+    reply = httpx.post(address, content=images[0], params={"budget": "half"}, timeout=60)
+    assert reply.json()["budget"] == "half"
+    for content, parameters, status, message in [
+        (b"nothing", {}, 422, "cannot read the image in the body"),
+        (b"", {}, 422, "the body is empty"),
+        (b"x" * 30_000, {}, 413, "a body has its length, of at most 20,000 bytes"),
+        (images[0], {"budget": "bset"}, 400, "run has no operating point 'bset'; stored: best"),
+        (images[0], {"threshold": "high"}, 400, "could not convert string to float: 'high'"),
+    ]:
+        reply = httpx.post(address, content=content, params=parameters, timeout=60)
+        assert (reply.status_code, message in reply.json()["detail"]) == (status, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "run=FOLDER is missing; known: run, delegator_replicas"),
+        ({"run": "x", "replicas": 2}, "unknown argument 'replicas'; known: run, "),
+        ({"run": "nothing"}, "there is no checkpoint nothing"),
+    ],
+)
+def test_refused(arguments, message):
+    from vision.serve.ray_app import build
+
+    with pytest.raises(RunError, match=message):
+        build(arguments)

@@ -1,0 +1,456 @@
+"""Divide and Co-training through the real command: views, losses, resume, evaluation, bad input."""
+
+import csv
+import json
+import math
+import re
+
+import pytest
+import torch
+import yaml
+from torch.nn.functional import cross_entropy
+
+from coe_core import ensemble_report, js_divergence
+from vision.data.preprocess import Preprocess
+from vision.data.section import load_data, train_loader
+from vision.evaluation.predictions import predict_all, run_macs
+from vision.evaluation.table import table_rows
+from vision.recipe import load_recipe, recipe_from_dict, shipped_recipes
+from vision.run import load_run
+from vision.training.module import CoETraining
+
+SMALL = {"name": "small_resnet", "options": {"width": 4, "stages": 2}}
+WIDE = {"name": "small_resnet", "options": {"width": 8, "stages": 2}}
+RECIPE = {
+    "data": {"augmentation": ["shift"], "train_fraction": 0.2},
+    "controls": {"undivided": WIDE},
+    "ensembles": {
+        "of 1": {"network": WIDE, "s": 1},
+        "of 3": {"network": SMALL, "s": 3, "rule": "none"},
+    },
+    "train": {"epochs": 2, "batch_size": 32, "precision": "32-true"},
+}
+
+
+def recipe_file(folder, changes=None):
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, **(changes or {})}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def cotrained(cli, tmp_path_factory):
+    """Folder of a run without a delegator. To be read only."""
+    folder = tmp_path_factory.mktemp("cotrained")
+    assert cli("train", recipe_file(folder), "--out", folder / "run") == 0
+    return folder / "run"
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def module_of(changes=None, num_samples=227):
+    torch.manual_seed(0)
+    recipe = recipe_from_dict({**RECIPE, **(changes or {})})
+    preprocess = Preprocess(8, 1, (0.5,), (0.5,), "exact")
+    classes = [str(c) for c in range(10)]
+    module = CoETraining(recipe.to_dict(), classes, preprocess.to_dict(), num_samples)
+    module.log_dict = lambda *_, **__: None
+    return module
+
+
+# Training
+
+
+def test_metrics_and_checkpoints(cotrained):
+    logged = rows(cotrained / "metrics/metrics.csv")
+    for name in ("val/ensemble of 3_accuracy", "val/ensemble of 3_member_accuracy",
+                 "train/ensemble of 3_agreement", "val/control_undivided_accuracy"):  # fmt: skip
+        assert [row["epoch"] for row in logged if row[name]] == ["0", "1"]
+    assert (cotrained / "checkpoints/best.ckpt").is_file()
+    assert not (cotrained / "operating_points.json").exists()
+
+
+def test_every_network_has_its_own_view_and_the_first_is_everybodys():
+    recipe = load_recipe("digits", ["data.train_fraction=0.2"])
+    plain, several = (load_data(recipe.data).train for _ in range(2))
+    several.num_views = 3
+    one = next(iter(train_loader(recipe.data, plain, 32, seed=0)))
+    many = next(iter(train_loader(recipe.data, several, 32, seed=0)))
+    assert many["views"].shape == (32, 3, 1, 8, 8)
+    assert torch.equal(many["image"], one["image"])  # a team beside ensembles sees what it saw
+    assert torch.equal(many["views"][:, 0], many["image"])
+    assert torch.equal(many["index"], one["index"])
+    for a, b in ((0, 1), (1, 2)):
+        same = (many["views"][:, a] == many["views"][:, b]).flatten(1).all(1)
+        assert same.float().mean() < 0.5
+    again = several[3, 77]["views"]
+    assert torch.equal(again, several[3, 77]["views"])
+    assert not torch.equal(again, several[3, 78]["views"])
+
+
+def test_without_augmentation_all_views_are_the_picture():
+    data = load_data(load_recipe("digits", ["data.augmentation=[]"]).data).train
+    data.num_views = 2
+    item = data[5, 1]
+    assert torch.equal(item["views"], data[5]["image"].expand(2, 1, 8, 8))
+
+
+def test_mixup_is_the_same_for_all_views():
+    recipe = load_recipe("digits", ["data.train_fraction=0.2", "data.mixup=1.0"])
+    data = load_data(recipe.data).train
+    plain = next(iter(train_loader(recipe.data, data, 32, seed=0)))
+    data.num_views = 2
+    mixed = next(iter(train_loader(recipe.data, data, 32, seed=0)))
+    assert torch.equal(mixed["image"], plain["image"])
+    assert torch.equal(mixed["target"], plain["target"])
+    # By hand: the share from the targets, the partner is the next sample, in every view.
+    draws = train_loader(load_recipe("digits", ["data.train_fraction=0.2"]).data, data, 32, seed=0)
+    clean = next(iter(draws))
+    [share] = {round(float(x), 5) for x in mixed["target"].amax(1) if x < 1}
+    own, other = clean["views"].float(), clean["views"].float().roll(1, 0)
+    either = [(s * own + (1 - s) * other).round() for s in (share, 1 - share)]
+    wrong = [(mixed["views"].float() - e).abs().max() for e in either]
+    assert min(wrong) <= 1  # rounding
+
+
+@pytest.mark.parametrize("own_views", [True, False])
+def test_loss_is_the_sum_of_the_networks_and_the_weighted_agreement(own_views):
+    entry = {"network": SMALL, "s": 3, "rule": "none", "own_views": own_views}
+    module = module_of({"ensembles": {"of 3": entry}, "controls": {}})
+    ensemble = module.networks.ensembles["of 3"].eval()  # so that the loss can be computed twice
+    views = torch.randint(0, 256, (6, 3, 1, 8, 8), dtype=torch.uint8)
+    target = torch.arange(6)
+    batch = {"image": views[:, 0], "views": views, "target": target, "index": target}
+    loss = module.training_step(batch, 0)
+    seen = [module.networks.prepare(views[:, i if own_views else 0]) for i in range(3)]
+    logits = torch.stack([m(x) for m, x in zip(ensemble.members, seen, strict=True)], 1)
+    by_hand = sum(cross_entropy(logits[:, i], target) for i in range(3))
+    by_hand = by_hand + 0.005 * js_divergence(logits).mean()  # lambda at the first step
+    torch.testing.assert_close(loss, by_hand)
+    assert module.recipe.num_views == (3 if own_views else 1)
+
+
+def test_gradients_of_an_ensemble_do_not_reach_others():
+    module = module_of()
+    views = torch.randint(0, 256, (6, 3, 1, 8, 8), dtype=torch.uint8)
+    target = torch.arange(6)
+    prepared = [module.networks.prepare(view) for view in views.unbind(1)]
+    module._ensemble_step("of 3", prepared, target).backward()
+    networks = module.networks
+    assert all(p.grad is None for p in networks.controls.parameters())
+    assert all(p.grad is None for p in networks.ensembles["of 1"].parameters())
+    assert all(p.grad is not None for p in networks.ensembles["of 3"].parameters())
+
+
+def test_weight_decay_is_divided_for_the_ensemble_only():
+    module = module_of()
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(decay) == len(list(module.parameters()))
+    expected = {"controls": 5e-4, "ensembles.of 1": 5e-4}
+    expected["ensembles.of 3"] = 5e-4 * math.exp(1 / 3 - 1)
+    for name, parameter in module.networks.named_parameters():
+        part = next(part for part in expected if name.startswith(part))
+        right = 0.0 if parameter.ndim == 1 else expected[part]
+        assert decay[id(parameter)] == pytest.approx(right), name
+    entry = {"network": SMALL, "s": 3, "rule": "none", "regularisers": {"weight_decay": "none"}}
+    whole = module_of({"ensembles": {"a": entry}, "controls": {}})
+    kept = whole.configure_optimizers()["optimizer"].param_groups
+    assert {group["weight_decay"] for group in kept} == {0.0, 5e-4}
+
+
+def test_one_of_one_is_the_control(cotrained):
+    """The same network under the same recipe: only its initial weights differ."""
+    run = load_run(cotrained, team=False)
+    control, single = run.networks.controls["undivided"], run.networks.ensembles["of 1"].members
+    assert len(single) == 1
+    shapes = [[p.shape for p in net.parameters()] for net in (control, single[0])]
+    assert shapes[0] == shapes[1]
+    assert run.networks.ensembles["of 1"].division.weight_decay == 5e-4
+
+
+def test_resume_equals_the_uninterrupted_run(cli, same, final_state, tmp_path, cotrained):
+    recipe, parts = recipe_file(tmp_path), tmp_path / "parts"
+    assert cli("train", recipe, "--out", parts, "--stop-after", 1) == 0
+    assert not same(final_state(parts)["state_dict"], final_state(cotrained)["state_dict"])
+    assert cli("train", recipe, "--out", parts, "--resume") == 0
+    assert same(final_state(parts), final_state(cotrained))
+    assert cli("train", recipe, "ensembles.of 3.s=2", "--out", parts, "--resume") == 2
+
+
+def test_a_team_beside_ensembles_trains_as_without(cli, final_state, tmp_path):
+    team = {"delegator": SMALL, "experts": [SMALL], "num_experts": 2, "controls": {}}
+    alone = {**team, "ensembles": {}}
+    short = ["train.epochs=1", "data.train_fraction=0.1"]
+    for name, changes in (("both", team), ("alone", alone)):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = recipe_file(folder, changes)
+        assert cli("train", path, *short, "--out", folder / "run") == 0
+    states = [final_state(tmp_path / name / "run")["state_dict"] for name in ("both", "alone")]
+    of_team = [name for name in states[1] if name.startswith("networks.team.")]
+    assert of_team
+    for name in of_team:
+        torch.testing.assert_close(states[0][name], states[1][name])
+    assert set(load_run(tmp_path / "both/run").operating_points) == {"best", "drop", "half"}
+
+
+# Evaluation
+
+
+def test_evaluate(cli, cotrained, tmp_path, capsys):
+    assert cli("evaluate", cotrained, "--out", tmp_path, "--batch-size", 16) == 0
+    shown = capsys.readouterr().out
+    assert "ensembles.md" in shown
+    assert "classes_per_expert" not in shown  # nobody selects
+    table = {line["predictor"]: line for line in rows(tmp_path / "table.csv")}
+    names = ["single network undivided", "ensemble of 1", "ensemble of 3: one network"]
+    assert list(table) == [*names, "ensemble of 3"]
+    assert float(table["ensemble of 3"]["macs"]) == 3 * float(table[names[2]]["macs"])
+    assert all(float(line["ms_per_image"]) > 0 for line in table.values())
+    run = load_run(cotrained, team=False)
+    test = predict_all(run.networks, load_data(run.recipe.data).test)
+    report = ensemble_report(test.ensemble_logits["of 3"], test.target)
+    detail = {(r["networks"], r["joined"]): r for r in rows(tmp_path / "ensembles.csv")}
+    mean = detail["ensemble of 3", "mean logits (= geometric mean)"]
+    assert float(mean["top1_percent"]) == pytest.approx(100 * report.accuracy, rel=1e-4)
+    assert float(mean["nll"]) == pytest.approx(report.nll, rel=1e-3)
+    assert float(mean["calibration_error_percent"]) == pytest.approx(
+        100 * report.calibration_error, abs=0.01
+    )
+    assert float(mean["disagreement_percent"]) == pytest.approx(100 * report.disagreement, rel=1e-3)
+    assert float(mean["any_right_percent"]) == pytest.approx(100 * report.any_right, rel=1e-4)
+    member = detail["ensemble of 3", "one network (mean)"]
+    assert float(member["top1_percent"]) == pytest.approx(
+        100 * sum(report.member_accuracy) / 3, rel=1e-4
+    )
+    assert float(member["nll"]) == pytest.approx(sum(report.member_nll) / 3, rel=1e-3)
+    assert {("undivided", "-"), ("ensemble of 1", "-"), ("ensemble of 3", "mean probability"),
+            ("ensemble of 3", "maximum probability")} <= set(detail)  # fmt: skip
+    assert float(table["ensemble of 3"]["top1_percent"]) == float(mean["top1_percent"])
+
+
+def test_two_seeds_have_mean_and_spread(cli, cotrained, tmp_path):
+    assert cli("train", cotrained / "recipe.yaml", "seed=1", "--out", tmp_path / "run") == 0
+    out = tmp_path / "both"
+    assert cli("evaluate", cotrained, tmp_path / "run", "--out", out, "--no-time") == 0
+    per_run = rows(out / "per_run.csv")
+    both = [float(r["top1_percent"]) for r in per_run if r["predictor"] == "ensemble of 3"]
+    detail = {(r["networks"], r["joined"]): r for r in rows(out / "ensembles.csv")}
+    mean = detail["ensemble of 3", "mean logits (= geometric mean)"]
+    assert float(mean["top1_percent"]) == pytest.approx(sum(both) / 2, rel=1e-4)
+    assert float(mean["spread"]) == pytest.approx(abs(both[0] - both[1]) / 2**0.5, abs=1e-3)
+    assert mean["runs"] == "2"
+
+
+def test_wide_network_ensemble_and_collaboration_in_one_table(cli, tmp_path):
+    """Issue 4, item 4: the same small networks averaged and routed, beside the undivided one."""
+    assert cli("train", "divide/digits", "train.epochs=1", "data.train_fraction=0.1",
+               "train.batch_size=32", "--out", tmp_path / "run") == 0  # fmt: skip
+    run = load_run(tmp_path / "run")
+    macs = run_macs(run.networks)
+    assert macs.ensembles["of 4"] == macs.experts[0]  # routed and averaged: the same networks
+    predictions = predict_all(run.networks, load_data(run.recipe.data).validation)
+    names = [row.name for row in table_rows(predictions, predictions, macs)]
+    assert {"single network undivided", "ensemble of 4", "CoE no exits"} <= set(names)
+
+
+def test_inspect_shows_the_division(cli, cotrained, capsys):
+    assert cli("inspect", cotrained / "recipe.yaml") == 0
+    of_recipe = capsys.readouterr().out
+    assert "ensemble of 3, each of 3" in of_recipe
+    assert "small_resnet divided into 3 by rule none" in of_recipe
+    assert "mean MMACs of the collaboration" not in of_recipe
+    assert cli("inspect", cotrained) == 0
+    assert capsys.readouterr().out == of_recipe
+
+
+def test_predict_with_an_ensemble(cli, cotrained, tmp_path, capsys):
+    assert cli("evaluate", cotrained, "--out", tmp_path, "--no-time") == 0
+    capsys.readouterr()
+    examples = tmp_path / "examples"
+    command = ("predict", cotrained, examples, "--ensemble", "of 3")
+    assert cli(*command, "--format", "jsonl") == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(found) == 8
+    run = load_run(cotrained, team=False)
+    networks = run.networks
+    for each in found:
+        pixels = networks.preprocess.load(each["file"])
+        prepared = networks.prepare(pixels[None])
+        with torch.inference_mode():
+            members = torch.stack([m(prepared) for m in networks.ensembles["of 3"].members], 1)
+        chances = members.mean(1).softmax(1)[0]
+        assert each["label"] == networks.classes[int(chances.argmax())]
+        assert each["probability"] == pytest.approx(float(chances.max()), rel=1e-4)
+        assert (each["exited"], each["expert"]) == (None, None)
+        assert each["macs"] == 3 * run_macs(networks).ensembles["of 3"]
+    assert cli(*command) == 0
+    shown = capsys.readouterr().out
+    assert len(re.findall("│ ensemble +│", shown)) == 8
+    assert "threshold" not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "has the ensembles of 1, of 3: name one .--ensemble"),
+        (["--ensemble", "of 2"], "there is no 'of 2'; nearest: of"),
+        (["--ensemble", "of 3", "--at", "best"], "takes no --at and no --threshold"),
+        (["--ensemble", "of 3", "--threshold", "0.5"], "takes no --at and no --threshold"),
+    ],
+)
+def test_predict_refuses(cli, cotrained, trained, tmp_path, capsys, options, message):
+    assert cli("predict", cotrained, trained / "recipe.yaml", *options) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_predict_with_a_run_without_ensembles(cli, trained, capsys):
+    assert cli("predict", trained, trained / "recipe.yaml", "--ensemble", "of 3") == 2
+    assert "has the ensembles (none): there is no 'of 3'" in capsys.readouterr().err
+
+
+def test_what_needs_a_team_says_so(cli, cotrained, capsys):
+    assert cli("calibrate", cotrained, "best") == 2
+    assert "trained ensembles only, no delegator and experts" in capsys.readouterr().err
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ensembles": {"a": {"network": WIDE, "s": 0}}}, "s must be at least 1, got 0"),
+        ({"ensembles": {"a": {"network": WIDE, "ss": 2}}}, "unknown key 'ensembles.a.ss'; nearest"),
+        ({"ensembles": {"a": {"s": 2}}}, "required: network.name"),
+        ({"ensembles": {"a": 3}}, "ensembles.a holds 3; expected keys"),
+        ({"ensembles": {}}, "missing delegator, experts; .* or ensembles"),
+        ({"ensembles": {}, "delegator": None, "experts": []}, "nothing to train: name"),
+        ({"experts": [SMALL], "delegator": None}, "experts without a delegator"),
+        (
+            {"ensembles": {"a": {"network": WIDE, "agreement_weight": 0}}},
+            "agreement 'js' with agreement_weight 0 is without effect",
+        ),
+        (
+            {"ensembles": {"a": {"network": WIDE, "agreement_weight": -1}}},
+            "agreement_weight must be finite and at least 0, got -1",
+        ),
+        (
+            {"ensembles": {"a": {"network": WIDE, "agreement_warmup": 2}}},
+            "warmup is a part of the training, in .0, 1.; got 2",
+        ),
+        (
+            {"ensembles": {"a": {"network": WIDE, "agreement": "jss"}}},
+            "ensembles.agreement: expected one of .'none', 'distil', 'js', 'mutual'., got jss",
+        ),
+        (
+            {"delegator": SMALL, "experts": [SMALL], "objective": {"agreement": "js"}},
+            "agreement 'js' with agreement_weight 0 is without effect",
+        ),
+        (
+            {"delegator": SMALL, "experts": [SMALL], "objective": {"agreement_weight": 0.5}},
+            "agreement_weight 0.5 without an agreement term",
+        ),
+        ({"controls": {"a.b": WIDE}}, "no control or ensemble can be called 'a.b': choose"),
+        ({"controls": {"keys": WIDE}}, "no control or ensemble can be called 'keys': choose"),
+        ({"train": {"lr": 0}}, "train.lr must be above 0, got 0"),
+        ({"train": {"decay": 0.9, "final_lr": 0.1}}, "train.decay replaces the cosine"),
+    ],
+)
+def test_refused(changes, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        recipe_from_dict({**RECIPE, **changes})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (["network.options.width=2", "s=16"], "ensembles.of 3: .*too narrow to divide into s=16"),
+        (["rule=widning"], "ensembles.of 3: unknown rule 'widning'; nearest: widening"),
+        (["rule=groups"], "ensembles.of 3: rule 'groups' divides groups or cardinality, which"),
+        (["network=paper/wrn_28_11"], "ensembles.of 3: the paper has no network 'wrn_28_11'"),
+        (["regularisers={dropuot: none}"], "ensembles.of 3: unknown regulariser 'dropuot'"),
+        (["network={name: small_resnet, pretrained: true}"], "published weights do not fit"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_before_training(cli, tmp_path, capsys, entry, message):
+    overrides = [f"ensembles.of 3.{change}" for change in ("rule=solve", *entry)]
+    assert cli("train", recipe_file(tmp_path), *overrides, "--out", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+
+
+PUBLISHED = sorted(n for n in shipped_recipes() if re.search("divide/.*_(cifar|imagenet)", n))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes(name):
+    """Every one loads; its header has the published score, its schedule is section 6's."""
+    recipe = load_recipe(name)
+    header = shipped_recipes()[name].read_text().splitlines()[0]
+    assert re.search(r"published top-1 %, S = .*\d\d\.\d\d", header)
+    assert f"{recipe.train.epochs:,} epochs" in header
+    assert {e.network.name for e in recipe.ensembles.values()} == {
+        next(iter(recipe.ensembles.values())).network.name
+    }
+    assert next(e.s for e in recipe.ensembles.values()) == 1  # the control beside it
+    assert {e.agreement_weight for e in recipe.ensembles.values()} == {0.5}
+    train, imagenet = recipe.train, recipe.data.name == "imagenet"
+    assert train.batch_size == (256 if imagenet else 128)
+    assert train.label_smoothing == (0.1 if imagenet else 0.0)
+    warmup = recipe.ensembles["of 2"].agreement_warmup * train.epochs
+    assert warmup == pytest.approx(60 if imagenet else {300: 40, 1800: 80}[train.epochs], abs=0.1)
+    if not imagenet:
+        rule = recipe.ensembles["of 2"].regularisers.get("weight_decay", "exponential")
+        divided = recipe.data.name == "cifar10" or name == "divide/wrn_40_10_cifar100"
+        assert rule == ("exponential" if divided else "none")
+
+
+@pytest.mark.parametrize("name", ["wrn_16_8_cifar100", "wrn_50_2_imagenet"])
+def test_published_recipes_through_the_command(cli, capsys, name):
+    assert cli("inspect", f"divide/{name}") == 0
+    shown = capsys.readouterr().out
+    assert "ensemble of 2, each of 2" in shown
+    assert "divided into 2 by rule" in shown
+
+
+def test_shipped_cpu_sizes_keep_the_budget():
+    for name in ("divide/cifar10", "divide/digits"):
+        recipe = load_recipe(name)
+        classes = [str(label) for label in range(10)]
+        for ensemble in recipe.ensembles.values():
+            division = ensemble.divide(len(classes), recipe.data.preprocess(), 5e-4)
+            assert division.network == recipe.controls["undivided"]
+            assert division.total.macs == pytest.approx(division.undivided_size.macs, rel=0.05)
+            if division.s == 4:
+                assert division.divided == recipe.experts[0]
+
+
+def test_an_ensemble_without_its_undivided_network_is_noted(cli, tmp_path, capsys):
+    alone = recipe_from_dict({**RECIPE, "ensembles": {"a": {"network": SMALL, "s": 2}}})
+    assert alone.without_control == ["a"]
+    beside = {"a": {"network": WIDE, "s": 2}, "b": {"network": SMALL, "s": 3, "rule": "none"}}
+    assert recipe_from_dict({**RECIPE, "ensembles": beside}).without_control == []
+    single = {"a": {"network": SMALL, "s": 2}, "of 1": {"network": SMALL, "s": 1}}
+    assert recipe_from_dict({**RECIPE, "ensembles": single}).without_control == []
+    for name in shipped_recipes():
+        assert load_recipe(name).without_control == []
+    changes = {"controls": {}, "ensembles": {"a": {"network": WIDE, "s": 4, "tolerance": 0.2}}}
+    short = ["train.epochs=1", "data.train_fraction=0.1"]
+    assert cli("train", recipe_file(tmp_path, changes), *short, "--out", tmp_path / "run") == 0
+    assert cli("evaluate", tmp_path / "run", "--no-time") == 0
+    assert "ensemble a has no control: train its undivided" in capsys.readouterr().out
+
+
+def test_saved_run_holds_its_recipe(cotrained):
+    saved = load_recipe(str(cotrained / "recipe.yaml"))
+    assert saved == load_run(cotrained, team=False).recipe
+    assert not saved.has_team
+    stored = json.loads((cotrained / "provenance.json").read_text())
+    assert stored["data"]["num_train"] == 227

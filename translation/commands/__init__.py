@@ -1,0 +1,1 @@
+"""The coe-translation command: one file per group of commands."""

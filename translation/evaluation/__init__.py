@@ -1,0 +1,1 @@
+"""What a team is worth: translations by every network, thresholds, tables."""

@@ -1,0 +1,1 @@
+"""A team for programs without fairseq: CTranslate2."""

@@ -1,0 +1,1 @@
+"""Routed generation: who translates a sentence, and what that costs."""

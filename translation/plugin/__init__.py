@@ -1,0 +1,1 @@
+"""What fairseq registers: task, model, criterion."""

@@ -1,0 +1,1 @@
+"""The coe-vision command: one file per command."""

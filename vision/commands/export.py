@@ -1,0 +1,72 @@
+"""`coe-vision export`: its options, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+INT8_IMAGES = 256  # that ranges of activations are measured on: the first, of the validation data
+
+
+def add_options(export: argparse.ArgumentParser) -> None:
+    """Options of `coe-vision export`."""
+    export.add_argument("run", help="run folder or checkpoint")
+    export.add_argument("--to", choices=("onnx", "pt2"), required=True, help="format")
+    export.add_argument("--out", help="folder, new or empty (default: RUN/export_FORMAT)")
+    export.add_argument("--opset", type=int, default=18, help="of ONNX (default: 18)")
+    export.add_argument(
+        "--at", help="the export's own operating point (default: best), or mean multiply-adds"
+    )
+    export.add_argument("--threshold", type=float, help="the export's own, instead of --at")
+    export.add_argument("--data", help="where the data lie now")
+    export.add_argument(
+        "--int8", action="store_true", help="experts in 8 bits (onnx): measure whether it pays"
+    )
+    export.add_argument(
+        "--check", type=int, default=1000, metavar="N", help="images compared with the run"
+    )
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Export, compare with the run, and say how large and how fast."""
+    from vision.export import check as export_check
+    from vision.export.export import export_run
+    from vision.prediction.budgets import resolve_budget
+    from vision.run import load_run
+
+    if arguments.int8 and arguments.to != "onnx":
+        raise ValueError("--int8 is for --to onnx")
+    if arguments.check < 1:
+        raise ValueError(f"--check must be at least 1, got {arguments.check}")
+    run = load_run(arguments.run)
+    kind = arguments.to
+    folder = Path(arguments.out) if arguments.out else run.folder / f"export_{kind}"
+    choice = {"budget": arguments.at, "threshold": arguments.threshold}
+    pixels, what = export_check.images_to_check(
+        run, arguments.check, arguments.data, required=arguments.int8
+    )
+    ranges = pixels[:INT8_IMAGES] if arguments.int8 else None
+    files = export_run(run, folder, kind, opset=arguments.opset, int8_pixels=ranges, **choice)
+    for path in files:
+        print(f"{path}  {path.stat().st_size:,} bytes")
+    if kind == "onnx":
+        print(f"opset {arguments.opset}")
+    budget = resolve_budget(run, **choice)
+    for parity in export_check.check_export(
+        run,
+        folder,
+        kind,
+        pixels,
+        budget.threshold,
+        budget.rough_weight,
+        tolerance=1.0 if arguments.int8 else export_check.TOLERANCE,
+    ):
+        print(
+            f"{parity.what}: {parity.same_route} of {parity.num_images} images take the run's route "
+            f"({parity.ties} are as sure as the threshold), {parity.same_label} have its label, "
+            f"probabilities differ by at most {parity.max_difference:.1e}; {what}"
+        )
+    if kind == "onnx":
+        print("milliseconds of a single image, by the networks that run:")
+        for name, milliseconds in export_check.milliseconds_per_route(folder, pixels).items():
+            print(f"  {name:24}{milliseconds:8.3f}")

@@ -1,0 +1,216 @@
+"""Evaluate one run, or several of one recipe: table, CSV, pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from coe_core import TradeOffCurve, confidence
+from vision.data.section import ImageData, load_data
+from vision.data.shards import Member
+from vision.errors import RunError
+from vision.evaluation import ensemble_table, pictures, table
+from vision.evaluation.ensemble_table import EnsembleRow
+from vision.evaluation.predictions import Predictions, predict_all, run_macs
+from vision.evaluation.table import Row, Summary
+from vision.evaluation.timing import milliseconds_per_image
+from vision.precision import choose_precision, under_autocast
+from vision.run import Run, provenance, write_text
+
+NUM_EXAMPLES = 8
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` prints."""
+
+    lines: list[Summary]
+    ensembles: list[EnsembleRow]  # in detail; none without ensembles
+
+
+def evaluate(
+    runs: Sequence[Run],
+    folder: Path,
+    *,
+    data_path: str | None = None,
+    batch_size: int = 64,
+    time_images: int = 512,
+) -> Evaluation:
+    """Table over the runs; writes table.csv, table.md, per_run.csv, pictures and examples to ``folder``.
+
+    Runs with ensembles also get ensembles.csv and ensembles.md: see `vision.evaluation.ensemble_table`.
+
+    Args:
+        runs: of one recipe, differing in seed.
+        folder: for the results; made if missing. Files of an earlier evaluation are replaced.
+        data_path: where the data lie now, if not where they lay in training.
+        batch_size: for measured time.
+        time_images: test images that time is measured on; 0 measures none.
+
+    Raises:
+        RunError: runs of different classes.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        if run.networks.classes != first.networks.classes:
+            raise RunError(
+                f"{first.folder} knows {len(first.networks.classes)} classes and {run.folder} "
+                f"{len(run.networks.classes)}, or others: evaluate runs of one recipe together"
+            )
+        if _shape(run) != _shape(first):
+            raise RunError(
+                f"{first.folder} takes images of (size, channels, resize) {_shape(first)}, {run.folder} "
+                f"of {_shape(run)}: evaluate runs of one recipe together"
+            )
+    data = load_run_data(first, data_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tables: list[list[Row]] = []
+    curves: dict[str, list[TradeOffCurve]] = {}
+    tests: list[Predictions] = []
+    for number, run in enumerate(runs):
+        precision = choose_precision(run.recipe.train.precision)
+        show = f"run {number + 1}/{len(runs)}: {run.folder.name}, {{}} data"
+        validation = predict_all(
+            run.networks, data.validation, precision, show.format("validation")
+        )
+        test = predict_all(run.networks, data.test, precision, show.format("test"))
+        macs = run_macs(run.networks)
+        rows = table.table_rows(validation, test, macs, run.networks, seed=run.recipe.seed)
+        if time_images:
+            rows = _timed(run, rows, data, batch_size, time_images, precision)
+        tables.append(rows)
+        tests.append(test)
+        for name, stage in table.fit_stages(validation, test, macs).items():
+            curves.setdefault(name, []).append(stage.test.curve())
+        if run is first:
+            _write_examples(run, data, test, folder / "examples")
+            if test.selection_logits is not None:
+                pictures.draw_selection(
+                    folder / "classes_per_expert.png",
+                    f"{run.folder.name}: share of each class that selects each expert, %",
+                    data.classes,
+                    test.target,
+                    test.selected_expert,
+                    run.recipe.num_experts,
+                )
+    lines = table.summarise(tables)
+    title = f"{first.recipe.data.name}, {len(data.test):,} test images, {len(runs)} run(s)"
+    pictures.draw_trade_off(folder / "trade_off.png", title, curves, lines)
+    detail: list[EnsembleRow] = []
+    if first.recipe.ensembles:
+        detail = ensemble_table.ensemble_rows(tests, run_macs(first.networks))
+        write_text(folder / "ensembles.csv", ensemble_table.csv_table(detail))
+        write_text(folder / "ensembles.md", ensemble_table.markdown_table(detail))
+    write_text(folder / "table.csv", table.csv_table(lines))
+    write_text(folder / "table.md", table.markdown_table(lines))
+    per_run = [
+        (run.recipe.seed, table.csv_table(table.summarise([rows])))
+        for run, rows in zip(runs, tables, strict=True)
+    ]
+    write_text(folder / "per_run.csv", _join_by_seed(per_run))
+    write_text(
+        folder / "provenance.json",
+        json.dumps(
+            {
+                **provenance(data),
+                "runs": [str(run.folder) for run in runs],
+                "batch_size": batch_size,
+            },
+            indent=2,
+        )
+        + "\n",
+    )
+    return Evaluation(lines, detail)
+
+
+def load_run_data(
+    run: Run, data_path: str | None = None, decode: Collection[str] = ("validation", "test")
+) -> ImageData:
+    """The data of a run, with its own preprocessing and its own classes.
+
+    Args:
+        run: whose data.
+        data_path: where they lie now, if not where they lay in training.
+        decode: splits that are wanted in memory, see `load_data`.
+
+    Raises:
+        RunError: the data's classes are not those that the run knows.
+    """
+    settings, own = run.recipe.data, run.networks.preprocess
+    settings = dataclasses.replace(settings, mean=list(own.mean), std=list(own.std))
+    if data_path is not None:
+        settings = dataclasses.replace(settings, path=data_path)
+    data = load_data(settings, decode)
+    if data.classes != run.networks.classes:
+        raise RunError(
+            f"the data have {len(data.classes)} classes ({', '.join(data.classes[:5])}, ...), the run "
+            f"was trained on {len(run.networks.classes)} ({', '.join(run.networks.classes[:5])}, ...)"
+        )
+    return data
+
+
+def _images(run: Run, data: ImageData, count: int) -> Tensor:
+    raw = torch.stack([data.test[i]["image"] for i in range(min(count, len(data.test)))])
+    return run.networks.prepare(raw.to(run.networks.device))
+
+
+def _timed(
+    run: Run, rows: list[Row], data: ImageData, batch_size: int, count: int, precision: str
+) -> list[Row]:
+    """Rows with measured time: real early termination, in batches, all predictors in turns."""
+
+    images = _images(run, data, count)
+    predictors = {
+        row.name: under_autocast(row.predictor, precision)
+        for row in rows
+        if row.predictor is not None
+    }
+    times = milliseconds_per_image(predictors, images, min(batch_size, len(images)))
+    return [dataclasses.replace(row, milliseconds=times.get(row.name)) for row in rows]
+
+
+def _write_examples(run: Run, data: ImageData, test: Predictions, folder: Path) -> None:
+    """A few test images as files, the surest and the least sure, to try `predict` on."""
+    folder.mkdir(exist_ok=True)
+    for earlier in folder.glob("[0-9]_*"):
+        earlier.unlink()
+    logits = test.rough_logits
+    if logits is None:
+        logits = next(iter(test.ensemble_logits.values())).mean(1)
+    sureness = confidence(logits)
+    order = torch.argsort(sureness, descending=True).tolist()
+    half = NUM_EXAMPLES // 2
+    for number, index in enumerate(order[:half] + order[-half:]):
+        sample = data.test[index]
+        name = f"{number}_{data.classes[int(sample['target'])].replace('/', '_')}"
+        if data.test.paths is not None:  # as it is: what networks see is made from it once more
+            source = data.test.paths[index]
+            if isinstance(source, Member):
+                (folder / (name + Path(source.name).suffix)).write_bytes(source.read_bytes())
+            else:
+                shutil.copyfile(source, folder / (name + Path(source).suffix))
+            continue
+        image = sample["image"].permute(1, 2, 0).squeeze(-1).numpy()
+        Image.fromarray(image).save(folder / f"{name}.png")
+
+
+def _shape(run: Run) -> tuple[int, int, str]:
+    preprocess = run.networks.preprocess
+    return preprocess.size, preprocess.channels, preprocess.resize
+
+
+def _join_by_seed(tables: Sequence[tuple[int, str]]) -> str:
+    """One CSV with a column for the seed."""
+    lines: list[str] = []
+    for seed, text in tables:
+        heading, *body = text.splitlines()
+        lines += [f"seed,{heading}"] if not lines else []
+        lines += [f"{seed},{line}" for line in body]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,130 @@
+"""What every network of a run says of every sample of a split: all tables are made from this."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from rich.progress import track
+from torch import Tensor, nn
+
+from coe_core import count_macs
+from vision.data.loaders import default_workers
+from vision.data.section import ImageSet, eval_loader
+from vision.precision import autocast
+from vision.recipe_networks import Networks
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits of all networks of one run on one split, in the order of its samples.
+
+    Without a delegator and experts their logits are None.
+    """
+
+    target: Int[Tensor, " n"]
+    rough_logits: Float[Tensor, "n c"] | None
+    selection_logits: Float[Tensor, "n k"] | None
+    expert_logits: Float[Tensor, "n k c"] | None
+    control_logits: dict[str, Tensor]  # each [n, c]
+    ensemble_logits: dict[str, Tensor] = field(default_factory=dict)  # each [n, s, c]
+
+    @property
+    def selected_expert(self) -> Int[Tensor, " n"]:
+        return self.selection_logits.argmax(1)
+
+    @property
+    def selected_logits(self) -> Float[Tensor, "n c"]:
+        """Logits of the selected expert."""
+        rows = torch.arange(len(self.target))
+        return self.expert_logits[rows, self.selected_expert]
+
+    def right(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
+        """1 where the largest logit is the target's, else 0."""
+        return (logits.argmax(1) == self.target).float()
+
+
+@torch.inference_mode()
+def predict_all(
+    networks: Networks, images: ImageSet, precision: str = "32-true", show: str = ""
+) -> Predictions:
+    """Run every network on every sample, without augmentation.
+
+    Args:
+        networks: of a run.
+        images: the split.
+        precision: of the arithmetic, see `choose_precision`.
+        show: what the progress bar says; empty shows none.
+    """
+    networks.eval()
+    parts: list[list[Tensor]] = []
+    batches = eval_loader(images, 256, default_workers(images))
+    for batch in track(batches, show, disable=not (show and sys.stdout.isatty()), transient=True):
+        prepared = networks.prepare(batch["image"].to(networks.device))
+        with autocast(networks.device, precision):
+            team = [] if networks.team is None else networks.team(prepared)
+            others = [*networks.controls.values(), *networks.ensembles.values()]
+            outputs = [*team, *(network(prepared) for network in others)]
+        parts.append([part.float().cpu() for part in outputs])
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    team = [columns.pop(0) for _ in range(3)] if networks.team is not None else [None] * 3
+    count = len(networks.controls)
+    return Predictions(
+        torch.as_tensor(images.targets),
+        *team,
+        dict(zip(networks.controls, columns[:count], strict=True)),
+        dict(zip(networks.ensembles, columns[count:], strict=True)),
+    )
+
+
+@dataclass(frozen=True)
+class RunMacs:
+    """Multiply-adds per image of every network of a run; without a team 0 and none."""
+
+    delegator: int
+    experts: list[int]
+    controls: dict[str, int]
+    ensembles: dict[str, int] = field(default_factory=dict)  # of one of the s networks
+
+    @property
+    def expert(self) -> float:
+        """Mean over the experts."""
+        return sum(self.experts) / len(self.experts)
+
+
+def run_macs(networks: Networks) -> RunMacs:
+    """Count every network of a run on one image.
+
+    Raises:
+        ValueError: a network that cannot take images of this size.
+        UncountedOperatorError: an operator whose multiply-adds are not known.
+    """
+    prepare, recipe = networks.preprocess, networks.recipe
+    image = torch.zeros(1, prepare.channels, prepare.size, prepare.size, device=networks.device)
+
+    def count(part: str, name: str, network: nn.Module) -> int:
+        try:
+            return count_macs(network, image)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{part} ({name}) cannot take images of {prepare.channels} x {prepare.size} x "
+                f"{prepare.size}: {reason}; change data.size, or the network's options"
+            ) from error
+
+    team = networks.team
+    experts = zip(recipe.expert_networks, team.experts if team else (), strict=True)
+    return RunMacs(
+        count("delegator", recipe.delegator.name, team.delegator) if team else 0,
+        [count(f"expert {j}", named.name, expert) for j, (named, expert) in enumerate(experts)],
+        {
+            name: count(f"control {name}", recipe.controls[name].name, control)
+            for name, control in networks.controls.items()
+        },
+        {
+            name: count(f"ensemble {name}", recipe.ensembles[name].network.name, built.members[0])
+            for name, built in networks.ensembles.items()
+        },
+    )

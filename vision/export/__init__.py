@@ -1,0 +1,1 @@
+"""A run for programs without torch: ONNX and what checks it."""

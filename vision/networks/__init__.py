@@ -1,0 +1,1 @@
+"""One classifier by name, and the team: a delegator and its experts."""

@@ -1,0 +1,1 @@
+"""Architectures that neither timm nor torchvision has."""

@@ -1,0 +1,242 @@
+"""A trained run as a function of images, for programs and servers: any budget, any thread."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from vision.data.images import num_processors
+from vision.data.preprocess import Preprocess, UnreadableImageError
+from vision.evaluation.predictions import run_macs
+from vision.precision import PRECISIONS, autocast, choose_precision
+from vision.prediction.budgets import Budget, resolve_budget
+from vision.run import Run, load_run
+
+ImageSource = str | PathLike | bytes | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a run says of one image, and how it came about."""
+
+    label: str
+    probabilities: Float[np.ndarray, " c"]  # of the classes, in the run's order
+    exited: bool | None  # ended with the rough prediction; None: of an ensemble, which has none
+    expert: int | None  # that ran; None if none did
+    confidence: float  # of the rough prediction
+    rough_label: str
+    macs: int  # spent on this image
+
+    @property
+    def probability(self) -> float:
+        """Of the label."""
+        return float(self.probabilities.max())
+
+
+class Predictor:
+    """Predicts images with a run: delegator for all, one expert for those that do not end early.
+
+    May be called from several threads at once; at most ``concurrency`` batches are in work, each of
+    at most ``batch_size`` images, so memory is bounded however many images or threads there are.
+
+    Args:
+        run: a `Run`, its folder, or a checkpoint file.
+        budget: when a call gives none: an operating point's name, or multiply-adds such as "100M".
+        batch_size: images decoded and predicted together.
+        precision: of the arithmetic: "32-true", "bf16-mixed", "16-mixed"; "auto" is that of training.
+        compiled: run every network through torch.compile (slow first calls; needs a C++ compiler);
+            or the name of one of its backends.
+        concurrency: batches in work at a time, over all threads.
+        max_pixels: of one image before it is resized; None is Pillow's own limit.
+
+    Raises:
+        RunError: no such run, or no such budget.
+        ValueError: a size below 1, or an unknown precision.
+
+    Example:
+        >>> predictor = Predictor("runs/digits")  # doctest: +SKIP
+        >>> predictor(["photo.jpg", picture], budget="100M")[0].label  # doctest: +SKIP
+        'cat'
+    """
+
+    def __init__(
+        self,
+        run: Run | str | PathLike,
+        *,
+        budget: str | float | None = None,
+        batch_size: int = 64,
+        precision: str = "auto",
+        compiled: bool | str = False,
+        concurrency: int = 2,
+        max_pixels: int | None = None,
+    ):
+        for name, size in (("batch_size", batch_size), ("concurrency", concurrency)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+        self.run = run if isinstance(run, Run) else load_run(run)
+        self.budget, self.batch_size, self.max_pixels = budget, batch_size, max_pixels
+        self.networks = self.run.networks.eval()
+        self.classes = self.networks.classes
+        self.macs = run_macs(self.networks)
+        settings = self.run.recipe.train
+        self.precision = choose_precision(settings.precision if precision == "auto" else precision)
+        self._turns = threading.BoundedSemaphore(concurrency)
+        self._decoders = ThreadPoolExecutor(num_processors(), thread_name_prefix="decode")
+        if compiled:
+            backend = "inductor" if compiled is True else compiled
+            for network in (self.networks.team.delegator, *self.networks.team.experts):
+                network.compile(dynamic=True, backend=backend)
+
+    def resolve(self, budget: str | float | None = None, threshold: float | None = None) -> Budget:
+        """The threshold for a budget, see `resolve_budget`; the predictor's own if none is given."""
+        if budget is None and threshold is None:
+            budget = self.budget
+        return resolve_budget(self.run, budget, threshold)
+
+    def __call__(
+        self,
+        images: Sequence[ImageSource] | ImageSource,
+        budget: str | float | None = None,
+        threshold: float | None = None,
+    ) -> list[Prediction]:
+        """Predictions in the order of the images; always a list, also for one image.
+
+        Args:
+            images: each a file name, the bytes of a file, a Pillow image, or pixels (uint8; h x w,
+                or h x w x 1, 3 or 4).
+            budget: an operating point's name, or mean multiply-adds per image such as "100M".
+            threshold: instead of a budget: exit when confidence >= threshold.
+
+        Raises:
+            UnreadableImageError: a file that cannot be decoded, or an image of too many pixels.
+            ValueError: an array that is not an image; a budget and a threshold; a bad threshold.
+            RunError: a budget that the run cannot resolve.
+        """
+        if isinstance(images, ImageSource) and not _is_stack(images):
+            images = [images]
+        budget = self.resolve(budget, threshold)
+        found: list[Prediction] = []
+        for start in range(0, len(images), self.batch_size):
+            part = images[start : start + self.batch_size]
+            with self._turns:
+                pixels = torch.stack(list(self._decoders.map(self.decode, part)))
+                found += self._predict(pixels, budget.threshold, budget.rough_weight)
+        return found
+
+    def decode(self, image: ImageSource, name: str | None = None) -> UInt8[Tensor, "ch size size"]:
+        """One image as the networks take it, see `decode_image`."""
+        return decode_image(self.networks.preprocess, image, name, self.max_pixels)
+
+    def predict_pixels(
+        self, pixels: UInt8[Tensor, "n ch size size"], budgets: Sequence[Budget]
+    ) -> list[Prediction]:
+        """Predictions of decoded images, each with a budget of its own: for servers."""
+        thresholds = torch.tensor([budget.threshold for budget in budgets])
+        weights = torch.tensor([budget.rough_weight for budget in budgets])
+        with self._turns:
+            return self._predict(pixels, thresholds, weights)
+
+    @torch.inference_mode()
+    def _predict(
+        self, pixels: Tensor, threshold: float | Tensor, rough_weight: float | Tensor
+    ) -> list[Prediction]:
+        device = self.networks.device
+        if isinstance(rough_weight, Tensor):
+            rough_weight = rough_weight.to(device)
+        with autocast(device, self.precision):
+            prepared = self.networks.prepare(pixels.to(device))
+            result = self.networks.team.infer(
+                prepared, threshold, rough_weight=rough_weight, streams=True
+            )
+        probabilities = result.prediction.softmax(1)
+        columns = (
+            probabilities.argmax(1),
+            result.rough.argmax(1),
+            result.exits,
+            result.selected_expert,
+            result.confidence,
+        )
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [
+            Prediction(
+                self.classes[label],
+                chances,
+                exited,
+                None if exited else expert,
+                sureness,
+                self.classes[rough],
+                self.macs.delegator + (0 if exited else self.macs.experts[expert]),
+            )
+            for chances, (label, rough, exited, expert, sureness) in zip(
+                probabilities.cpu().numpy(), rows, strict=True
+            )
+        ]
+
+
+def decode_image(
+    preprocess: Preprocess,
+    image: ImageSource,
+    name: str | None = None,
+    max_pixels: int | None = None,
+) -> UInt8[Tensor, "ch size size"]:
+    """One image as the networks take it, before normalisation.
+
+    Args:
+        preprocess: of the run.
+        image: see `Predictor`.
+        name: of the image in messages.
+        max_pixels: of a file before it is resized; None is Pillow's own limit.
+
+    Raises:
+        UnreadableImageError: cannot be decoded, or has too many pixels.
+        ValueError: an array that is not an image.
+    """
+    if isinstance(image, np.ndarray):
+        image = picture_of(image)
+    if isinstance(image, Image.Image):
+        upright = preprocess.square(preprocess.convert(image), name or "in memory")
+        return functional.pil_to_tensor(upright)
+    file = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
+    try:
+        return preprocess.load(file, max_pixels)
+    except UnreadableImageError as error:
+        name = name or ("in memory" if isinstance(image, bytes) else error.path)
+        reason = error.reason.replace(str(file), name)
+        raise UnreadableImageError(name, reason) from error
+
+
+def _is_stack(images: ImageSource) -> bool:
+    return isinstance(images, np.ndarray) and images.ndim == 4
+
+
+def picture_of(pixels: np.ndarray) -> Image.Image:
+    """Pillow's form of uint8 pixels, h x w or h x w x 1 (grey), 3 (RGB) or 4 (RGBA) channels.
+
+    Raises:
+        ValueError: another type or shape.
+
+    Example:
+        >>> picture_of(np.zeros((4, 6, 3), np.uint8)).size
+        (6, 4)
+    """
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3, 4):
+        raise ValueError(
+            f"an image is uint8 of h x w, or h x w x 1, 3 or 4 channels; got {pixels.dtype} of "
+            f"shape {' x '.join(map(str, pixels.shape))}"
+        )
+    return Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and channels == 1 else pixels)

@@ -1,0 +1,238 @@
+"""A run on several machines: a Ray Serve application whose delegator and experts scale separately.
+
+    serve run vision.serve.ray_app:build run=/models/photos delegator_replicas=2 expert_replicas=1
+
+Every replica holds one network only. A request is decoded and routed by the ingress: the delegator
+answers, and if that is not enough, the selected expert; no other expert hears of it. Each deployment
+collects its own batches. Budgets, messages and answers are those of `coe-vision serve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from fastapi import HTTPException
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from coe_core import AimNotReachableError, confidence
+from vision.data.preprocess import UnreadableImageError
+from vision.errors import RunError
+from vision.evaluation.predictions import run_macs
+from vision.precision import autocast, choose_precision
+from vision.prediction.budgets import resolve_budget
+from vision.prediction.predictor import Prediction, decode_image
+from vision.run import Run, load_run
+from vision.serve.app import answer_of, image_of
+
+
+class Rough(NamedTuple):
+    """The delegator's answer for one image."""
+
+    logits: np.ndarray  # [c]
+    confidence: float
+    selected_expert: int
+
+
+class _Replica:
+    """One network of a run, in batches."""
+
+    def __init__(self, run: str, expert: int | None, max_batch: int, window: float):
+        loaded = load_run(run)
+        self.networks, team = loaded.networks, loaded.networks.team
+        self.precision = choose_precision(loaded.recipe.train.precision)
+        self.num_classes = team.num_classes
+        self.network = team.delegator if expert is None else team.experts[expert]
+        self.networks.team = None  # the others need no memory here
+        self.device = next(self.network.parameters()).device
+        self.run_batch.set_max_batch_size(max_batch)
+        self.run_batch.set_batch_wait_timeout_s(window)
+
+    @torch.inference_mode()
+    def outputs(self, pixels: list[np.ndarray]) -> torch.Tensor:
+        images = torch.from_numpy(np.stack(pixels)).to(self.device)
+        with autocast(self.device, self.precision):
+            return self.network(self.networks.prepare(images)).float().cpu()
+
+
+@serve.deployment
+class Delegator(_Replica):
+    """Pixels -> rough logits, confidence, selected expert."""
+
+    @serve.batch
+    async def run_batch(self, pixels: list[np.ndarray]) -> list[Rough]:
+        outputs = await asyncio.to_thread(self.outputs, pixels)
+        rough, selection = outputs[:, : self.num_classes], outputs[:, self.num_classes :]
+        columns = (confidence(rough).tolist(), selection.argmax(1).tolist())
+        return [Rough(*row) for row in zip(rough.numpy(), *columns, strict=True)]
+
+    async def __call__(self, pixels: np.ndarray) -> Rough:
+        return await self.run_batch(pixels)
+
+
+@serve.deployment
+class Expert(_Replica):
+    """Pixels -> logits."""
+
+    @serve.batch
+    async def run_batch(self, pixels: list[np.ndarray]) -> list[np.ndarray]:
+        return list((await asyncio.to_thread(self.outputs, pixels)).numpy())
+
+    async def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        return await self.run_batch(pixels)
+
+
+@serve.deployment
+class Ingress:
+    """Decodes, asks the delegator, and the selected expert where that is not enough."""
+
+    def __init__(
+        self, run: str, delegator: Any, experts: list[Any], max_pixels: int, max_bytes: int
+    ):
+        loaded: Run = load_run(run)
+        self.macs = run_macs(loaded.networks)
+        self.classes, self.preprocess = loaded.networks.classes, loaded.networks.preprocess
+        loaded.networks.team = None
+        self.run, self.max_pixels, self.max_bytes = loaded, max_pixels, max_bytes
+        self.delegator, self.experts = delegator, experts
+        resolve_budget(loaded)
+
+    async def predict(
+        self, image: bytes, budget: str | None = None, threshold: float | None = None
+    ) -> Prediction:
+        """One image, as `Predictor` would."""
+        return (await self._predict(image, "in memory", budget, threshold))[0]
+
+    async def _predict(self, image, name, budget, threshold):
+        resolved = resolve_budget(self.run, budget, threshold)
+        tensor = await asyncio.to_thread(
+            decode_image, self.preprocess, image, name, self.max_pixels
+        )
+        pixels = tensor.numpy()
+        rough: Rough = await self.delegator.remote(pixels)
+        exited = rough.confidence >= resolved.threshold
+        logits, spent, expert = rough.logits, self.macs.delegator, None
+        if not exited:
+            expert = rough.selected_expert
+            answer = await self.experts[expert].remote(pixels)
+            logits = answer + np.float32(resolved.rough_weight) * rough.logits
+            spent += self.macs.experts[expert]
+        odds = np.exp(logits - logits.max())
+        found = Prediction(
+            self.classes[int(logits.argmax())],
+            odds / odds.sum(),
+            exited,
+            expert,
+            rough.confidence,
+            self.classes[int(rough.logits.argmax())],
+            spent,
+        )
+        return found, resolved
+
+    async def __call__(self, request: Request) -> JSONResponse:
+        """POST an image, with `budget` or `threshold` in the query."""
+        start = time.perf_counter()
+        query = request.query_params
+        try:
+            threshold = float(query["threshold"]) if "threshold" in query else None
+            length = request.headers.get("content-length", "")
+            if not length.isdigit() or int(length) > self.max_bytes:  # bodies of unknown length too
+                raise HTTPException(
+                    413, f"a body has its length, of at most {self.max_bytes:,} bytes"
+                )
+            content, name = await image_of(request)
+            found, resolved = await self._predict(content, name, query.get("budget"), threshold)
+        except HTTPException as error:
+            return JSONResponse({"detail": error.detail}, error.status_code)
+        except UnreadableImageError as error:
+            return JSONResponse({"detail": str(error)}, 422)
+        except (ValueError, RunError, AimNotReachableError) as error:
+            reason = str(error).replace(str(self.run.folder), self.run.folder.name)
+            return JSONResponse({"detail": reason}, 400)
+        seconds = time.perf_counter() - start
+        return JSONResponse(answer_of(found, self.classes, resolved, seconds).model_dump())
+
+
+class Settings(NamedTuple):
+    """How an application is laid out; `serve run` gives them as key=value.
+
+    Args:
+        run: run folder or checkpoint, at the same place on every machine.
+        delegator_replicas: of the delegator; "auto" lets Ray scale it with the load.
+        expert_replicas: of every expert; "auto" lets Ray scale each by its own load.
+        ingress_replicas: that decode and route.
+        max_batch: images in a batch.
+        window: seconds that a batch collects.
+        max_queued: requests that a deployment lets wait; further ones get 503 from Ray.
+        max_pixels: of an image.
+        max_bytes: of a body.
+        num_cpus: reserved for a replica.
+        num_gpus: reserved for a replica of a network; may be a fraction.
+    """
+
+    run: str
+    delegator_replicas: int | str = 1
+    expert_replicas: int | str = 1
+    ingress_replicas: int | str = 1
+    max_batch: int = 32
+    window: float = 0.002
+    max_queued: int = 256
+    max_pixels: int = 50_000_000
+    max_bytes: int = 10 * 2**20
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+
+
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """The application.
+
+    Args:
+        arguments: fields of `Settings`; text is converted, as `serve run` gives only text.
+
+    Raises:
+        RunError: no such run, or an argument that is unknown or missing.
+    """
+    unknown = set(arguments) - set(Settings._fields)
+    if unknown or "run" not in arguments:
+        known = ", ".join(Settings._fields)
+        problem = f"unknown argument {min(unknown)!r}" if unknown else "run=FOLDER is missing"
+        raise RunError(f"{problem}; known: {known}")
+    defaults = Settings._field_defaults
+    settings = Settings(
+        **{
+            name: value if value == "auto" or name == "run" else type(defaults[name])(value)
+            for name, value in arguments.items()
+        }
+    )
+    count = load_run(settings.run).recipe.num_experts
+
+    def deployed(kind, name: str, replicas: int | str, num_gpus: float = 0.0):
+        return kind.options(
+            name=name,
+            num_replicas=replicas,
+            max_queued_requests=settings.max_queued,
+            max_ongoing_requests=4 * settings.max_batch,
+            ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": num_gpus},
+        )
+
+    common = (settings.max_batch, settings.window)
+    delegator = deployed(Delegator, "delegator", settings.delegator_replicas, settings.num_gpus)
+    experts = [
+        deployed(Expert, f"expert_{j}", settings.expert_replicas, settings.num_gpus).bind(
+            settings.run, j, *common
+        )
+        for j in range(count)
+    ]
+    ingress = deployed(Ingress, "ingress", settings.ingress_replicas)
+    return ingress.bind(
+        settings.run,
+        delegator.bind(settings.run, None, *common),
+        experts,
+        settings.max_pixels,
+        settings.max_bytes,
+    )

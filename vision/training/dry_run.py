@@ -1,0 +1,221 @@
+"""Try a recipe without its data: what it costs against its budget, two real steps, memory and time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from coe_core import balanced_assignment, mixture_macs
+from vision.commands.inspect import NUM_CLASSES
+from vision.data.augmentation import Augmentation
+from vision.data.images import ImageSet
+from vision.data.section import ImageData
+from vision.errors import RunError
+from vision.evaluation.predictions import RunMacs
+from vision.recipe import Recipe
+
+IMAGES_PER_STEP = 4  # where there is no GPU
+_NUM_TRAIN = {"imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "fashion_mnist": 60_000}
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What two steps showed.
+
+    Attributes:
+        batch_size: images of each step.
+        losses: of both steps.
+        seconds: of both steps; the first also pays what is only done once.
+        state_bytes: weights, their average, gradients and the optimiser's state, of one process.
+        activation_bytes: kept for the backward pass of the second step, per image.
+        num_images: training images of an epoch; 0: not known without the data.
+        shared: part of the training in which the experts are one network.
+    """
+
+    batch_size: int
+    losses: tuple[float, float]
+    seconds: tuple[float, float]
+    state_bytes: int
+    activation_bytes: float
+    num_images: int
+    shared: float
+
+    def lines(self, recipe: Recipe) -> Iterator[str]:
+        """What the command prints."""
+        size, whole = recipe.data.size, recipe.train.batch_size
+        yield (
+            f"two steps on {self.batch_size} generated images of {size} x {size} each (the recipe's batch: "
+            f"{whole}): losses {self.losses[0]:.3f}, {self.losses[1]:.3f}"
+        )
+        yield (
+            f"memory of a process: {self.state_bytes / _GIB:.2f} GiB for weights, gradients and optimiser, "
+            f"and {self.activation_bytes / 2**20:.1f} MiB for each image of its part of the batch"
+        )
+        for count in (1, 8):
+            if whole % count == 0:
+                total = self.state_bytes + self.activation_bytes * whole / count
+                yield f"  {count} process{'es' * (count > 1)}: about {total / _GIB:.1f} GiB each"
+        images = self.num_images or 1000
+        epoch = f"an epoch of {images:,} images" if self.num_images else "1,000 images"
+        hours = [s / self.batch_size * images / 3600 for s in self.seconds]
+        shown = [f"{h:.1f} h" if h >= 1 else f"{3600 * h:.0f} s" for h in hours]
+        device = "GPU" if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} thread(s)"
+        if self.shared:
+            yield (
+                f"time for {epoch} here ({device}): about {shown[0]} while the experts are one network (the "
+                f"first {self.shared:.0%} of the training), then {shown[1]}"
+            )
+        else:
+            yield f"time for {epoch} here ({device}): about {shown[1]}"
+
+
+class _Meter(Callback):
+    """Times steps, and sums up what autograd keeps between forward and backward."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+        self.kept: list[int] = []
+        self.state_bytes = 0
+        self._hooks: Any = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        own = {p.untyped_storage().data_ptr() for p in pl_module.parameters()}
+        storages: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        self._storages = storages
+        if not pl_module.recipe.train.compile:  # compiled networks refuse such hooks
+            self._hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+            self._hooks.__enter__()
+        self._start = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        self.losses.append(float(outputs["loss"]))  # waits for the device
+        self.seconds.append(time.monotonic() - self._start)
+        if self._hooks is not None:
+            self._hooks.__exit__(None, None, None)
+            self._hooks = None
+        self.kept.append(sum(self._storages.values()))
+        weights = sum(p.numel() * p.element_size() for p in pl_module.parameters())
+        state = trainer.optimizers[0].state.values()
+        tensors = [t for entry in state for t in entry.values() if isinstance(t, torch.Tensor)]
+        optimiser = sum(t.numel() * t.element_size() for t in tensors)
+        copies = 2 + (pl_module.recipe.train.ema_decay > 0)  # weights, gradients, their average
+        self.state_bytes = copies * weights + optimiser
+
+
+def mean_mmacs(recipe: Recipe, macs: RunMacs) -> float:
+    """Million multiply-adds per image that the recipe's budget is about; see `Budget`."""
+    rate = recipe.budget.exit_rate if recipe.budget else 0.0
+    if recipe.has_team:
+        return mixture_macs(macs.delegator, macs.experts, rate) / 1e6
+    first, ensemble = next(iter(recipe.ensembles.items()))
+    return macs.ensembles[first] * ensemble.s / 1e6
+
+
+def check_budget(recipe: Recipe, macs: RunMacs) -> str:
+    """A line that tells how the count compares with the budget.
+
+    Raises:
+        RunError: it is further away than the budget tolerates.
+    """
+    counted, budget = mean_mmacs(recipe, macs), recipe.budget
+    if budget is None:
+        return f"no budget in the recipe; {counted:.4g} MMACs per image without exits"
+    at = f" with {budget.exit_rate:.0%} of the images ending early" if recipe.has_team else ""
+    line = f"{counted:.4g} MMACs per image{at}; budget {budget.mmacs:.4g} ± {budget.tolerance:.0%}"
+    if abs(counted / budget.mmacs - 1) > budget.tolerance:
+        raise RunError(
+            f"over or under its budget: {line}. Change the networks, or what budget: says"
+        )
+    return f"budget met: {line}"
+
+
+def two_steps(recipe: Recipe) -> DryRun:
+    """Train two real steps on generated images, validation and checkpoints included, and measure them.
+
+    On a GPU a step has as many images as one of 8 processes has; elsewhere four.
+
+    Raises:
+        RunError: a loss that is not finite.
+        ValueError: whatever the recipe's networks and settings do not take.
+    """
+    from vision.training.train import train
+
+    batch_size = min(recipe.train.batch_size, IMAGES_PER_STEP)
+    if torch.cuda.is_available():
+        batch_size = max(1, recipe.train.batch_size // 8)
+    if recipe.has_team:
+        batch_size = max(batch_size, 2)
+    short = {"epochs": 2, "statistics_epochs": min(1, recipe.train.statistics_epochs)}
+    tried = replace(
+        recipe,
+        data=replace(recipe.data, workers=0),
+        train=replace(recipe.train, batch_size=batch_size, **short),  # of one step each
+    )
+    meter = _Meter()
+    balanced_assignment(torch.zeros(2, 2))  # compiles on its first call: not to be timed
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        train(tried, Path(folder), data=_generated(tried, batch_size), watch=[meter])
+    if not all(map(math.isfinite, meter.losses)):
+        raise RunError(f"losses of two steps on generated images are not finite: {meter.losses}")
+    known = _NUM_TRAIN.get(recipe.data.name, 0)
+    return DryRun(
+        batch_size,
+        tuple(meter.losses),
+        tuple(meter.seconds),
+        meter.state_bytes,
+        meter.kept[-1] / batch_size,
+        round(known * (1 - recipe.data.validation)),
+        recipe.shared_start,
+    )
+
+
+def _generated(recipe: Recipe, count: int) -> ImageData:
+    """Noise a little larger than the crops, of every class in turn."""
+    data = recipe.data
+    preprocess, generator = data.preprocess(), torch.Generator().manual_seed(recipe.seed)
+    classes = [str(label) for label in range(NUM_CLASSES.get(data.name, 10))]
+    augmentation = Augmentation(data.augmentation, data.size) if data.augmentation else None
+    exact = preprocess.resize == "exact" and not (augmentation and augmentation.crops_originals)
+    side = data.size if exact else preprocess.shorter_side
+    shape = (data.channels, side, side)
+
+    def noise(number: int) -> list[torch.Tensor]:
+        return [
+            torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+            for _ in range(number)
+        ]
+
+    def images(number: int, drawn: Augmentation | None) -> ImageSet:
+        targets = torch.arange(number) % len(classes)
+        pixels: list[torch.Tensor] | torch.Tensor = noise(number)
+        if drawn is None:
+            pixels = torch.stack(pixels)[..., : data.size, : data.size].contiguous()
+        elif exact:
+            pixels = torch.stack(pixels)
+        return ImageSet(targets, classes, preprocess, pixels, None, drawn)
+
+    held_out = images(2, None)
+    return ImageData(
+        images(count, augmentation), held_out, held_out, classes, preprocess, {"name": "generated"}
+    )

@@ -1,0 +1,262 @@
+"""The Lightning module: team, controls and ensembles, trained together on the same batches."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import timm.optim
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from coe_core import CoTrainingObjective, FamilyLabels
+from coe_core.agreement import AGREEMENTS
+from vision.networks.pwlu.layer import start_learning
+from vision.networks.side_by_side import Together
+from vision.networks.teacher import Teacher
+from vision.recipe_networks import Networks
+from vision.training.schedule import learning_rate_schedule
+
+COMPILER = "inductor"  # of torch.compile
+
+
+class CoETraining(LightningModule):
+    """One step trains every network; no two networks share a parameter, so none affects another's
+    gradients but through the objective's weights and labels.
+
+    Args:
+        recipe, classes, preprocess: see `Networks`.
+        num_samples: size of the training set.
+    """
+
+    def __init__(
+        self,
+        recipe: dict[str, Any],
+        classes: list[str],
+        preprocess: dict[str, Any],
+        num_samples: int,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.networks = Networks(recipe, classes, preprocess)
+        self.recipe = self.networks.recipe
+        # Not the trainer's estimate: asking for it sets up the loader before its state is restored.
+        train = self.recipe.train
+        self.num_steps = train.epochs * (num_samples // train.batch_size)
+        self.split_step = round(self.recipe.shared_start * self.num_steps)
+        self._teacher: Teacher | None = None  # a plain attribute: no part of the checkpoint
+        if train.teacher is not None:
+            self._teacher = Teacher(train.teacher, train.teacher_weight, classes)
+        if not self.recipe.has_team:
+            return
+        settings = dict(vars(self.recipe.objective))
+        self._agreement = AGREEMENTS.get(settings.pop("agreement"))
+        shares = settings.pop("shares")
+        # Until this step the experts are one network: expert 0 trains, the others are its copies.
+        del settings["shared_start"]
+        # From this step on the experts specialise.
+        self.start_step = self.split_step
+        self.families: FamilyLabels | None = None
+        settling = settings.pop("settling")
+        if settings["labels"] == "families":
+            del settings["labels"]
+            self.families = FamilyLabels(len(classes), self.recipe.num_experts)
+            self.start_step = self.split_step or round(settling * self.num_steps)
+        self.objective = CoTrainingObjective(
+            self.recipe.num_experts,
+            **settings,
+            shares=None if shares is None else torch.tensor(shares),
+            num_samples=num_samples,
+        )
+        preprocess = self.networks.preprocess
+        shape = (preprocess.channels, preprocess.size, preprocess.size)
+        self._experts = Together(self.networks.team.experts, shape)
+        # Queue, table and confusion are equal on all ranks already: nothing to broadcast at every step.
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, _ in self.named_buffers() if name.startswith(("objective.", "families."))
+        ]
+
+    def compile_networks(self) -> None:
+        """torch.compile every network where it stands: parameters keep their names, averages see them."""
+        team = [] if self.networks.team is None else [self.networks.team]
+        networks = [n for t in team for n in (t.delegator, *t.experts)]
+        networks += self.networks.controls.values()
+        for ensemble in self.networks.ensembles.values():
+            networks += ensemble.members
+            ensemble.run_in_loop()
+        if team:
+            self._experts.wide = None  # side by side none of them would be called
+        for network in networks:
+            network.compile(backend=COMPILER)
+
+    @property
+    def main_metric(self) -> str:
+        """Validation accuracy by which the best checkpoint is chosen."""
+        if self.recipe.has_team:
+            return "val/selected_accuracy"
+        return f"val/ensemble {next(iter(self.recipe.ensembles))}_accuracy"
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        images, truth = self.networks.prepare(batch["image"]), batch["target"]
+        target = truth if self._teacher is None else self._teacher.mix(batch["image"], truth)
+        total = torch.zeros((), device=images.device)
+        if self.recipe.has_team:
+            total = total + self._collaboration_step(images, target, truth, batch["index"])
+        for control in self.networks.controls.values():
+            total = total + self._loss(control(images), target).mean()
+        views = [images]
+        if self.recipe.num_views > 1:
+            views += [self.networks.prepare(view) for view in batch["views"].unbind(1)[1:]]
+        for name in self.recipe.ensembles:
+            total = total + self._ensemble_step(name, views, target)
+        return total
+
+    def _collaboration_step(
+        self, images: Tensor, target: Tensor, truth: Tensor, index: Tensor
+    ) -> Tensor:
+        if self.split_step and self.global_step <= self.split_step:
+            self._copy_first_expert(with_optimizer=self.global_step == self.split_step)
+        if self.families is not None and self.global_step == self.start_step:
+            self.families.settle()
+        if self.global_step < self.split_step:
+            return self._shared_step(images, target)
+        return self._team_step(images, target, truth, index)
+
+    def _ensemble_step(self, name: str, views: list[Tensor], target: Tensor) -> Tensor:
+        """Sum of the networks' losses and the agreement between them; one view for each, or for all."""
+        ensemble = self.recipe.ensembles[name]
+        own = views[: ensemble.s] if ensemble.own_views else views[0]
+        logits = self.networks.ensembles[name](own).float()
+        n, s, _ = logits.shape
+        losses = self._loss(logits.flatten(0, 1), target.repeat_interleave(s, 0)).sum() / n
+        consent = ensemble.agreement_term(logits, self.global_step / self.num_steps)
+        parts = {"loss": losses / s, "agreement": consent}
+        self._log({f"ensemble {name}_{part}": value for part, value in parts.items()}, n)
+        return losses + consent
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss per sample; with targets per class (MixUp) or labels."""
+        smoothing = self.recipe.train.label_smoothing
+        return cross_entropy(logits.float(), target, reduction="none", label_smoothing=smoothing)
+
+    def _shared_step(self, images: Tensor, target: Tensor) -> Tensor:
+        """Delegator's rough prediction and the one network that the experts still are."""
+        team = self.networks.team
+        rough_logits, _ = team.delegate(images)
+        self._observe(rough_logits, target)
+        rough_loss = self._loss(rough_logits, target).mean()
+        expert_loss = self._loss(team.experts[0](images), target).mean()
+        self._log({"rough_loss": rough_loss, "expert_loss": expert_loss}, len(target))
+        return rough_loss + expert_loss
+
+    def _team_step(self, images: Tensor, target: Tensor, truth: Tensor, index: Tensor) -> Tensor:
+        """All experts; ``truth`` is the target without a teacher's part, for the evidence."""
+        rough_logits, selection_logits = self.networks.team.delegate(images)
+        self._observe(rough_logits, target)
+        expert_logits = self._experts(images).float()
+        n, k, c = expert_logits.shape
+        flat, flat_target = expert_logits.reshape(n * k, c), target.repeat_interleave(k, 0)
+        with torch.no_grad():
+            flat_truth = truth.repeat_interleave(k, 0)
+            evidence = -cross_entropy(flat, flat_truth, reduction="none").reshape(n, k)
+        loss = self.objective(
+            self._loss(rough_logits, target),
+            self._loss(flat, flat_target).reshape(n, k),
+            evidence,
+            selection_logits,
+            progress=max(0, self.global_step - self.start_step)
+            / max(1, self.num_steps - self.start_step),
+            index=index,
+            agreement=None if self._agreement is None else self._agreement(expert_logits),
+            labels=None if self.families is None else self.families(target),
+        )
+        labelled = loss.labels.gather(1, selection_logits.argmax(1, keepdim=True))
+        parts = {
+            "rough_loss": loss.rough,
+            "expert_loss": loss.experts,
+            "selection_loss": loss.selection,
+            "selection_accuracy": labelled.mean(),
+            "focus": loss.focus,
+        }
+        self._log(parts, n)
+        return loss.total
+
+    def _observe(self, rough_logits: Tensor, target: Tensor) -> None:
+        if self.families is not None and self.global_step < self.start_step:
+            self.families.observe(rough_logits, target)
+
+    def _log(self, parts: dict[str, Any], batch_size: int) -> None:
+        named = {f"train/{name}": value for name, value in parts.items()}
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=True)
+
+    @torch.no_grad()
+    def _copy_first_expert(self, with_optimizer: bool) -> None:
+        """Make every expert what expert 0 is; at the split with its momentum, to continue as it did."""
+        first, *others = self.networks.team.experts
+        for expert in others:
+            expert.load_state_dict(first.state_dict())
+            if with_optimizer:
+                state = self.optimizers().optimizer.state
+                for source, copy in zip(first.parameters(), expert.parameters(), strict=True):
+                    state[copy] = deepcopy(state[source])
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch >= self.recipe.train.statistics_epochs:
+            state = self.optimizers().optimizer.state
+            for activation in start_learning(self.networks):
+                for parameter in activation.parameters():
+                    for value in state.get(parameter, {}).values():
+                        if isinstance(value, Tensor):
+                            value.zero_()  # moments and counts of the gradients that were 0
+        if self.recipe.has_team:
+            self.objective.partition.begin_epoch()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        images, target = self.networks.prepare(batch["image"]), batch["target"]
+        right = {}
+        if self.networks.team is not None:
+            out = self.networks.team(images)
+            experts = out.expert_logits.argmax(2) == target[:, None]  # [n, k]
+            right["rough"] = out.rough_logits.argmax(1) == target
+            right["selected"] = experts.gather(1, out.selection_logits.argmax(1, keepdim=True))[
+                :, 0
+            ]
+            right["expert"] = experts.float().mean(1)
+            right["oracle"] = experts.any(1)
+        for name, control in self.networks.controls.items():
+            right[f"control_{name}"] = control(images).argmax(1) == target
+        for name, ensemble in self.networks.ensembles.items():
+            logits = ensemble(images).float()
+            right[f"ensemble {name}"] = logits.mean(1).argmax(1) == target
+            right[f"ensemble {name}_member"] = (logits.argmax(2) == target[:, None]).float().mean(1)
+        self.log_dict(
+            {f"val/{name}_accuracy": value.float().mean() for name, value in right.items()},
+            batch_size=len(target),
+            sync_dist=True,
+        )
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        train = self.recipe.train
+        optimizer = timm.optim.create_optimizer_v2(
+            self._parameter_groups() if self.recipe.ensembles else self,
+            opt=train.optimizer,
+            lr=train.lr,
+            weight_decay=train.weight_decay,
+            momentum=train.momentum,
+        )
+        schedule = learning_rate_schedule(optimizer, train, self.num_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """The ensembles' networks with the weight decay that division leaves, the others as always."""
+        networks = self.networks
+        parts: list[tuple[Any, float]] = [
+            (part, self.recipe.train.weight_decay)
+            for part in (networks.team, networks.controls)
+            if part is not None
+        ]
+        parts += [(e, e.division.weight_decay or 0.0) for e in networks.ensembles.values()]
+        grouped = [timm.optim.param_groups_weight_decay(part, decay) for part, decay in parts]
+        return [group for groups in grouped for group in groups if group["params"]]
