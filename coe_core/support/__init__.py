@@ -1,0 +1,1 @@
+"""What both adapters need beside arrays: files, aims, commands, provenance, progress, reports."""
