@@ -3,47 +3,156 @@
 A delegator scores every sample, predicts roughly and selects one of k experts. This package holds
 what is independent of images or sentences: the balanced transportation problem, weight and label
 generation, the co-training objective, routing, early-terminating inference, calibration and MACs.
+
+Nothing of it is loaded before it is used, and torch with it: ``coe_core.support`` starts at once.
 """
 
-from coe_core.agreement import (
-    distil_from_mean,
-    js_divergence,
-    mutual_learning,
-    ramped_agreement,
-)
-from coe_core.calibration import (
-    OperatingPoint,
-    TradeOffCurve,
-    controlled_threshold,
-    corpus_trade_off_curve,
-    fit_rough_weight,
-    fit_threshold,
-    trade_off_curve,
-)
-from coe_core.distributed import gather_rows
-from coe_core.ensembling import (
-    calibration_error,
-    disagreement,
-    ensemble_log_probs,
-    ensemble_report,
-    negative_log_likelihood,
-)
-from coe_core.errors import (
-    AimNotReachableError,
-    CoEError,
-    NotConvergedError,
-    UncountedOperatorError,
-    UnequalExpertsError,
-)
-from coe_core.families import FamilyLabels, confusion_families
-from coe_core.inference import Delegation, Inference, confidence, infer
-from coe_core.labels import choice_variance, selection_labels, sinkhorn
-from coe_core.macs import count_macs, mixture_macs
-from coe_core.objective import CoTrainingLoss, CoTrainingObjective
-from coe_core.routing import Groups, group_rows, select_expert
-from coe_core.shared_start import are_one, check_one, share_gradient, start_as_one
-from coe_core.transport import Assignment, balanced_assignment, even_demand
-from coe_core.weights import Partitioner, demand_from_shares, ramped_focus, sample_weights
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coe_core.agreement import (
+        distil_from_mean,
+        js_divergence,
+        mutual_learning,
+        ramped_agreement,
+    )
+    from coe_core.calibration import (
+        OperatingPoint,
+        TradeOffCurve,
+        controlled_threshold,
+        corpus_trade_off_curve,
+        fit_rough_weight,
+        fit_threshold,
+        trade_off_curve,
+    )
+    from coe_core.distributed import gather_rows
+    from coe_core.ensembling import (
+        calibration_error,
+        disagreement,
+        ensemble_log_probs,
+        ensemble_report,
+        negative_log_likelihood,
+    )
+    from coe_core.errors import (
+        AimNotReachableError,
+        CoEError,
+        NotConvergedError,
+        UncountedOperatorError,
+        UnequalExpertsError,
+    )
+    from coe_core.families import FamilyLabels, confusion_families
+    from coe_core.inference import Delegation, Inference, confidence, infer
+    from coe_core.labels import choice_variance, selection_labels, sinkhorn
+    from coe_core.macs import count_macs, mixture_macs
+    from coe_core.objective import CoTrainingLoss, CoTrainingObjective
+    from coe_core.routing import Groups, group_rows, select_expert
+    from coe_core.shared_start import are_one, check_one, share_gradient, start_as_one
+    from coe_core.transport import Assignment, balanced_assignment, even_demand
+    from coe_core.weights import Partitioner, demand_from_shares, ramped_focus, sample_weights
+
+_HOMES = {  # module -> the public names that it defines
+    "agreement": (
+        "distil_from_mean",
+        "js_divergence",
+        "mutual_learning",
+        "ramped_agreement",
+    ),
+    "calibration": (
+        "OperatingPoint",
+        "TradeOffCurve",
+        "controlled_threshold",
+        "corpus_trade_off_curve",
+        "fit_rough_weight",
+        "fit_threshold",
+        "trade_off_curve",
+    ),
+    "distributed": ("gather_rows",),
+    "ensembling": (
+        "calibration_error",
+        "disagreement",
+        "ensemble_log_probs",
+        "ensemble_report",
+        "negative_log_likelihood",
+    ),
+    "errors": (
+        "AimNotReachableError",
+        "CoEError",
+        "NotConvergedError",
+        "UncountedOperatorError",
+        "UnequalExpertsError",
+    ),
+    "families": (
+        "FamilyLabels",
+        "confusion_families",
+    ),
+    "inference": (
+        "Delegation",
+        "Inference",
+        "confidence",
+        "infer",
+    ),
+    "labels": (
+        "choice_variance",
+        "selection_labels",
+        "sinkhorn",
+    ),
+    "macs": (
+        "count_macs",
+        "mixture_macs",
+    ),
+    "objective": (
+        "CoTrainingLoss",
+        "CoTrainingObjective",
+    ),
+    "routing": (
+        "Groups",
+        "group_rows",
+        "select_expert",
+    ),
+    "shared_start": (
+        "are_one",
+        "check_one",
+        "share_gradient",
+        "start_as_one",
+    ),
+    "transport": (
+        "Assignment",
+        "balanced_assignment",
+        "even_demand",
+    ),
+    "weights": (
+        "Partitioner",
+        "demand_from_shares",
+        "ramped_focus",
+        "sample_weights",
+    ),
+}
+
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, a module, or ``__version__``: loaded on first use (PEP 562)."""
+    if name == "__version__":
+        from coe_core.support.provenance import toolkit_version
+
+        value: Any = toolkit_version()
+    elif name in _HOME_OF:
+        value = getattr(importlib.import_module(f"coe_core.{_HOME_OF[name]}"), name)
+    elif name in _HOMES:  # coe_core.transport after nothing but `import coe_core`
+        value = importlib.import_module(f"coe_core.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*(name for name in globals() if name.startswith("__")), *__all__, "__version__"})
+
 
 __all__ = [
     "AimNotReachableError",

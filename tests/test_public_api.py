@@ -1,6 +1,8 @@
 """The public names of coe_core: sorted, documented, with examples, and typed."""
 
+import ast
 import inspect
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -14,13 +16,30 @@ def test_all_is_sorted_without_repeats():
     assert coe_core.__all__ == sorted(set(coe_core.__all__))
 
 
-def test_all_is_what_the_package_imports():
-    public = {
-        name
-        for name, value in vars(coe_core).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
+def test_all_is_what_the_package_hands_out():
+    """Lazily at run time, and the same for a type checker, which reads the imports."""
+    tree = ast.parse(Path(coe_core.__file__).read_text(encoding="utf-8"))
+    (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
+    imported = {
+        alias.name: node.module.removeprefix("coe_core.")
+        for node in checked.body
+        for alias in node.names
     }
-    assert public == set(coe_core.__all__)
+    assert imported == coe_core._HOME_OF
+    assert sorted(imported) == coe_core.__all__
+    assert set(coe_core.__all__) <= set(dir(coe_core))
+    star: dict = {}
+    exec("from coe_core import *", star)
+    assert set(coe_core.__all__) == set(star) - {"__builtins__"}
+
+
+def test_what_the_package_does_not_have():
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = coe_core.nothing
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        from coe_core import nothing  # noqa: F401
+    assert coe_core.transport.even_demand is coe_core.even_demand
+    assert coe_core.__version__[0].isdigit()
 
 
 def needs_example(thing) -> bool:

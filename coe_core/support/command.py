@@ -1,0 +1,286 @@
+"""What a command line has in common: its parser, its exit status, its errors in one line.
+
+Exit status: 0 done; 1 done in part (what failed was said); 2 what was asked cannot be done; 130 after
+Ctrl-C; 128 + n after another signal n, a reader that went away (SIGPIPE) included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import difflib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import IO, NamedTuple
+
+from coe_core.errors import CoEError
+
+DONE, IN_PART, REFUSED = 0, 1, 2
+
+
+class Interrupted(BaseException):
+    """Work was stopped by a signal. Not a KeyboardInterrupt: Lightning would exit with status 1."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
+class Command(NamedTuple):
+    """One row of a table of commands."""
+
+    name: str  # as it is typed
+    module: str  # has add_options(parser) and run(arguments); loads nothing heavy when imported
+    text: str  # one sentence
+    function: str = ""  # of a module of several commands: add_FUNCTION_options and run_FUNCTION
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """ "; nearest: a, b" for a message about an unknown name; empty if nothing is near.
+
+    Example:
+        >>> nearest("resnet81", ["resnet18", "vgg11"])
+        '; nearest: resnet18'
+    """
+    close = difflib.get_close_matches(name, [str(one) for one in known], n=count, cutoff=0.5)
+    return f"; nearest: {', '.join(close)}" if close else ""
+
+
+def build_parser(
+    program: str, description: str, commands: Sequence[Command]
+) -> argparse.ArgumentParser:
+    """The parser of a program with one subparser for each command, without abbreviated options.
+
+    Args:
+        program: as it is typed.
+        description: of the program, one sentence.
+        commands: its table.
+    """
+    parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
+    subparsers = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+    for command in commands:
+        module = importlib.import_module(command.module)
+        added = subparsers.add_parser(
+            command.name,
+            help=command.text.replace("%", "%%"),
+            description=command.text.replace("%", "%%"),
+            allow_abbrev=False,
+        )
+        middle = f"{command.function}_" if command.function else ""
+        getattr(module, f"add_{middle}options")(added)
+        end = f"_{command.function}" if command.function else ""
+        added.set_defaults(run=getattr(module, f"run{end}"))
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        from coe_core.support.provenance import commit, toolkit_version
+
+        at = commit()
+        print(f"{parser.prog} {toolkit_version()}{f' ({at})' if at else ''}")
+        parser.exit()
+
+
+def run_command(
+    program: str,
+    description: str,
+    commands: Sequence[Command],
+    argv: Sequence[str] | None = None,
+    prepare: Callable[[], None] = lambda: None,
+) -> int:
+    """Parse, run, and return the exit status; what is wrong is said in one line on stderr.
+
+    Words that no option takes go to ``overrides`` (if all are key=value) or ``more`` (any), for commands
+    that have one of them.
+
+    Args:
+        program: as it is typed.
+        description: of the program, one sentence.
+        commands: its table.
+        argv: the words after the program; None: those of this process.
+        prepare: called before the command runs, such as to quieten loggers.
+    """
+    _open_standard_files()
+    # Threads that spin while they wait cost 10 to 100 times on a machine shared with other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
+    said = program
+    try:
+        arguments = _parse(build_parser(program, description, commands), argv)
+        said = f"{program} {arguments.name}"
+        prepare()
+        status = arguments.run(arguments) or DONE
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        _drop(sys.stdout)
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return _end(said, "interrupted", 128 + signal.SIGINT)
+    except Interrupted as stopped:
+        return _end(said, str(stopped), 128 + stopped.number)
+    except (CoEError, ValueError, OSError) as error:
+        return _end(said, one_line(error), REFUSED)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        return _end(said, f"not enough memory: {one_line(error)[:200]}", REFUSED)
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    arguments, rest = parser.parse_known_args(argv)
+    if hasattr(arguments, "more"):
+        arguments.more = rest
+    elif rest:
+        are_overrides = all("=" in word and not word.startswith("-") for word in rest)
+        if not (are_overrides and hasattr(arguments, "overrides")):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.overrides = [*arguments.overrides, *rest]  # written after an option
+    return arguments
+
+
+def _end(said: str, message: str, status: int) -> int:
+    """Say why, after all that was printed before."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # said again at the end of the process otherwise
+        _drop(sys.stdout)
+    try:
+        print(f"{said}: {message}", file=sys.stderr, flush=True)
+    except OSError:
+        _drop(sys.stderr)
+    return status
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, in one line.
+
+    Example:
+        >>> one_line(FileNotFoundError(2, "No such file or directory", "a.txt"))
+        'a.txt: No such file or directory'
+        >>> one_line(ValueError("first\\n   second"))
+        'first second'
+    """
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        name = os.fsdecode(error.filename) if not isinstance(error.filename, int) else "a file"
+        text = f"{name}: {error.strerror}"
+    else:
+        text = str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _is_lack_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch (which need not be loaded to ask) could not get memory."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+def _open_standard_files() -> None:
+    """Make printing safe: closed standard files read and write nothing, every letter can be written."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # else the first file that is opened would take its place
+            os.open(os.devnull, os.O_RDWR)
+    is_closed = sys.stdout is None
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    codecs.register_error("escaped", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="escaped")
+    if is_closed:
+        print("standard output is closed: what is printed is lost", file=sys.stderr)
+
+
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Names of files that are not UTF-8 as their own bytes, letters that the console lacks escaped."""
+    for how in ("surrogateescape", "backslashreplace"):
+        try:
+            return codecs.lookup_error(how)(error)
+        except UnicodeError:
+            continue
+    raise error
+
+
+def _drop(stream: IO[str]) -> None:
+    """Send what is left of a stream nowhere: the end of the process would fail on it again."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    except (OSError, ValueError):  # no file of the system, as in a test
+        return
+
+
+def at_least(least: int, kind: type = int) -> Callable[[str], int]:
+    """For argparse's ``type``: a whole number of at least ``least``.
+
+    Example:
+        >>> at_least(1)("3")
+        3
+    """
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from error
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
+        if number >= 2**63:
+            raise argparse.ArgumentTypeError(f"{text} is too large")
+        return number
+
+    return parse
+
+
+def number_in(
+    low: float, high: float, *, low_is_in: bool = True, high_is_in: bool = True
+) -> Callable[[str], float]:
+    """For argparse's ``type``: a number between two bounds; NaN is none.
+
+    Example:
+        >>> number_in(0, 1)("0.5")
+        0.5
+    """
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number") from error
+        above = low <= number if low_is_in else low < number
+        below = number <= high if high_is_in else number < high
+        if not (above and below):
+            brackets = "[" if low_is_in else "(", "]" if high_is_in else ")"
+            raise argparse.ArgumentTypeError(
+                f"must be in {brackets[0]}{low:g}, {high:g}{brackets[1]}, got {text}"
+            )
+        return number
+
+    return parse
+
+
+def parsed_by(parse: Callable[[str], object]) -> Callable[[str], object]:
+    """For argparse's ``type``: a parser whose ValueErrors are messages for the user.
+
+    Example:
+        >>> from coe_core.support.aims import parse_size
+        >>> parsed_by(parse_size)("10M")
+        10485760
+    """
+
+    def call(text: str) -> object:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error).replace("%", "%%")) from error
+
+    return call
