@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from coe_core import Delegation, confidence, count_macs, fit_threshold, infer
+from coe_core import Delegation, TwoStage, confidence, count_macs, fit_threshold, infer
 
 CLASSES, EXPERTS = 1000, 4
 DELEGATOR, EXPERT = "tinynet_e", "tinynet_b"
@@ -262,10 +262,11 @@ def stage_call(mode: str, stage: nn.Module, example: Tensor) -> Callable:
 
 def trained(mode: str, path: str) -> tuple[list[System], Tensor]:
     """The team at its operating points, and its controls, with accuracy on the test images given."""
-    from vision.evaluation.evaluate import load_run_data
-    from vision.evaluation.predictions import predict_all, run_macs
-    from vision.evaluation.table import TwoStage, fit_stages
-    from vision.run import load_run
+    from vision.evaluation.predictions import predict_all
+    from vision.evaluation.stages import coe_logits, fit_stages
+    from vision.evaluation.stages import two_stage as stage_of
+    from vision.recipe_networks import run_macs
+    from vision.run import load_run, load_run_data
 
     loaded = load_run(path)
     networks, team = loaded.networks, loaded.networks.team
@@ -293,7 +294,7 @@ def trained(mode: str, path: str) -> tuple[list[System], Tensor]:
         name: str, stage: TwoStage, limit: float, weight: float, first, second, selected
     ) -> System:
         """A first network, and one of several others where it is not sure."""
-        stays = stage.sureness < limit
+        stays = stage.confidence < limit
 
         def predict(batch: Tensor, _: slice) -> object:
             def delegation(x: Tensor) -> Delegation:
@@ -318,11 +319,14 @@ def trained(mode: str, path: str) -> tuple[list[System], Tensor]:
 
             return alone
 
-        spent = torch.where(stays, stage.second_macs, 0.0)[:size].mean()
-        return System(name, stage.first_macs + float(spent), predict, parts, stage.at(limit)[0])
+        spent = torch.where(stays, stage.costs["macs"].second, 0.0)[:size].mean()
+        return System(
+            name, stage.costs["macs"].first + float(spent), predict, parts, stage.at(limit).quality
+        )
 
     for name, point in loaded.operating_points.items():
-        stage, weight = TwoStage.coe(every, macs, point.rough_weight), point.rough_weight
+        weight = point.rough_weight
+        stage = stage_of(every, coe_logits(every, macs), weight)
         team_of = (stage, point.threshold, weight, delegate, answers, every.selected_expert)
         systems.append(two_stage(f"CoE at {name}", *team_of))
     fitted = fit_stages(predict_all(networks, data.validation), every, macs).get("cascade")

@@ -37,10 +37,12 @@ import matplotlib.pyplot as plt
 
 from coe_core import fit_threshold
 from vision.data.section import ImageData, load_data
-from vision.evaluation.predictions import Predictions, RunMacs, predict_all, run_macs
-from vision.evaluation.table import Fitted, budgets, fit_stages
+from vision.evaluation.predictions import Predictions, predict_all
+from vision.evaluation.stages import FittedStage, fit_stages
+from vision.evaluation.table import budgets
 from vision.precision import choose_precision
 from vision.recipe import load_recipe
+from vision.recipe_networks import RunMacs, run_macs
 from vision.run import load_run, write_text
 from vision.training.train import train
 
@@ -140,10 +142,10 @@ def measure(validation: Predictions, test: Predictions, macs: RunMacs) -> dict[s
     def accuracy(logits: torch.Tensor) -> float:
         return float(test.right(logits).mean())
 
-    def at(stage: Fitted, budget: float) -> float:
+    def at(stage: FittedStage, budget: float) -> float:
         curve = stage.validation.curve()
         threshold = float(curve.threshold[fit_threshold(curve, "macs", budget)])
-        return stage.test.at(threshold)[0]
+        return stage.test.at(threshold).quality
 
     experts = torch.stack([test.right(logits) for logits in test.expert_logits.unbind(1)], 1)
     stages = fit_stages(validation, test, macs)
@@ -151,8 +153,8 @@ def measure(validation: Predictions, test: Predictions, macs: RunMacs) -> dict[s
     mean = max(smaller, default=macs.delegator + 0.5 * macs.expert)
     single = [name for name, m in macs.controls.items() if m == mean]
     values = {
-        "CoE": float(stages["CoE"].test.final_right.mean()),
-        "cascade": float(stages["cascade"].test.final_right.mean()),
+        "CoE": float(stages["CoE"].test.qualities["accuracy"].final.mean()),
+        "cascade": float(stages["cascade"].test.qualities["accuracy"].final.mean()),
         "CoE, mean": at(stages["CoE"], mean),
         "cascade, mean": at(stages["cascade"], mean),
         "single, mean": accuracy(test.control_logits[single[0]]) if single else float("nan"),

@@ -19,15 +19,7 @@ if TYPE_CHECKING:
         mutual_learning,
         ramped_agreement,
     )
-    from coe_core.calibration import (
-        OperatingPoint,
-        TradeOffCurve,
-        controlled_threshold,
-        corpus_trade_off_curve,
-        fit_rough_weight,
-        fit_threshold,
-        trade_off_curve,
-    )
+    from coe_core.calibration import controlled_threshold, fit_rough_weight, fit_threshold
     from coe_core.distributed import gather_rows
     from coe_core.ensembling import (
         calibration_error,
@@ -48,9 +40,17 @@ if TYPE_CHECKING:
     from coe_core.labels import choice_variance, selection_labels, sinkhorn
     from coe_core.macs import count_macs, mixture_macs
     from coe_core.objective import CoTrainingLoss, CoTrainingObjective
+    from coe_core.operating_points import (
+        CalibratedCurve,
+        OperatingPoint,
+        StoredPoints,
+        check_fitted_with,
+    )
     from coe_core.routing import Groups, group_rows, select_expert
     from coe_core.shared_start import are_one, check_one, share_gradient, start_as_one
+    from coe_core.trade_off import TradeOffCurve, corpus_trade_off_curve, trade_off_curve
     from coe_core.transport import Assignment, balanced_assignment, even_demand
+    from coe_core.two_stage import Reached, StageCost, StageQuality, TwoStage, mean_quality
     from coe_core.weights import Partitioner, demand_from_shares, ramped_focus, sample_weights
 
 _HOMES = {  # module -> the public names that it defines
@@ -61,13 +61,9 @@ _HOMES = {  # module -> the public names that it defines
         "ramped_agreement",
     ),
     "calibration": (
-        "OperatingPoint",
-        "TradeOffCurve",
         "controlled_threshold",
-        "corpus_trade_off_curve",
         "fit_rough_weight",
         "fit_threshold",
-        "trade_off_curve",
     ),
     "distributed": ("gather_rows",),
     "ensembling": (
@@ -107,6 +103,12 @@ _HOMES = {  # module -> the public names that it defines
         "CoTrainingLoss",
         "CoTrainingObjective",
     ),
+    "operating_points": (
+        "CalibratedCurve",
+        "OperatingPoint",
+        "StoredPoints",
+        "check_fitted_with",
+    ),
     "routing": (
         "Groups",
         "group_rows",
@@ -118,10 +120,22 @@ _HOMES = {  # module -> the public names that it defines
         "share_gradient",
         "start_as_one",
     ),
+    "trade_off": (
+        "TradeOffCurve",
+        "corpus_trade_off_curve",
+        "trade_off_curve",
+    ),
     "transport": (
         "Assignment",
         "balanced_assignment",
         "even_demand",
+    ),
+    "two_stage": (
+        "Reached",
+        "StageCost",
+        "StageQuality",
+        "TwoStage",
+        "mean_quality",
     ),
     "weights": (
         "Partitioner",
@@ -157,6 +171,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "AimNotReachableError",
     "Assignment",
+    "CalibratedCurve",
     "CoEError",
     "CoTrainingLoss",
     "CoTrainingObjective",
@@ -167,12 +182,18 @@ __all__ = [
     "NotConvergedError",
     "OperatingPoint",
     "Partitioner",
+    "Reached",
+    "StageCost",
+    "StageQuality",
+    "StoredPoints",
     "TradeOffCurve",
+    "TwoStage",
     "UncountedOperatorError",
     "UnequalExpertsError",
     "are_one",
     "balanced_assignment",
     "calibration_error",
+    "check_fitted_with",
     "check_one",
     "choice_variance",
     "confidence",
@@ -192,6 +213,7 @@ __all__ = [
     "group_rows",
     "infer",
     "js_divergence",
+    "mean_quality",
     "mixture_macs",
     "mutual_learning",
     "negative_log_likelihood",

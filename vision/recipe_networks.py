@@ -1,12 +1,14 @@
-"""All networks of a recipe with what is needed to use them: no trainer in sight."""
+"""All networks of a recipe with what is needed to use them, and what each costs: no trainer in sight."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from coe_core import count_macs
 from vision.data.preprocess import Preprocess
 from vision.divide.ensemble import EnsembleNetworks
 from vision.networks.network import Team, build_network
@@ -67,3 +69,54 @@ class Networks(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 images -> normalised ones in the memory format that convolutions are fastest with."""
         return self.preprocess.normalise(images).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class RunMacs:
+    """Multiply-adds per image of every network of a run; without a team 0 and none."""
+
+    delegator: int
+    experts: list[int]
+    controls: dict[str, int]
+    ensembles: dict[str, int] = field(default_factory=dict)  # of one of the s networks
+
+    @property
+    def expert(self) -> float:
+        """Mean over the experts."""
+        return sum(self.experts) / len(self.experts)
+
+
+def run_macs(networks: Networks) -> RunMacs:
+    """Count every network of a run on one image.
+
+    Raises:
+        ValueError: a network that cannot take images of this size.
+        UncountedOperatorError: an operator whose multiply-adds are not known.
+    """
+    prepare, recipe = networks.preprocess, networks.recipe
+    image = torch.zeros(1, prepare.channels, prepare.size, prepare.size, device=networks.device)
+
+    def count(part: str, name: str, network: nn.Module) -> int:
+        try:
+            return count_macs(network, image)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{part} ({name}) cannot take images of {prepare.channels} x {prepare.size} x "
+                f"{prepare.size}: {reason}; change data.size, or the network's options"
+            ) from error
+
+    team = networks.team
+    experts = zip(recipe.expert_networks, team.experts if team else (), strict=True)
+    return RunMacs(
+        count("delegator", recipe.delegator.name, team.delegator) if team else 0,
+        [count(f"expert {j}", named.name, expert) for j, (named, expert) in enumerate(experts)],
+        {
+            name: count(f"control {name}", recipe.controls[name].name, control)
+            for name, control in networks.controls.items()
+        },
+        {
+            name: count(f"ensemble {name}", recipe.ensembles[name].network.name, built.members[0])
+            for name, built in networks.ensembles.items()
+        },
+    )

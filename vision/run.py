@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from coe_core import OperatingPoint
-from vision.data.section import ImageData
+from coe_core import CalibratedCurve, OperatingPoint, StoredPoints
+from coe_core.operating_points import (
+    COE,
+    curve_from_dict,
+    curve_to_dict,
+    points_from_dict,
+    points_to_dict,
+)
+from vision.data.section import ImageData, load_data
 from vision.errors import RunError
 from vision.precision import choose_precision
-from vision.prediction.budgets import CalibratedCurve
 from vision.recipe import Recipe
 from vision.recipe_networks import Networks
 
 LAST = Path("checkpoints/last.ckpt")
 POINTS = Path("operating_points.json")
+CONFIDENCE = "max_probability"  # that exits are decided by
+TASK = "vision"  # of stored points
 CURVE = Path("trade_off_curve.json")
 _PARAMETERS = ("recipe", "classes", "preprocess")  # what `Networks` is built from
 _PREFIX = "networks."  # of the networks' weights in a checkpoint of the training module
@@ -54,6 +64,13 @@ class Run:
     def recipe(self) -> Recipe:
         return self.networks.recipe
 
+    @cached_property
+    def fitted_with(self) -> dict[str, str]:
+        """What its thresholds depend on, see `coe_core.check_fitted_with`: they hold for these weights."""
+        with self.checkpoint.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"checkpoint": digest, "confidence": CONFIDENCE}
+
     def operating_point(self, name: str) -> OperatingPoint:
         """A stored operating point.
 
@@ -68,13 +85,13 @@ class Run:
     def store(self, point: OperatingPoint) -> None:
         """Keep an operating point with the run, replacing one of the same name."""
         self.operating_points[point.name] = point
-        stored = {name: point.to_dict() for name, point in self.operating_points.items()}
-        write_text(self.folder / POINTS, json.dumps(stored, indent=2) + "\n")
+        stored = StoredPoints({COE: list(self.operating_points.values())}, {})
+        write_text(self.folder / POINTS, json.dumps(points_to_dict(TASK, stored), indent=2) + "\n")
 
     def store_curve(self, curve: CalibratedCurve) -> None:
         """Keep the trade-off curve with the run."""
         self.curve = curve
-        write_text(self.folder / CURVE, json.dumps(curve.to_dict()) + "\n")
+        write_text(self.folder / CURVE, json.dumps(curve_to_dict(TASK, curve)) + "\n")
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -165,12 +182,36 @@ def load_run(path: str | Path, team: bool = True) -> Run:
     in_run = checkpoint.parent.name == LAST.parent.name
     run = Run(checkpoint.parent.parent if in_run else checkpoint.parent, checkpoint, networks)
     run.operating_points = _stored(
-        run.folder / POINTS,
-        lambda stored: {n: OperatingPoint.from_dict(p) for n, p in stored.items()},
-        {},
+        run.folder / POINTS, lambda stored: points_from_dict(TASK, stored).named(), {}
     )
-    run.curve = _stored(run.folder / CURVE, CalibratedCurve.from_dict, None)
+    run.curve = _stored(run.folder / CURVE, lambda stored: curve_from_dict(TASK, stored), None)
     return run
+
+
+def load_run_data(
+    run: Run, data_path: str | None = None, decode: Collection[str] = ("validation", "test")
+) -> ImageData:
+    """The data of a run, with its own preprocessing and its own classes.
+
+    Args:
+        run: whose data.
+        data_path: where they lie now, if not where they lay in training.
+        decode: splits that are wanted in memory, see `load_data`.
+
+    Raises:
+        RunError: the data's classes are not those that the run knows.
+    """
+    settings, own = run.recipe.data, run.networks.preprocess
+    settings = replace(settings, mean=list(own.mean), std=list(own.std))
+    if data_path is not None:
+        settings = replace(settings, path=data_path)
+    data = load_data(settings, decode)
+    if data.classes != run.networks.classes:
+        raise RunError(
+            f"the data have {len(data.classes)} classes ({', '.join(data.classes[:5])}, ...), the run "
+            f"was trained on {len(run.networks.classes)} ({', '.join(run.networks.classes[:5])}, ...)"
+        )
+    return data
 
 
 def _stored(path: Path, read: Callable[[Any], Any], missing: Any) -> Any:

@@ -229,7 +229,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _dry_run(source: str, overrides: Sequence[str], recipe) -> None:
     from vision.commands.inspect import describe, untrained
-    from vision.evaluation.predictions import run_macs
+    from vision.recipe_networks import run_macs
     from vision.training.dry_run import check_budget, two_steps
 
     for table in describe(source, overrides):
@@ -271,8 +271,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _calibrate(arguments: argparse.Namespace) -> None:
     from vision.evaluation.calibrate import calibrate
-    from vision.evaluation.evaluate import load_run_data
-    from vision.run import load_run
+    from vision.run import load_run, load_run_data
 
     run = load_run(arguments.run)
     data = load_run_data(run, arguments.data, decode=("validation",))

@@ -11,9 +11,8 @@ from torch import nn
 
 from coe_core import mixture_macs
 from vision.divide.division import division_tables
-from vision.evaluation.predictions import run_macs
 from vision.recipe import Recipe, load_recipe, shipped_recipes
-from vision.recipe_networks import Networks
+from vision.recipe_networks import Networks, run_macs
 from vision.run import LAST, load_run, without_downloads
 
 NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from coe_core import (
+    CalibratedCurve,
     OperatingPoint,
-    TradeOffCurve,
+    StageCost,
+    TwoStage,
     controlled_threshold,
     fit_rough_weight,
     fit_threshold,
-    trade_off_curve,
 )
 from coe_core.calibration import Aim
 from vision.data.section import ImageData
-from vision.evaluation.predictions import RunMacs, predict_all, run_macs
-from vision.evaluation.table import TwoStage, coe_logits
+from vision.evaluation.predictions import predict_all
+from vision.evaluation.stages import coe_logits, two_stage
 from vision.evaluation.timing import milliseconds_per_image
 from vision.precision import choose_precision, under_autocast
-from vision.prediction.budgets import CalibratedCurve
+from vision.recipe_networks import RunMacs, run_macs
 from vision.run import Run
 
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "%": 0.01}
@@ -87,47 +89,45 @@ def calibrate(
         raise ValueError("a guarantee is defined for accuracy_drop=... only")
     precision = choose_precision(run.recipe.train.precision)
     predictions = predict_all(run.networks, data.validation, precision, "validation data")
-    rough_weight = fit_rough_weight(*coe_logits(predictions), predictions.target)
-    stage = TwoStage.coe(predictions, run_macs(run.networks), rough_weight)
-    in_macs = stage.curve()
-    in_milliseconds: TradeOffCurve | None = None
+    macs = run_macs(run.networks)
+    logits = coe_logits(predictions, macs)
+    rough_weight = fit_rough_weight(logits.rough, logits.final, predictions.target)
+    stage = two_stage(predictions, logits, rough_weight)
+    if any(aim == "latency" for aim, _ in parsed):
+        stage = _with_latency(run, data, stage, predictions.selected_expert, batch_size)
+    provenance = {
+        "num_samples": len(data.validation),
+        "data": f"{run.recipe.data.name}, validation split",
+        "rough_weight": rough_weight,
+        "fitted_with": run.fitted_with,
+    }
     points = []
     for name, text, (aim, value) in zip(names or aims, aims, parsed, strict=True):
-        curve = in_macs
-        if aim == "latency":
-            if in_milliseconds is None:
-                in_milliseconds = _latency_curve(
-                    run, data, stage, predictions.selected_expert, batch_size
-                )
-            curve = in_milliseconds
+        unit = "ms" if aim == "latency" else "macs"
+        curve = stage.curve(cost=unit)
         if guarantee is None:
             index = fit_threshold(curve, aim, value)
         else:
-            limit = controlled_threshold(
-                stage.sureness, stage.rough_right, stage.final_right, value, guarantee
+            rough_right, final_right, _ = stage.qualities["accuracy"]
+            threshold = controlled_threshold(
+                stage.confidence, rough_right[:, 0], final_right[:, 0], value, guarantee
             )
-            index = int(torch.nonzero(curve.threshold == limit).flatten()[0])
+            index = int(torch.nonzero(curve.threshold == threshold).flatten()[0])
         points.append(
-            OperatingPoint(
+            OperatingPoint.at_index(
+                curve,
+                index,
                 name=name,
-                threshold=float(curve.threshold[index]),
                 aim=text.partition("=")[0],
                 value=value,
-                exit_rate=float(curve.exit_rate[index]),
-                quality=float(curve.quality[index]),
-                cost=float(curve.cost[index]),
-                cost_unit="ms" if aim == "latency" else "macs",
-                num_samples=len(data.validation),
-                data=f"{run.recipe.data.name}, validation split",
-                date=datetime.date.today().isoformat(),
+                cost_unit=unit,
                 guarantee=guarantee,
-                rough_weight=rough_weight,
+                **provenance,
             )
         )
     for point in points:
         run.store(point)
-    provenance = {name: getattr(points[0], name) for name in ("num_samples", "data", "date")}
-    run.store_curve(CalibratedCurve.from_curve(in_macs, rough_weight=rough_weight, **provenance))
+    run.store_curve(CalibratedCurve.from_curve(stage.curve(), date=points[0].date, **provenance))
     return points
 
 
@@ -140,10 +140,10 @@ def default_points(run: Run, data: ImageData) -> list[OperatingPoint]:
     )
 
 
-def _latency_curve(
-    run: Run, data: ImageData, stage: TwoStage, selected_expert: torch.Tensor, batch_size: int
-) -> TradeOffCurve:
-    """Trade-off in measured milliseconds: each network timed alone on validation images."""
+def _with_latency(
+    run: Run, data: ImageData, stage: TwoStage, selected_expert: Tensor, batch_size: int
+) -> TwoStage:
+    """The same predictor, its cost also in milliseconds: each network timed alone on validation images."""
     images = torch.stack(
         [data.validation[i]["image"] for i in range(min(256, len(data.validation)))]
     )
@@ -159,10 +159,5 @@ def _latency_curve(
         rounds=7,
     )
     experts = torch.tensor([times[str(j)] for j in range(team.num_experts)], dtype=torch.float64)
-    return trade_off_curve(
-        stage.sureness,
-        stage.rough_right,
-        stage.final_right,
-        times["delegator"],
-        experts[selected_expert],
-    )
+    cost = StageCost(times["delegator"], experts[selected_expert])
+    return replace(stage, costs={**stage.costs, "ms": cost})

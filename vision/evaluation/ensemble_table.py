@@ -13,7 +13,8 @@ from torch import Tensor
 
 from coe_core import calibration_error, disagreement, ensemble_log_probs, negative_log_likelihood
 from coe_core.ensembling import EnsembleKind
-from vision.evaluation.predictions import Predictions, RunMacs
+from vision.evaluation.predictions import Predictions
+from vision.recipe_networks import RunMacs
 
 # In exact arithmetic the geometric mean of probabilities is the mean of logits: one row for both.
 KINDS: dict[str, EnsembleKind] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,16 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 from coe_core import TradeOffCurve, confidence
-from vision.data.section import ImageData, load_data
+from vision.data.section import ImageData
 from vision.data.shards import Member
 from vision.errors import RunError
 from vision.evaluation import ensemble_table, pictures, table
 from vision.evaluation.ensemble_table import EnsembleRow
-from vision.evaluation.predictions import Predictions, predict_all, run_macs
+from vision.evaluation.predictions import Predictions, predict_all
 from vision.evaluation.table import Row, Summary
 from vision.evaluation.timing import milliseconds_per_image
 from vision.precision import choose_precision, under_autocast
-from vision.run import Run, provenance, write_text
+from vision.recipe_networks import run_macs
+from vision.run import Run, load_run_data, provenance, write_text
 
 NUM_EXAMPLES = 8
 
@@ -128,32 +129,6 @@ def evaluate(
         + "\n",
     )
     return Evaluation(lines, detail)
-
-
-def load_run_data(
-    run: Run, data_path: str | None = None, decode: Collection[str] = ("validation", "test")
-) -> ImageData:
-    """The data of a run, with its own preprocessing and its own classes.
-
-    Args:
-        run: whose data.
-        data_path: where they lie now, if not where they lay in training.
-        decode: splits that are wanted in memory, see `load_data`.
-
-    Raises:
-        RunError: the data's classes are not those that the run knows.
-    """
-    settings, own = run.recipe.data, run.networks.preprocess
-    settings = dataclasses.replace(settings, mean=list(own.mean), std=list(own.std))
-    if data_path is not None:
-        settings = dataclasses.replace(settings, path=data_path)
-    data = load_data(settings, decode)
-    if data.classes != run.networks.classes:
-        raise RunError(
-            f"the data have {len(data.classes)} classes ({', '.join(data.classes[:5])}, ...), the run "
-            f"was trained on {len(run.networks.classes)} ({', '.join(run.networks.classes[:5])}, ...)"
-        )
-    return data
 
 
 def _images(run: Run, data: ImageData, count: int) -> Tensor:

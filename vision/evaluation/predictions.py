@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float, Int
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
 
-from coe_core import count_macs
 from vision.data.loaders import default_workers
 from vision.data.section import ImageSet, eval_loader
 from vision.precision import autocast
@@ -76,55 +75,4 @@ def predict_all(
         *team,
         dict(zip(networks.controls, columns[:count], strict=True)),
         dict(zip(networks.ensembles, columns[count:], strict=True)),
-    )
-
-
-@dataclass(frozen=True)
-class RunMacs:
-    """Multiply-adds per image of every network of a run; without a team 0 and none."""
-
-    delegator: int
-    experts: list[int]
-    controls: dict[str, int]
-    ensembles: dict[str, int] = field(default_factory=dict)  # of one of the s networks
-
-    @property
-    def expert(self) -> float:
-        """Mean over the experts."""
-        return sum(self.experts) / len(self.experts)
-
-
-def run_macs(networks: Networks) -> RunMacs:
-    """Count every network of a run on one image.
-
-    Raises:
-        ValueError: a network that cannot take images of this size.
-        UncountedOperatorError: an operator whose multiply-adds are not known.
-    """
-    prepare, recipe = networks.preprocess, networks.recipe
-    image = torch.zeros(1, prepare.channels, prepare.size, prepare.size, device=networks.device)
-
-    def count(part: str, name: str, network: nn.Module) -> int:
-        try:
-            return count_macs(network, image)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"{part} ({name}) cannot take images of {prepare.channels} x {prepare.size} x "
-                f"{prepare.size}: {reason}; change data.size, or the network's options"
-            ) from error
-
-    team = networks.team
-    experts = zip(recipe.expert_networks, team.experts if team else (), strict=True)
-    return RunMacs(
-        count("delegator", recipe.delegator.name, team.delegator) if team else 0,
-        [count(f"expert {j}", named.name, expert) for j, (named, expert) in enumerate(experts)],
-        {
-            name: count(f"control {name}", recipe.controls[name].name, control)
-            for name, control in networks.controls.items()
-        },
-        {
-            name: count(f"ensemble {name}", recipe.ensembles[name].network.name, built.members[0])
-            for name, built in networks.ensembles.items()
-        },
     )

@@ -12,18 +12,19 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from coe_core import (
-    Delegation,
-    TradeOffCurve,
-    confidence,
-    fit_rough_weight,
-    fit_threshold,
-    infer,
-    trade_off_curve,
+from coe_core import fit_threshold
+from vision.evaluation.predictions import Predictions
+from vision.evaluation.stages import (
+    CASCADE,
+    COE,
+    FIRST,
+    SECOND,
+    FittedStage,
+    cascade_team,
+    fit_stages,
 )
-from vision.evaluation.predictions import Predictions, RunMacs
 from vision.networks.network import Team
-from vision.recipe_networks import Networks
+from vision.recipe_networks import Networks, RunMacs
 
 BUDGETS = (0.25, 0.5, 0.75)  # part of the samples that may run an expert, on average
 NEAR = 1.2  # a budget moves to the MACs of a single network that is no further off than this factor
@@ -41,114 +42,6 @@ class Row:
     threshold: float | None = None  # fitted on validation data
     predictor: Callable[[Tensor], object] | None = None  # prepared batch -> anything; for timing
     milliseconds: float | None = None  # per image, at the batch size of the table
-
-
-@dataclass(frozen=True)
-class Cascade:
-    """The hard baseline: a small and a large network trained alone, one fitted threshold, no routing."""
-
-    small: torch.nn.Module
-    large: torch.nn.Module
-
-    def infer(self, images: Tensor, threshold: float, rough_weight: float = 0.0) -> object:
-        def delegation(batch: Tensor) -> Delegation:
-            rough = self.small(batch).float()
-            return Delegation(rough, confidence(rough), rough.new_zeros(len(rough), 1))
-
-        def pool(rough: Tensor, logits: Tensor) -> Tensor:
-            return logits.float() + rough_weight * rough
-
-        return infer(delegation, [self.large], images, threshold, combine=pool)
-
-
-@dataclass(frozen=True)
-class TwoStage:
-    """What a collaboration and a cascade have in common: a first answer that may be enough."""
-
-    sureness: Tensor  # [n]
-    rough_right: Tensor  # [n]
-    final_right: Tensor  # [n], with the pooled prediction
-    first_macs: float
-    second_macs: Tensor  # [n]
-
-    @classmethod
-    def coe(cls, predictions: Predictions, macs: RunMacs, rough_weight: float = 0.0) -> TwoStage:
-        """Delegator, then the selected expert."""
-        experts = torch.tensor(macs.experts, dtype=torch.float64)
-        return cls._of(
-            predictions,
-            *coe_logits(predictions),
-            rough_weight,
-            macs.delegator,
-            experts[predictions.selected_expert],
-        )
-
-    @classmethod
-    def cascade(
-        cls, predictions: Predictions, macs: RunMacs, rough_weight: float = 0.0
-    ) -> TwoStage:
-        """The delegator's and an expert's network, both trained alone."""
-        second = torch.full(
-            (len(predictions.target),), macs.controls["expert"], dtype=torch.float64
-        )
-        first = macs.controls["delegator"]
-        return cls._of(predictions, *cascade_logits(predictions), rough_weight, first, second)
-
-    @classmethod
-    def _of(cls, predictions, rough, final, rough_weight, first_macs, second_macs) -> TwoStage:
-        return cls(
-            confidence(rough),
-            predictions.right(rough),
-            predictions.right(final + rough_weight * rough),
-            first_macs,
-            second_macs,
-        )
-
-    def curve(self) -> TradeOffCurve:
-        """All operating points on these samples."""
-        return trade_off_curve(
-            self.sureness, self.rough_right, self.final_right, self.first_macs, self.second_macs
-        )
-
-    def at(self, threshold: float) -> tuple[float, float, float, Tensor]:
-        """Accuracy, mean MACs, exit rate and exits at a threshold."""
-        exits = self.sureness >= threshold
-        right = torch.where(exits, self.rough_right, self.final_right)
-        macs = self.first_macs + float(torch.where(exits, 0.0, self.second_macs).mean())
-        return float(right.mean()), macs, float(exits.float().mean()), exits
-
-
-def coe_logits(predictions: Predictions) -> tuple[Tensor, Tensor]:
-    """First and second answer of the collaboration."""
-    return predictions.rough_logits, predictions.selected_logits
-
-
-def cascade_logits(predictions: Predictions) -> tuple[Tensor, Tensor]:
-    """First and second answer of the cascade."""
-    return predictions.control_logits["delegator"], predictions.control_logits["expert"]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A two-stage predictor whose pooling was fitted on held-out data."""
-
-    rough_weight: float
-    validation: TwoStage
-    test: TwoStage
-
-
-def fit_stages(validation: Predictions, test: Predictions, macs: RunMacs) -> dict[str, Fitted]:
-    """ "CoE" and, if both of its networks were trained as controls, "cascade"; nothing without a team."""
-    if test.rough_logits is None:
-        return {}
-    kinds = {"CoE": (coe_logits, TwoStage.coe)}
-    if {"delegator", "expert"} <= set(test.control_logits):
-        kinds["cascade"] = (cascade_logits, TwoStage.cascade)
-    fitted = {}
-    for name, (logits, stage) in kinds.items():
-        weight = fit_rough_weight(*logits(validation), validation.target)
-        fitted[name] = Fitted(weight, stage(validation, macs, weight), stage(test, macs, weight))
-    return fitted
 
 
 def table_rows(
@@ -208,10 +101,11 @@ def _team_rows(
     stages = fit_stages(validation, test, macs)
     team, controls = (networks.team, networks.controls) if networks else (None, {})
     rows = []
-    if "cascade" in stages:
-        both = "delegator" in controls and "expert" in controls
-        cascade = Cascade(controls["delegator"], controls["expert"]) if both else None
-        rows += _two_stage_rows("cascade", stages["cascade"], macs, cascade)
+    if CASCADE in stages:
+        cascade = None
+        if FIRST in controls and SECOND in controls:
+            cascade = cascade_team(controls[FIRST], controls[SECOND], team.num_classes)
+        rows += _two_stage_rows(CASCADE, stages[CASCADE], macs, cascade)
     rough = float(test.right(test.rough_logits).mean())
     rows.append(
         Row(
@@ -222,7 +116,7 @@ def _team_rows(
             predictor=team and team.delegator,
         )
     )
-    rows += _two_stage_rows("CoE", stages["CoE"], macs, team, test)
+    rows += _two_stage_rows(COE, stages[COE], macs, team, test)
     expert_right = torch.stack([test.right(test.expert_logits[:, j]) for j in range(k)], 1)
     held_out_right = [
         float(validation.right(validation.expert_logits[:, j]).mean()) for j in range(k)
@@ -263,9 +157,9 @@ def budgets(macs: RunMacs) -> list[float]:
 
 def _two_stage_rows(
     name: str,
-    stage: Fitted,
+    stage: FittedStage,
     macs: RunMacs,
-    model: Team | Cascade | None,
+    model: Team | None,
     routed: Predictions | None = None,
 ) -> list[Row]:
     """No exits, then every budget; a budget's threshold maximises held-out accuracy within it."""
@@ -276,11 +170,11 @@ def _two_stage_rows(
         points.append((f"at {limit / 1e6:.3g}M", float(curve.threshold[index])))
     rows = []
     for label, threshold in reversed(points):
-        accuracy, cost, exit_rate, exits = stage.test.at(threshold)
+        reached = stage.test.at(threshold)
         load: tuple[float, ...] = ()
-        if routed is not None and not bool(exits.all()):
+        if routed is not None and not bool(reached.exits.all()):
             k = routed.selection_logits.shape[1]
-            counts = torch.bincount(routed.selected_expert[~exits], minlength=k)
+            counts = torch.bincount(routed.selected_expert[~reached.exits], minlength=k)
             load = tuple((counts / counts.sum()).tolist())
         predictor = None
         if model is not None:
@@ -288,7 +182,17 @@ def _two_stage_rows(
             def predictor(images: Tensor, threshold: float = threshold) -> object:
                 return model.infer(images, threshold, rough_weight=stage.rough_weight)
 
-        rows.append(Row(f"{name} {label}", accuracy, cost, exit_rate, load, threshold, predictor))
+        rows.append(
+            Row(
+                f"{name} {label}",
+                reached.quality,
+                reached.cost["macs"],
+                reached.exit_rate,
+                load,
+                threshold,
+                predictor,
+            )
+        )
     return rows
 
 

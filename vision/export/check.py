@@ -14,10 +14,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from coe_core import Delegation, infer
-from vision.evaluation.evaluate import load_run_data
 from vision.export.export import ExportError, Kind, example_pixels
 from vision.export.runner import Routed, Runner
-from vision.run import Run
+from vision.run import Run, load_run_data
 
 TIE = 1e-5  # confidences this near to the threshold may fall on either side of it
 TOLERANCE = 1e-4  # of probabilities

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from coe_core import confidence
 from vision.data.preprocess import Preprocess
 from vision.errors import RunError
-from vision.evaluation.predictions import run_macs
 from vision.export import runner as onnx_runner
 from vision.prediction.budgets import Budget, resolve_budget
+from vision.recipe_networks import run_macs
 from vision.run import Run, write_text
 
 Kind = Literal["onnx", "pt2"]

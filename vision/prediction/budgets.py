@@ -3,88 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from coe_core import TradeOffCurve, fit_threshold
+from coe_core import check_fitted_with
 from vision.errors import RunError
 
 if TYPE_CHECKING:
     from vision.run import Run
 
-MAX_POINTS = 512  # of a stored curve: a threshold between two of them is off by 0.2% of the samples
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
-
-
-@dataclass(frozen=True)
-class CalibratedCurve:
-    """The trade-off curve of a run on its validation split, kept so that any budget can be served.
-
-    Lists of equal length, from no exits (an infinite threshold) to all exits.
-
-    Example:
-        >>> curve = CalibratedCurve([math.inf, 0.9], [0.0, 1.0], [1.0, 0.5], [11.0, 1.0], 0.3, 2, "v", "d")
-        >>> CalibratedCurve.from_dict(curve.to_dict()) == curve
-        True
-        >>> curve.at(0.95), curve.at(0.9)
-        ((0.0, 11.0), (1.0, 1.0))
-    """
-
-    threshold: list[float]  # falling
-    exit_rate: list[float]
-    quality: list[float]  # accuracy in [0, 1]
-    macs: list[float]  # mean per image
-    rough_weight: float  # of the rough logits in the final prediction
-    num_samples: int
-    data: str
-    date: str  # ISO date of the fit
-
-    @classmethod
-    def from_curve(cls, curve: TradeOffCurve, **provenance) -> CalibratedCurve:
-        """At most `MAX_POINTS` of its points, both ends included, evenly spread over the samples."""
-        last = len(curve.threshold) - 1
-        keep = torch.linspace(0, last, min(MAX_POINTS, last + 1)).round().long().unique()
-        return cls(*(column[keep].tolist() for column in curve), **provenance)
-
-    def to_dict(self) -> dict:
-        """Plain values for a JSON file; the infinite threshold becomes a string."""
-        finite = [str(t) if math.isinf(t) else t for t in self.threshold]
-        return {**asdict(self), "threshold": finite}
-
-    @classmethod
-    def from_dict(cls, values: dict) -> CalibratedCurve:
-        """Inverse of `to_dict`.
-
-        Raises:
-            ValueError: missing or unknown fields, or lists of unequal length.
-        """
-        known = {field.name for field in fields(cls)}
-        if set(values) != known:
-            raise ValueError(f"not a trade-off curve: fields {sorted(set(values) ^ known)}")
-        curve = cls(**{**values, "threshold": [float(t) for t in values["threshold"]]})
-        lengths = {len(getattr(curve, name)) for name in TradeOffCurve._fields[:3]}
-        if lengths != {len(curve.macs)} or not curve.macs:
-            raise ValueError("not a trade-off curve: its columns differ in length or are empty")
-        return curve
-
-    def at(self, threshold: float) -> tuple[float, float]:
-        """Exit rate and mean macs that a threshold had on the calibration data."""
-        index = sum(t >= threshold for t in self.threshold) - 1
-        index = max(index, 0)
-        return self.exit_rate[index], self.macs[index]
-
-    def fit(self, macs: float) -> int:
-        """Index of the best point whose mean macs are at most ``macs``.
-
-        Raises:
-            AimNotReachableError: less than the delegator's own.
-        """
-        columns = (self.threshold, self.exit_rate, self.quality, self.macs)
-        return fit_threshold(
-            TradeOffCurve(*(torch.tensor(c, dtype=torch.float64) for c in columns)), "macs", macs
-        )
 
 
 @dataclass(frozen=True)
@@ -141,7 +70,8 @@ def resolve_budget(
 
     Raises:
         ValueError: both a budget and a threshold, or a threshold that is NaN or below 0.
-        RunError: an unknown budget (names those stored), or a run that was never calibrated.
+        RunError: an unknown budget (names those stored), a run that was never calibrated, or thresholds
+            that were fitted with another checkpoint.
         AimNotReachableError: a budget below the delegator's own multiply-adds.
     """
     curve, points = run.curve, run.operating_points
@@ -152,9 +82,11 @@ def resolve_budget(
     name = "best" if budget is None else str(budget)
     if name in points:
         point = points[name]
+        _check_fitted(run, f"operating point {name!r}", point.fitted_with)
         return Budget(name, point.threshold, point.rough_weight, point.exit_rate, point.num_samples)
     macs = parse_macs(name)
     if macs is not None and curve is not None:
+        _check_fitted(run, "the trade-off curve", curve.fitted_with)
         return _at(run, curve.threshold[curve.fit(macs)], name)
     stored = ", ".join(points) or "none; run `coe-vision calibrate` first"
     if macs is not None:
@@ -166,8 +98,26 @@ def resolve_budget(
     raise RunError(f"{run.folder} has no operating point {name!r}; stored: {stored}{also}")
 
 
+def _check_fitted(run: Run, what: str, fitted_with: Mapping[str, Any]) -> None:
+    """Refuse what was fitted with other weights, as where a run's checkpoint was replaced.
+
+    Raises:
+        RunError: it was.
+    """
+    remedy = f"run `coe-vision calibrate` on {run.checkpoint}"
+    try:
+        check_fitted_with(f"{what} of {run.folder}", fitted_with, run.fitted_with, remedy)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
 def _at(run: Run, threshold: float, name: str) -> Budget:
     curve, best = run.curve, run.operating_points.get("best")
+    for fitted in (curve, best):
+        if fitted is not None:
+            _check_fitted(run, "the weight of the rough prediction", fitted.fitted_with)
     if curve is None:
         return Budget(name, threshold, best.rough_weight if best else 0.0, None, None)
-    return Budget(name, threshold, curve.rough_weight, curve.at(threshold)[0], curve.num_samples)
+    return Budget(
+        name, threshold, curve.rough_weight, curve.at(threshold).exit_rate, curve.num_samples
+    )

@@ -19,9 +19,9 @@ from torchvision.transforms.v2 import functional
 
 from vision.data.images import num_processors
 from vision.data.preprocess import Preprocess, UnreadableImageError
-from vision.evaluation.predictions import run_macs
 from vision.precision import PRECISIONS, autocast, choose_precision
 from vision.prediction.budgets import Budget, resolve_budget
+from vision.recipe_networks import run_macs
 from vision.run import Run, load_run
 
 ImageSource = str | PathLike | bytes | Image.Image | np.ndarray

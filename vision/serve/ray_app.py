@@ -23,10 +23,10 @@ from starlette.responses import JSONResponse
 from coe_core import AimNotReachableError, confidence
 from vision.data.preprocess import UnreadableImageError
 from vision.errors import RunError
-from vision.evaluation.predictions import run_macs
 from vision.precision import autocast, choose_precision
 from vision.prediction.budgets import resolve_budget
 from vision.prediction.predictor import Prediction, decode_image
+from vision.recipe_networks import run_macs
 from vision.run import Run, load_run
 from vision.serve.app import answer_of, image_of
 

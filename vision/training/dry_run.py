@@ -21,8 +21,8 @@ from vision.data.augmentation import Augmentation
 from vision.data.images import ImageSet
 from vision.data.section import ImageData
 from vision.errors import RunError
-from vision.evaluation.predictions import RunMacs
 from vision.recipe import Recipe
+from vision.recipe_networks import RunMacs
 
 IMAGES_PER_STEP = 4  # where there is no GPU
 _NUM_TRAIN = {"imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "fashion_mnist": 60_000}

@@ -18,9 +18,9 @@ from torch.utils.data import Subset
 from vision.data.loaders import default_workers
 from vision.data.section import ImageData, eval_loader, load_data, train_loader
 from vision.errors import RunError
-from vision.evaluation.predictions import run_macs
 from vision.precision import choose_precision
 from vision.recipe import Recipe, recipe_from_dict
+from vision.recipe_networks import run_macs
 from vision.run import LAST, load_checkpoint, provenance, write_text
 from vision.training.callbacks import (
     AtomicCheckpoints,

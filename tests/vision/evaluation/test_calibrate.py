@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 
+from vision.errors import RunError
 from vision.evaluation.calibrate import parse_aim
-from vision.evaluation.predictions import run_macs
+from vision.prediction.budgets import resolve_budget
+from vision.recipe_networks import run_macs
 from vision.run import load_run
 
 
@@ -67,7 +69,9 @@ def test_stored_with_provenance_and_replaced(cli, run, capsys):
     budget = round(macs.delegator + 0.3 * macs.expert)
     aims = [f"macs={budget}", "accuracy_drop=50%", "accuracy=1%", "latency=1000"]
     assert cli("calibrate", run, *aims) == 0
-    stored = json.loads((run / "operating_points.json").read_text())
+    file = json.loads((run / "operating_points.json").read_text())
+    assert file["task"] == "vision"
+    stored = {point["name"]: point for point in file["points"]["CoE"]}
     assert set(stored) == {"best", "drop", "half", *aims}
     point = stored[f"macs={budget}"]
     assert point["cost"] <= budget
@@ -107,7 +111,52 @@ def test_unreachable_aims_say_what_can_be_reached(cli, run, capsys, aim, message
 
 
 def test_damaged_file(cli, run, capsys):
-    for content in ("{", "[]", '{"best": {"name": "best"}}'):
+    other_task = '{"task": "translation", "points": {}}'
+    for content in ("{", "[]", '{"best": {"name": "best"}}', other_task):
         (run / "operating_points.json").write_text(content)
         assert cli("calibrate", run, "best") == 2
         assert "operating_points.json is damaged" in capsys.readouterr().err
+
+
+def test_files_of_the_version_before(trained, run):
+    """Points by name, without a task; they do not say what they were fitted with, so they hold."""
+    loaded = load_run(trained)
+    older = {name: point.to_dict() for name, point in loaded.operating_points.items()}
+    for point in older.values():
+        del point["fitted_with"]
+    (run / "operating_points.json").write_text(json.dumps(older))
+    curve = loaded.curve.to_dict()
+    del curve["fitted_with"]
+    (run / "trade_off_curve.json").write_text(json.dumps(curve))
+    read = load_run(run)
+    assert read.curve.macs == loaded.curve.macs
+    assert list(read.operating_points) == ["best", "drop", "half"]
+    assert resolve_budget(read, "half").threshold == resolve_budget(loaded, "half").threshold
+
+
+def test_thresholds_of_another_checkpoint_are_refused(cli, run, capsys):
+    import torch
+
+    checkpoint = run / "checkpoints/last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    for name, value in content["state_dict"].items():
+        if name.endswith("weight"):
+            value.mul_(1.01)
+    torch.save(content, checkpoint)
+    replaced = load_run(run)
+    for choice, what in (
+        ({"budget": "half"}, "operating point 'half'"),
+        ({}, "operating point 'best'"),
+        ({"budget": "10G"}, "the trade-off curve"),
+        ({"threshold": 0.5}, "the weight of the rough prediction"),
+    ):
+        with pytest.raises(
+            RunError,
+            match=rf"^{what} of .* was fitted with checkpoint \w{{12}}\.\.\., not \w{{12}}\.\.\.: run `coe-",
+        ):
+            resolve_budget(replaced, **choice)
+    assert cli("calibrate", run, "best") == 0
+    assert resolve_budget(load_run(run)).exit_rate is not None
+    with pytest.raises(RunError, match="operating point 'half' of"):
+        resolve_budget(load_run(run), "half")
+    capsys.readouterr()

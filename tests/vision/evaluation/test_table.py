@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from vision.evaluation.predictions import Predictions, RunMacs
+from vision.evaluation.predictions import Predictions
 from vision.evaluation.table import (
     Row,
     csv_table,
@@ -18,6 +18,7 @@ from vision.evaluation.table import (
     summarise,
     table_rows,
 )
+from vision.recipe_networks import RunMacs
 
 MACS = RunMacs(1_000_000, [4_000_000, 8_000_000], {"delegator": 900_000, "expert": 5_000_000})
 SURE, UNSURE = 4.0, 1.0  # logits; an expert's 40 outweigh any pooled rough prediction

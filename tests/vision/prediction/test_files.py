@@ -9,9 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vision.evaluation.evaluate import load_run_data
 from vision.evaluation.predictions import predict_all
-from vision.run import load_run
+from vision.run import load_run, load_run_data
 
 
 @pytest.fixture(scope="module")

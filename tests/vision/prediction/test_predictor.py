@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from coe_core import AimNotReachableError
+from coe_core import AimNotReachableError, CalibratedCurve
+from coe_core.operating_points import MAX_POINTS
 from vision.data.preprocess import UnreadableImageError
 from vision.errors import RunError
-from vision.evaluation.evaluate import load_run_data
 from vision.evaluation.predictions import predict_all
-from vision.prediction.budgets import MAX_POINTS, CalibratedCurve, parse_macs
+from vision.prediction.budgets import parse_macs
 from vision.prediction.predictor import Predictor
-from vision.run import load_run
+from vision.run import load_run, load_run_data
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_an_amount_of_macs_as_budget(predictor):
     between = macs.delegator + 0.4 * macs.expert
     for amount in (between, str(between), f"{between / 1e3:.6f}k", f"macs={between / 1e6:.9f}M"):
         resolved = predictor.resolve(amount)
-        exit_rate, mean_macs = curve.at(resolved.threshold)
+        exit_rate, _, mean_macs = curve.at(resolved.threshold)
         assert mean_macs <= between * 1.000001
         assert exit_rate == resolved.exit_rate >= 0.6 - 1e-6
         assert resolved.rough_weight == curve.rough_weight
@@ -91,7 +91,7 @@ def test_the_curve_is_that_of_the_stored_points(predictor):
     assert run.curve.exit_rate[0] == 0
     assert run.curve.exit_rate[-1] == 1
     for point in run.operating_points.values():
-        exit_rate, macs = run.curve.at(point.threshold)
+        exit_rate, _, macs = run.curve.at(point.threshold)
         assert exit_rate == pytest.approx(point.exit_rate)
         assert macs == pytest.approx(point.cost)
         assert run.curve.num_samples == point.num_samples
@@ -107,7 +107,7 @@ def test_a_long_curve_is_thinned():
     assert kept.threshold[0] == math.inf
     assert kept.threshold[-1] == 0
     assert kept.at(0.5)[0] == pytest.approx(0.5, abs=2 / MAX_POINTS)
-    assert kept.at(math.inf) == (0, 3)
+    assert kept.at(math.inf) == (0, 1, 3)
     assert json.loads(json.dumps(kept.to_dict(), allow_nan=False))["threshold"][0] == "inf"
 
 

@@ -6,8 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from vision.evaluation.evaluate import load_run_data
-from vision.run import load_run
+from vision.run import load_run, load_run_data
 
 
 @pytest.fixture(scope="module")

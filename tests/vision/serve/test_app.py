@@ -17,9 +17,8 @@ import uvicorn
 from PIL import Image
 
 from vision.errors import RunError
-from vision.evaluation.evaluate import load_run_data
 from vision.prediction.predictor import Predictor
-from vision.run import load_run
+from vision.run import load_run, load_run_data
 from vision.serve.app import ServerSettings, create_app
 from vision.serve.limits import ImpatientProtocol
 from vision.serve.metrics import ExitRateDrift

@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 
 from vision.errors import RunError
-from vision.evaluation.evaluate import load_run_data
 from vision.prediction.predictor import Predictor
-from vision.run import load_run
+from vision.run import load_run, load_run_data
 
 ray = pytest.importorskip("ray", reason="the optional extra `scale` is not installed")
 

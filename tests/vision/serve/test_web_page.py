@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vision.evaluation.evaluate import load_run_data
 from vision.prediction.predictor import Predictor
-from vision.run import load_run
+from vision.run import load_run, load_run_data
 from vision.serve.app import ServerSettings
 
 

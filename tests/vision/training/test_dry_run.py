@@ -6,8 +6,8 @@ import pytest
 
 from vision.commands.inspect import untrained
 from vision.errors import RunError
-from vision.evaluation.predictions import run_macs
 from vision.recipe import find_recipe, load_recipe, shipped_recipes
+from vision.recipe_networks import run_macs
 from vision.training.dry_run import check_budget, mean_mmacs
 
 IMAGENET = [name for name in shipped_recipes() if name.startswith("imagenet/")]

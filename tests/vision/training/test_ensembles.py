@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 from coe_core import ensemble_report, js_divergence
 from vision.data.preprocess import Preprocess
 from vision.data.section import load_data, train_loader
-from vision.evaluation.predictions import predict_all, run_macs
+from vision.evaluation.predictions import predict_all
 from vision.evaluation.table import table_rows
 from vision.recipe import load_recipe, recipe_from_dict, shipped_recipes
+from vision.recipe_networks import run_macs
 from vision.run import load_run
 from vision.training.module import CoETraining
 

@@ -1,0 +1,141 @@
+"""A first prediction for every sample, a second for those that do not exit: a collaboration, or a cascade."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from coe_core.trade_off import TradeOffCurve, corpus_trade_off_curve
+
+
+class StageQuality(NamedTuple):
+    """How good both predictions are: numbers that add up over samples, and what their sums are worth.
+
+    Accuracy is the mean of one number per sample, 1 or 0; BLEU a function of the counts of n-grams.
+    """
+
+    rough: Float[Tensor, "n d"]
+    final: Float[Tensor, "n d"]
+    score: Callable[[Float[Tensor, "m d"]], Float[Tensor, " m"]]  # sums over all samples -> quality
+
+
+def mean_quality(rough: Float[Tensor, " n"], final: Float[Tensor, " n"]) -> StageQuality:
+    """The quality of samples that each have one: its mean.
+
+    Args:
+        rough: quality of each rough prediction, such as 1 right and 0 wrong.
+        final: quality of each final one.
+
+    Example:
+        >>> quality = mean_quality(torch.ones(4), torch.zeros(4))
+        >>> quality.score(quality.rough.sum(0, keepdim=True)).tolist()
+        [1.0]
+    """
+    n = len(rough)
+    return StageQuality(rough[:, None], final[:, None], lambda sums: sums[:, 0] / n)
+
+
+class StageCost(NamedTuple):
+    """What both stages cost, in one unit: multiply-adds, milliseconds ..."""
+
+    first: float  # mean per sample, paid by all
+    second: Float[Tensor, " n"]  # of each sample that does not exit
+    # What is left of the first where nothing can exit (an infinite threshold): a delegator that need not
+    # predict still selects, a cascade needs no first network at all. None: all of it runs, as where its
+    # prediction is pooled into the final one, or where selection and prediction come from one pass.
+    first_without_exits: float | None = None
+
+
+class Reached(NamedTuple):
+    """A two-stage predictor at one threshold."""
+
+    quality: float
+    exit_rate: float
+    cost: dict[str, float]  # mean per sample, in each unit
+    exits: Bool[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class TwoStage:
+    """Predictions of n samples by a first network and, sample by sample, by the second one it leads to.
+
+    Args:
+        confidence: of the rough predictions, on held-out data.
+        qualities: by name, such as accuracy; the first is the default.
+        costs: by unit, such as macs; the first is the default.
+
+    Example:
+        >>> stage = TwoStage(
+        ...     torch.tensor([0.9, 0.6]),
+        ...     {"accuracy": mean_quality(torch.tensor([1.0, 0.0]), torch.ones(2))},
+        ...     {"macs": StageCost(1.0, torch.tensor([10.0, 10.0]))},
+        ... )
+        >>> stage.at(0.8).quality, stage.at(0.8).exit_rate, stage.at(0.8).cost
+        (1.0, 0.5, {'macs': 6.0})
+        >>> stage.curve().cost.tolist()
+        [11.0, 6.0, 1.0]
+    """
+
+    confidence: Float[Tensor, " n"]
+    qualities: Mapping[str, StageQuality]
+    costs: Mapping[str, StageCost]
+
+    def curve(self, quality: str | None = None, cost: str | None = None) -> TradeOffCurve:
+        """Quality and mean cost at every threshold, see `trade_off_curve`.
+
+        Args:
+            quality: name of one; None: the first.
+            cost: name of one; None: the first.
+
+        Raises:
+            ValueError: no quality or cost of that name, or as `corpus_trade_off_curve`.
+        """
+        rough, final, score = _named("quality", self.qualities, quality)
+        spent = _named("cost", self.costs, cost)
+        curve = corpus_trade_off_curve(
+            self.confidence, rough, final, score, spent.first, spent.second
+        )
+        if spent.first_without_exits is not None:
+            curve.cost[0] = spent.first_without_exits + float(spent.second.mean())
+        return curve
+
+    def at(self, threshold: float, quality: str | None = None) -> Reached:
+        """What a threshold leads to on these samples; an infinite one ends none of them.
+
+        Args:
+            threshold: exit when confidence >= threshold.
+            quality: name of one; None: the first.
+
+        Raises:
+            ValueError: no quality of that name.
+        """
+        rough, final, score = _named("quality", self.qualities, quality)
+        exits = self.confidence >= threshold
+        sums = torch.where(exits[:, None], rough, final).sum(0, keepdim=True)
+        can_exit = threshold < torch.inf
+        return Reached(
+            float(score(sums)[0]),
+            float(exits.float().mean()),
+            {unit: _mean_cost(spent, exits, can_exit) for unit, spent in self.costs.items()},
+            exits,
+        )
+
+
+def _mean_cost(spent: StageCost, exits: Tensor, can_exit: bool) -> float:
+    first = spent.first
+    if not can_exit and spent.first_without_exits is not None:
+        first = spent.first_without_exits
+    return first + float(torch.where(exits, 0.0, spent.second).mean())
+
+
+def _named(what: str, known: Mapping, name: str | None):
+    if name is None:
+        return next(iter(known.values()))
+    if name not in known:
+        raise ValueError(f"there is no {what} {name!r}; there are {', '.join(known)}")
+    return known[name]
