@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import coe_recipes
 import jsonargparse
 import yaml
 from torch import nn
 
-import coe_recipes
 from coe_core.labels import LabelKind
 from coe_core.objective import Scores
 from coe_core.weights import Scope
