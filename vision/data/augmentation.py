@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
 
 from vision.errors import nearest
 
@@ -118,30 +117,16 @@ class Augmentation:
 
     def __init__(self, names: Sequence[str], size: int) -> None:
         check_augmentations(names)
-        numbered = [_parse(name) for name in names]
-        self.names = [name for name, _ in numbered]
+        self._numbered = [_parse(name) for name in names]
+        self.names = [name for name, _ in self._numbered]
         self.size = size
         self.padding = max(1, size // 8)
-        bicubic, bilinear = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
-        policy = v2.AutoAugmentPolicy
-        transforms = {
-            "random_resized_crop": lambda area: v2.RandomResizedCrop(
-                size, scale=(area, 1.0), interpolation=bicubic
-            ),
-            "autoaugment_cifar10": lambda _: v2.AutoAugment(policy.CIFAR10, bilinear),
-            "autoaugment_imagenet": lambda _: v2.AutoAugment(policy.IMAGENET, bilinear),
-            "randaugment": lambda _: v2.RandAugment(interpolation=bilinear),
-            "trivialaugment": lambda _: v2.TrivialAugmentWide(interpolation=bilinear),
-            "color_jitter": lambda _: v2.ColorJitter(0.4, 0.4, 0.4),
-            "random_erasing": lambda p: v2.RandomErasing(p=p),
-            "rotate": lambda _: v2.RandomRotation(15, interpolation=bilinear),
-        }
-        self._transforms = {n: transforms[n](x) for n, x in numbered if n not in _BATCHED}
+        self._transforms: dict[str, Callable[[Tensor], Tensor]] = {}  # made when views are drawn
 
     @property
     def cheap(self) -> bool:
         """Whether drawing takes microseconds per image, so that no worker process is needed."""
-        return not self._transforms
+        return all(name in _BATCHED for name in self.names)
 
     @property
     def crops_originals(self) -> bool:
@@ -174,6 +159,8 @@ class Augmentation:
         self, name: str, images: Sequence[Tensor] | Tensor, seeds: np.ndarray, position: int
     ) -> Tensor:
         """Run one v2 transform image by image; v2 draws from torch's global generator."""
+        if name not in self._transforms:
+            self._transforms = _transforms(self._numbered, self.size)
         generator, transform = torch.default_generator, self._transforms[name]
         state, threads = generator.get_state(), torch.get_num_threads()
         torch.set_num_threads(1)  # waking others for one small image costs more than they do
@@ -205,6 +192,29 @@ class Augmentation:
             left = int(x * (image.shape[2] - size + 1))
             view[:] = image[:, top : top + size, left : left + size]
         return torch.from_numpy(views)
+
+
+def _transforms(
+    numbered: Sequence[tuple[str, float | None]], size: int
+) -> dict[str, Callable[[Tensor], Tensor]]:
+    """torchvision's transforms by name. Its import takes seconds, so it waits for training."""
+    from torchvision.transforms import InterpolationMode, v2
+
+    bicubic, bilinear = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
+    policy = v2.AutoAugmentPolicy
+    known = {
+        "random_resized_crop": lambda area: v2.RandomResizedCrop(
+            size, scale=(area, 1.0), interpolation=bicubic
+        ),
+        "autoaugment_cifar10": lambda _: v2.AutoAugment(policy.CIFAR10, bilinear),
+        "autoaugment_imagenet": lambda _: v2.AutoAugment(policy.IMAGENET, bilinear),
+        "randaugment": lambda _: v2.RandAugment(interpolation=bilinear),
+        "trivialaugment": lambda _: v2.TrivialAugmentWide(interpolation=bilinear),
+        "color_jitter": lambda _: v2.ColorJitter(0.4, 0.4, 0.4),
+        "random_erasing": lambda p: v2.RandomErasing(p=p),
+        "rotate": lambda _: v2.RandomRotation(15, interpolation=bilinear),
+    }
+    return {name: known[name](number) for name, number in numbered if name not in _BATCHED}
 
 
 def _flip(images: Tensor, chosen: Bool[np.ndarray, " n"]) -> Tensor:

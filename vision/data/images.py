@@ -11,15 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from jaxtyping import Int
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional
 
 from vision.data.augmentation import Augmentation, mix_seeds
-from vision.data.preprocess import Preprocess, UnreadableImageError
+from vision.data.preprocess import (
+    Preprocess,
+    UnreadableImageError,
+    centre,
+    to_image,
+    to_tensor,
+)
 from vision.data.shards import Member
 
 MAX_UNREADABLE = 0.01  # share of a set; from here on the set is refused
@@ -145,9 +149,10 @@ class ImageSet(Dataset):
     def _plain(self, image: Tensor) -> Tensor:
         """The plain picture from its stored form: what `Preprocess.load` reads."""
         if self.augmentation is not None and self.augmentation.crops_originals:
-            pixels = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
-            return functional.pil_to_tensor(self.preprocess.square(Image.fromarray(pixels)))
-        return functional.center_crop(image, [self.preprocess.size] * 2)
+            return to_tensor(self.preprocess.square(to_image(image)))
+        size = self.preprocess.size
+        top, left = centre(image.shape[1], size), centre(image.shape[2], size)
+        return image[:, top : top + size, left : left + size]
 
 
 def stores_plain(preprocess: Preprocess, augmentation: Augmentation | None) -> bool:
@@ -164,7 +169,7 @@ def stored_form(
     if stores_plain(preprocess, augmentation):
         return preprocess.load
     if augmentation.crops_originals:
-        return lambda path: functional.pil_to_tensor(preprocess.decode(path))
+        return lambda path: to_tensor(preprocess.decode(path))
     return preprocess.load_for_training
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
-from torchvision.transforms import v2
 
 from vision.data.augmentation import mix_seeds
 from vision.data.images import ImageSet, num_processors
@@ -198,6 +197,8 @@ class MixSamples:
     """
 
     def __init__(self, num_classes: int, mixup: float = 0.0, cutmix: float = 0.0) -> None:
+        from torchvision.transforms import v2
+
         choices = [v2.MixUp(num_classes=num_classes, alpha=mixup)] if mixup > 0 else []
         choices += [v2.CutMix(num_classes=num_classes, alpha=cutmix)] if cutmix > 0 else []
         self.transform = v2.RandomChoice(choices)

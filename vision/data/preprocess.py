@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import BinaryIO, Literal
@@ -13,10 +16,9 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from coe_core.errors import CoEError
+from vision.data.files import image_formats, open_regular, printable
 from vision.data.shards import Member
 
 # EXIF orientation -> what sets the picture upright.
@@ -30,6 +32,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # of TIFF
+_PILLOWS_LIMIT = threading.Lock()
 
 
 class UnreadableImageError(CoEError):
@@ -41,7 +45,8 @@ class UnreadableImageError(CoEError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"cannot read the image {self.path}: {self.reason}" if self.reason else self.path
+        path = printable(self.path)
+        return f"cannot read the image {path}: {self.reason}" if self.reason else path
 
 
 @dataclass(frozen=True)
@@ -116,44 +121,50 @@ class Preprocess:
         Raises:
             UnreadableImageError: missing, truncated, not an image, or above the limit of pixels.
         """
-        return functional.pil_to_tensor(self.square(self.decode(path, max_pixels), path))
+        return to_tensor(self.square(self.decode(path, max_pixels), path))
 
-    def load_for_training(self, path: str | PathLike | Member) -> UInt8[Tensor, "ch h w"]:
+    def load_for_training(
+        self, path: str | PathLike | Member, max_pixels: int | None = None
+    ) -> UInt8[Tensor, "ch h w"]:
         """As `load`, but with ``resize="crop"`` the whole picture, so that crops can be drawn from it.
 
         Raises:
             UnreadableImageError: as `load`.
         """
-        image = self.decode(path)
+        image = self.decode(path, max_pixels)
         image = self._shorten(image, path) if self.resize == "crop" else self.square(image, path)
-        return functional.pil_to_tensor(image)
+        return to_tensor(image)
 
     def decode(
         self, path: str | PathLike | BinaryIO | Member, max_pixels: int | None = None
     ) -> Image.Image:
         """Decode a file at its own resolution: EXIF rotation applied, mode L or RGB.
 
-        Transparent pixels are laid over white. 16-bit grey is scaled to 8 bits. Of several frames, the first.
+        Transparent pixels are laid over white. 16-bit grey is scaled to 8 bits. Of several frames, the
+        first. Only the formats of `vision.data.files.image_formats` are opened.
 
         Raises:
             UnreadableImageError: as `load`.
         """
         try:
-            content = io.BytesIO(path.read_bytes()) if isinstance(path, Member) else path
-            with Image.open(content) as image:
-                limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
-                if limit is not None and image.width * image.height > limit:
-                    raise UnreadableImageError(
-                        path, f"{image.width} x {image.height} pixels, above the limit of {limit}"
-                    )
+            with contextlib.ExitStack() as stack:
+                if isinstance(path, Member):
+                    content: BinaryIO = io.BytesIO(path.read_bytes())
+                elif isinstance(path, str | PathLike):
+                    content = stack.enter_context(open_regular(path))
+                else:
+                    content = path
+                image = stack.enter_context(open_image(content, max_pixels))
                 image.load()
                 turn = _UPRIGHT.get(_orientation(image))
                 image = self.convert(image)
                 return image if turn is None else image.transpose(turn)
-        except (UnreadableImageError, MemoryError):
+        except MemoryError:
             raise
         except FileNotFoundError as error:
             raise UnreadableImageError(path, "no such file") from error
+        except _RefusedError as error:
+            raise UnreadableImageError(path, str(error)) from error
         except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
             raise UnreadableImageError(path, f"{type(error).__name__}: {error}") from error
 
@@ -177,7 +188,9 @@ class Preprocess:
     def square(self, image: Image.Image, path: str | PathLike = "in memory") -> Image.Image:
         """Bring a decoded image to size x size."""
         if self.resize == "crop":
-            return functional.center_crop(self._shorten(image, path), [self.size, self.size])
+            image = self._shorten(image, path)
+            left, top = centre(image.width, self.size), centre(image.height, self.size)
+            return image.crop((left, top, left + self.size, top + self.size))
         if image.size == (self.size, self.size):
             return image
         return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
@@ -189,13 +202,111 @@ class Preprocess:
             raise UnreadableImageError(
                 path, f"{image.width} x {image.height} is too elongated for a crop of {self.size}"
             )
-        return functional.resize(image, [self.shorter_side], InterpolationMode.BICUBIC)
+        # Rounded down, as torchvision's Resize does.
+        short = self.shorter_side
+        long = int(short * max(image.size) / min(image.size))
+        size = (short, long) if image.width <= image.height else (long, short)
+        return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
     def normalise(self, images: UInt8[Tensor, "n ch h w"]) -> Float[Tensor, "n ch h w"]:
         """Scale pixels to [0, 1], subtract the mean, divide by the std; any device, memory format kept."""
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
         return (images.float() / 255 - mean) / std
+
+
+def centre(side: int, part: int) -> int:
+    """Where a part of a side begins that lies in its middle; as torchvision's CenterCrop rounds.
+
+    Example:
+        >>> centre(7, 4), centre(9, 4)
+        (2, 2)
+    """
+    return round((side - part) / 2)
+
+
+def to_tensor(image: Image.Image) -> UInt8[Tensor, "ch h w"]:
+    """The pixels of a picture of mode L or RGB."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def to_image(pixels: UInt8[Tensor, "ch h w"]) -> Image.Image:
+    """Inverse of `to_tensor`."""
+    array = pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(array)
+
+
+class _RefusedError(ValueError):
+    """What is wrong with an image, in our words."""
+
+
+@contextlib.contextmanager
+def open_image(content: BinaryIO, max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """Open an image without decoding it, once its format and its number of pixels are allowed.
+
+    Asked before anything is decoded: of an icon the pictures inside, of a TIFF the tiles as well.
+
+    Args:
+        content: the open file.
+        max_pixels: most pixels; None: Pillow's limit, `PIL.Image.MAX_IMAGE_PIXELS`.
+
+    Raises:
+        ValueError: too many pixels, none at all, or a format that is not opened.
+    """
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    start = content.read(16)
+    content.seek(0)
+    if start[:4] == b"\0\0\1\0":
+        for width, height in _icon_sizes(content.read()):
+            _check_size(width, height, limit)
+        content.seek(0)
+    with _pillow_open(content, limit) as image:
+        _check_size(image.width, image.height, limit)
+        if image.format == "TIFF":
+            tags = image.tag_v2
+            _check_size(int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_LENGTH, 1)), limit)
+        yield image
+
+
+def _pillow_open(content: BinaryIO, limit: int | None) -> Image.Image:
+    formats = image_formats().formats
+    own = Image.MAX_IMAGE_PIXELS
+    try:
+        if own is None or (limit is not None and limit <= own):
+            return Image.open(content, formats=formats)
+        with _PILLOWS_LIMIT:  # it has no argument for a higher one
+            own = Image.MAX_IMAGE_PIXELS
+            Image.MAX_IMAGE_PIXELS = limit
+            try:
+                return Image.open(content, formats=formats)
+            finally:
+                Image.MAX_IMAGE_PIXELS = own
+    except Image.UnidentifiedImageError as error:
+        raise _RefusedError(
+            f"cannot identify it as one of the formats that are opened: {', '.join(formats)}"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise _RefusedError(f"too many pixels: {error}") from error
+
+
+def _check_size(width: int, height: int, limit: int | None) -> None:
+    if width < 1 or height < 1:
+        raise _RefusedError(f"{width} x {height}: it has no pixels")
+    if limit is not None and width * height > limit:
+        raise _RefusedError(f"{width} x {height} pixels, above the limit of {limit}")
+
+
+def _icon_sizes(content: bytes) -> Iterator[tuple[int, int]]:
+    """Width and height of the pictures in an ICO file as they say themselves: Pillow decodes on opening."""
+    (count,) = struct.unpack_from("<H", content, 4)
+    for number in range(count):
+        (offset,) = struct.unpack_from("<I", content, 6 + 16 * number + 12)
+        if content[offset : offset + 8] == b"\x89PNG\r\n\x1a\n":
+            yield struct.unpack_from(">II", content, offset + 16)
+        else:  # a bitmap: its mask counts as a second half of the height
+            width, height = struct.unpack_from("<ii", content, offset + 4)
+            yield abs(width), abs(height) // 2
 
 
 def _orientation(image: Image.Image) -> int | None:

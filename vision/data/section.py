@@ -12,12 +12,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from vision.data.augmentation import Augmentation, check_augmentations
-from vision.errors import nearest
 from vision.data.images import ImageSet, decode_all, stored_form, stores_plain
 from vision.data.loaders import (
     EpochSampler,
@@ -27,8 +24,9 @@ from vision.data.loaders import (
     default_workers,
     eval_loader,
 )
-from vision.data.preprocess import Preprocess, UnreadableImageError
+from vision.data.preprocess import Preprocess, UnreadableImageError, to_image, to_tensor
 from vision.data.sources import SOURCES, Samples, Source, join
+from vision.errors import nearest
 
 __all__ = ["Data", "ImageData", "ImageSet", "eval_loader", "load_data", "train_loader"]
 
@@ -347,9 +345,7 @@ def _fit_pixels(pixels: Tensor, preprocess: Preprocess) -> Tensor:
         return pixels
     fitted = []
     for image in pixels:
-        array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy()
-        image = preprocess.square(preprocess.convert(Image.fromarray(array)))
-        fitted.append(functional.pil_to_tensor(image))
+        fitted.append(to_tensor(preprocess.square(preprocess.convert(to_image(image)))))
     return torch.stack(fitted)
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from vision.data.files import image_formats
 from vision.progress import progress
 
 _HEADER = 512  # bytes in front of every member of a tar file
@@ -205,7 +205,7 @@ def _samples(shard: str) -> Iterator[tuple[int, int, int]]:
                 if key != (base.parent, stem):
                     yield from _sample(shard, key, image, label)
                     key, image, label = (base.parent, stem), None, None
-                if f".{extension.lower()}" in IMG_EXTENSIONS:
+                if f".{extension.lower()}" in image_formats().endings:
                     image = entry.offset_data, entry.size
                 elif extension == "cls":
                     label = tar.extractfile(entry).read().decode(errors="replace")
@@ -221,7 +221,7 @@ def _sample(
         return
     name = f"{shard}: sample {key[0] / key[1]}"
     if image is None or label is None:
-        lacks = f"image ({', '.join(IMG_EXTENSIONS)})" if image is None else ".cls file"
+        lacks = f"image ({', '.join(image_formats().endings)})" if image is None else ".cls file"
         raise ValueError(f"{name} has no {lacks}; a sample is an image and the number of its class")
     if not label.strip().isdecimal():
         raise ValueError(f"{name}: its .cls holds {label[:20]!r}, not the number of a class")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
-from torchvision import datasets
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
+from vision.data import published
+from vision.data.files import find_images, image_formats, is_image, printable
 from vision.data.shards import Members, class_names, find_shards, read_shards
 
 FASHION_MNIST = [
@@ -55,47 +55,46 @@ class Source:
 
 
 def digits(path: Path) -> Source:
-    """scikit-learn's 1,797 8x8 digits, 0..16 scaled to 0..255: 1,137 / 300 / 360, stratified."""
-    from sklearn.datasets import load_digits
+    """scikit-learn's 1,797 8x8 digits: 1,137 / 300 / 360, stratified."""
     from sklearn.model_selection import train_test_split
 
-    bunch = load_digits()
-    pixels = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
-    targets = torch.from_numpy(bunch.target.astype(np.int64))
+    everything = _samples(published.digits())
+    targets = everything.targets
     rest, test = train_test_split(
         np.arange(len(targets)), test_size=360, stratify=targets, random_state=0
     )
     train, validation = train_test_split(
         rest, test_size=300, stratify=targets[rest], random_state=0
     )
-    everything = Samples(targets, pixels)
     parts = [everything.select(torch.from_numpy(np.sort(p))) for p in (train, validation, test)]
     return Source([str(i) for i in range(10)], *parts)
 
 
 def fashion_mnist(path: Path) -> Source:
     """The four idx files, plain or .gz, in ``path`` or in torchvision's FashionMNIST/raw below it."""
-    splits = []
-    for prefix in ("train", "t10k"):
-        pixels = _read_idx(_find_idx(path, f"{prefix}-images-idx3-ubyte"), 3)
-        file = _find_idx(path, f"{prefix}-labels-idx1-ubyte")
-        targets = _read_idx(file, 1).long()
-        if len(pixels) != len(targets):
-            raise ValueError(f"{file}: {len(targets)} labels for {len(pixels)} images")
-        splits.append(Samples(targets, pixels.unsqueeze(1)))
-    return Source(FASHION_MNIST, train=splits[0], test=splits[1])
+    train, test = (_samples(published.idx_images(path, prefix)) for prefix in ("train", "t10k"))
+    return Source(FASHION_MNIST, train=train, test=test)
 
 
 def cifar10(path: Path) -> Source:
-    """torchvision's cifar-10-batches-py, or a folder with train/ and test/."""
-    if (path / "cifar-10-batches-py").is_dir():
-        return _cifar(datasets.CIFAR10, path)
+    """The published cifar-10-batches-py, or a folder with train/ and test/."""
+    if (path / published.CIFAR10.folder).is_dir():
+        return _cifar(published.CIFAR10, path)
     return folder(path)
 
 
 def cifar100(path: Path) -> Source:
-    """torchvision's cifar-100-python."""
-    return _cifar(datasets.CIFAR100, path)
+    """The published cifar-100-python."""
+    return _cifar(published.CIFAR100, path)
+
+
+def _cifar(files: published.CifarFiles, path: Path) -> Source:
+    content = published.read_cifar(files, path)
+    return Source(content.classes, train=_samples(content.train), test=_samples(content.test))
+
+
+def _samples(labelled: published.LabelledPixels) -> Samples:
+    return Samples(labelled.targets, labelled.pixels)
 
 
 def imagenet(path: Path) -> Source:
@@ -201,49 +200,6 @@ def join(
     return Source(classes, **splits)
 
 
-def _cifar(dataset: type[datasets.CIFAR10], path: Path) -> Source:
-    try:
-        parts = [dataset(str(path), train=train, download=False) for train in (True, False)]
-    except RuntimeError as error:
-        raise FileNotFoundError(
-            f"{path}: no complete {dataset.base_folder}/ in it; unpack the published archive there"
-        ) from error
-    splits = [
-        Samples(torch.tensor(p.targets), torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous())
-        for p in parts
-    ]
-    return Source(list(parts[0].classes), train=splits[0], test=splits[1])
-
-
-def _find_idx(path: Path, name: str) -> Path:
-    places = [path, path / "FashionMNIST" / "raw"]
-    for place in places:
-        for file in (place / name, place / f"{name}.gz"):
-            if file.is_file():
-                return file
-    raise FileNotFoundError(
-        f"neither {name} nor {name}.gz in {places[0]} or {places[1]}; put the four idx files there"
-    )
-
-
-def _read_idx(file: Path, num_axes: int) -> Tensor:
-    """An idx file of unsigned bytes: 2 zero bytes, type 8, number of axes, big-endian sizes, values."""
-    try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{file}: damaged gzip file ({error}); fetch it again") from error
-    if content[:4] != bytes([0, 0, 8, num_axes]):
-        raise ValueError(f"{file}: not an idx file of bytes with {num_axes} axes")
-    start = 4 + 4 * num_axes
-    shape = np.frombuffer(content[4:start], dtype=">u4").astype(np.int64)
-    if len(content) - start != shape.prod():
-        raise ValueError(
-            f"{file}: {len(content) - start} values, its header says {shape.prod()}; fetch it again"
-        )
-    values = np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
-    return torch.from_numpy(values.copy())
-
-
 def _split_folder(path: Path, what: str, *names: str) -> Path:
     for name in names:
         if (path / name).is_dir():
@@ -256,35 +212,64 @@ def _split_folder(path: Path, what: str, *names: str) -> Path:
 
 def _read_folder(path: Path, classes: list[str] | None = None) -> tuple[list[str], Samples]:
     """Class folders of one split; those of train must be given for the others."""
-    found = sorted(e.name for e in os.scandir(path) if e.is_dir() and not e.name.startswith("."))
-    if not found:
-        raise ValueError(f"{path}: no class folders in it; expected {path}/<class>/<image files>")
-    if classes is not None and found != classes:
-        missing, extra = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
+    names = _class_folders(path)
+    if classes is not None:
+        extra = sorted(set(names) - set(classes))
+        if extra:
+            raise ValueError(
+                f"{printable(path)}: {len(extra)} class folders that train does not have: "
+                f"{', '.join(extra[:10])}; every split has the same classes"
+            )
+    places = [path / name for name in names]
+    images = find_images(places, str(path))
+    if not images.paths:
         raise ValueError(
-            f"{path}: its class folders differ from those of train; "
-            f"missing: {', '.join(missing) or 'none'}; extra: {', '.join(extra) or 'none'}"
+            f"{printable(path)}: no images ({', '.join(image_formats().endings)}) in its {len(names)} "
+            "class folders"
         )
-    odd = [
-        name for name in found if not name.isprintable()
-    ]  # not UTF-8, or line breaks and the like
-    if odd:
-        raise ValueError(
-            f"{path}: {len(odd)} class folders have names that cannot be printed: "
-            f"{', '.join(map(ascii, odd[:5]))}; rename them"
-        )
-    numbers = {name: i for i, name in enumerate(found)}
-    samples = make_dataset(str(path), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
-    prefix = len(str(path))  # hidden files and folders below it are no samples
-    samples = [(p, t) for p, t in samples if f"{os.sep}." not in p[prefix:]]
-    known = ", ".join(IMG_EXTENSIONS)
-    if not samples:
-        raise ValueError(f"{path}: no images ({known}) in its {len(found)} class folders")
-    targets = torch.tensor([target for _, target in samples])
-    empty = [name for i, name in enumerate(found) if not bool((targets == i).any())]
+    own, classes = names, names if classes is None else classes
+    numbers = {name: number for number, name in enumerate(classes)}
+    targets = torch.tensor([numbers[own[place]] for place in images.places])
+    empty = [name for i, name in enumerate(classes) if not bool((targets == i).any())]
     if empty:
         raise ValueError(
-            f"{path}: no images ({known}) for {len(empty)} of {len(found)} classes: "
-            f"{', '.join(empty)}; add some or remove the folders"
+            f"{printable(path)}: no images of {len(empty)} of {len(classes)} classes: "
+            f"{', '.join(empty[:10])}; every class needs some in every split: add them, or take the "
+            "class out of all splits"
         )
-    return found, Samples(targets, paths=[p for p, _ in samples])
+    return classes, Samples(targets, paths=images.paths)
+
+
+def _class_folders(path: Path) -> list[str]:
+    """Their names; hidden ones are passed over."""
+    try:
+        entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise ValueError(f"cannot list the folder {printable(path)}: {error.strerror}") from error
+    names = sorted(entry.name for entry in entries if entry.is_dir())
+    if not names:
+        raise ValueError(
+            f"{printable(path)}: no class folders in it; expected {path}/<class>/<image files>"
+        )
+    odd = [name for name in names if not name.isprintable()]  # not UTF-8, or line breaks
+    if odd:
+        raise ValueError(
+            f"{printable(path)}: {len(odd)} class folders have names that cannot be printed: "
+            f"{', '.join(map(ascii, odd[:5]))}; rename them"
+        )
+    where: dict[str, str] = {}
+    for name in names:
+        first = where.setdefault(os.path.realpath(path / name), name)
+        if first != name:
+            raise ValueError(
+                f"{printable(path)}: the class folders {first} and {name} are one folder (a link); "
+                "remove one of them"
+            )
+    loose = [entry.name for entry in entries if is_image(entry.name) and not entry.is_dir()]
+    if loose:
+        warnings.warn(
+            f"{printable(path)}: left out {len(loose)} images that are in no class folder "
+            f"({printable(loose[0])}{', ...' * (len(loose) > 1)})",
+            stacklevel=2,
+        )
+    return names

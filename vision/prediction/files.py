@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from vision.data import files as image_files
 from vision.data.images import num_processors
 from vision.data.preprocess import UnreadableImageError
 from vision.prediction.budgets import Budget
@@ -33,25 +33,17 @@ class FilePrediction:
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """Files as given, folders searched for images, in a stable order.
+    """Files as given, folders searched for images by the rule of training: `vision.data.files.find_images`.
 
     Raises:
         ValueError: a path that does not exist, or nothing to predict.
     """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
-            found += sorted(p for p in inside if p.is_file())
-        elif path.exists():
-            found.append(path)
-        else:
-            raise ValueError(f"{path} does not exist")
-    if not found:
-        raise ValueError(
-            f"no images in {', '.join(map(str, paths))}; known endings: {', '.join(IMG_EXTENSIONS)}"
-        )
-    return found
+    images = image_files.find_images(paths)
+    if not images.paths:
+        listed = ", ".join(map(image_files.printable, paths))
+        endings = ", ".join(image_files.image_formats().endings)
+        raise ValueError(f"no images in {listed}; known endings: {endings}")
+    return [Path(path) for path in images.paths]
 
 
 def predict_files(

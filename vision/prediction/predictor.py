@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from vision.data.images import num_processors
-from vision.data.preprocess import Preprocess, UnreadableImageError
+from vision.data.preprocess import Preprocess, UnreadableImageError, to_tensor
 from vision.precision import PRECISIONS, autocast, choose_precision
 from vision.prediction.budgets import Budget, resolve_budget
 from vision.recipe_networks import run_macs
@@ -209,7 +208,7 @@ def decode_image(
         image = picture_of(image)
     if isinstance(image, Image.Image):
         upright = preprocess.square(preprocess.convert(image), name or "in memory")
-        return functional.pil_to_tensor(upright)
+        return to_tensor(upright)
     file = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
     try:
         return preprocess.load(file, max_pixels)

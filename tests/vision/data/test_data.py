@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 from vision.data import images as images_module
+from vision.data import published
 from vision.data.augmentation import AUGMENTATIONS
-from vision.data.section import Data, load_data, train_loader
 from vision.data.images import decode_all
 from vision.data.loaders import eval_loader
+from vision.data.section import Data, load_data, train_loader
 
 CLASSES = ["ant", "Bär", "c d"]  # a space and letters beyond ASCII
 
@@ -337,10 +338,10 @@ def test_empty_folders(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "train" / name).mkdir()
         (tmp_path / "train" / name / "notes.txt").write_text("no image")
-    with pytest.raises(ValueError, match=r"no images \(\.jpg.*\) in its 2 class folders"):
+    with pytest.raises(ValueError, match=r"no images \(\.jfif.*\) in its 2 class folders"):
         load_data(folder(tmp_path))
     Image.new("L", (4, 4)).save(tmp_path / "train" / "a" / "0.png")
-    with pytest.raises(ValueError, match="for 1 of 2 classes: b; add some"):
+    with pytest.raises(ValueError, match="of 1 of 2 classes: b; every class needs some"):
         load_data(folder(tmp_path))
 
 
@@ -357,7 +358,24 @@ def test_one_class_and_one_image_each(tmp_path):
 def test_class_folders_that_differ(tmp_path, split):
     write_folder(tmp_path)
     write_folder(tmp_path, split, classes=["ant", "c d", "dog"], count=1)
-    with pytest.raises(ValueError, match=rf"{split}: its class .* missing: Bär; extra: dog"):
+    with pytest.raises(
+        ValueError, match=rf"{split}: 1 class folders that train does not have: dog"
+    ):
+        load_data(folder(tmp_path))
+
+
+@pytest.mark.parametrize("empty", [True, False])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_class_without_images_in_a_split_has_one_advice(tmp_path, split, empty):
+    """The folder is empty or not there: the same message, whose advice does not lead to another one."""
+    write_folder(tmp_path)
+    write_folder(tmp_path, split, classes=["ant", "c d"], count=1)
+    if empty:
+        (tmp_path / split / "Bär").mkdir()
+    message = (
+        rf"{split}: no images of 1 of 3 classes: Bär; .*add them, or take the class out of all"
+    )
+    with pytest.raises(ValueError, match=message):
         load_data(folder(tmp_path))
 
 
@@ -450,14 +468,17 @@ def test_fashion_mnist_refusals(tmp_path):
     with pytest.raises(ValueError, match="not an idx file of bytes with 1 axes"):
         load_data(data)
     labels.unlink()
-    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"x" * 99)[:20])
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(
+        gzip.compress(bytes([0, 0, 8, 1]) + b"x" * 99)[:20]
+    )
     with pytest.raises(ValueError, match="damaged gzip file"):
         load_data(data)
 
 
-def write_cifar(path, monkeypatch, dataset, files, meta, meta_key, key, classes):
+def write_cifar(path, monkeypatch, name, files, meta, meta_key, key, classes):
+    """Files of the published layout, whose MD5 sums are those expected."""
     path.mkdir()
-    sums = []
+    sums = {}
     generator = np.random.default_rng(0)
     for file in files:
         content = pickle.dumps(
@@ -467,25 +488,23 @@ def write_cifar(path, monkeypatch, dataset, files, meta, meta_key, key, classes)
             }
         )
         (path / file).write_bytes(content)
-        sums.append([file, hashlib.md5(content).hexdigest()])
+        sums[file] = hashlib.md5(content).hexdigest()
     content = pickle.dumps({meta_key: classes})
     (path / meta).write_bytes(content)
-    monkeypatch.setattr(dataset, "train_list", sums[:-1])
-    monkeypatch.setattr(dataset, "test_list", sums[-1:])
-    md5 = hashlib.md5(content).hexdigest()
-    monkeypatch.setattr(dataset, "meta", {**dataset.meta, "filename": meta, "md5": md5})
+    names = {meta: hashlib.md5(content).hexdigest()}
+    *train, test = sums.items()
+    own = published.CifarFiles(path.name, dict(train), dict([test]), names, meta_key, key)
+    monkeypatch.setattr(published, name, own)
 
 
-def test_cifar10_and_cifar100_in_torchvisions_layout(tmp_path, monkeypatch):
-    from torchvision.datasets import CIFAR10, CIFAR100
-
+def test_cifar10_and_cifar100_as_published(tmp_path, monkeypatch):
     ten = [f"c{i}" for i in range(10)]
     write_cifar(
-        *(tmp_path / "cifar-10-batches-py", monkeypatch, CIFAR10, ["b1", "b2", "t"]),
+        *(tmp_path / "cifar-10-batches-py", monkeypatch, "CIFAR10", ["b1", "b2", "t"]),
         *("batches.meta", "label_names", "labels", ten),
     )
     write_cifar(
-        *(tmp_path / "cifar-100-python", monkeypatch, CIFAR100, ["train", "test"]),
+        *(tmp_path / "cifar-100-python", monkeypatch, "CIFAR100", ["train", "test"]),
         *("meta", "fine_label_names", "fine_labels", ten),
     )
     for name, count in (("cifar10", 40), ("cifar100", 20)):
@@ -496,9 +515,27 @@ def test_cifar10_and_cifar100_in_torchvisions_layout(tmp_path, monkeypatch):
         both = torch.cat([data.train._images, data.validation._images])
         raw = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
         assert any(np.array_equal(raw[0], i.flatten().numpy()) for i in both)
-    (tmp_path / "cifar-10-batches-py" / "b2").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match=r"no complete cifar-10-batches-py/ in it"):
+    for content, reason in ((b"", "b2 is not the published file"), (None, "b2: No such file")):
+        file = tmp_path / "cifar-10-batches-py" / "b2"
+        file.write_bytes(content) if content is not None else file.unlink()
+        with pytest.raises(FileNotFoundError, match=rf"no complete cifar-10-b.* in it \({reason}"):
+            load_data(Data(name="cifar10", path=str(tmp_path), size=32, channels=3))
+
+
+def test_cifars_pickles_hold_arrays_alone(tmp_path, monkeypatch):
+    """Even with the right sum nothing is called that a pickle names."""
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    write_cifar(
+        *(tmp_path / "cifar-10-batches-py", monkeypatch, "CIFAR10", ["b1", "t"]),
+        *("batches.meta", "label_names", "labels", [Evil(), "b"]),
+    )
+    with pytest.raises(pickle.UnpicklingError, match=r"mkdir is not allowed"):
         load_data(Data(name="cifar10", path=str(tmp_path), size=32, channels=3))
+    assert not (tmp_path / "made").exists()
 
 
 def test_cifar10_as_a_folder_is_not_cropped(tmp_path):

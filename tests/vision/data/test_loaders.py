@@ -12,9 +12,15 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
 from vision.data.augmentation import AUGMENTATIONS, Augmentation, mix_seeds
-from vision.data.section import Data, train_loader
 from vision.data.images import ImageSet
-from vision.data.loaders import EpochSampler, MixSamples, ResumableLoader, collate_samples, eval_loader
+from vision.data.loaders import (
+    EpochSampler,
+    MixSamples,
+    ResumableLoader,
+    collate_samples,
+    eval_loader,
+)
+from vision.data.section import Data, train_loader
 
 
 def images(n=22, channels=3, size=16, names=("shift", "flip"), seed=0):
@@ -401,7 +407,9 @@ def test_a_number_in_brackets():
     assert 0.4 < share_erased("random_erasing(0.5)") < 0.6
     assert 0.15 < share_erased("random_erasing") < 0.35
     assert share_erased("random_erasing(1)") == 1
-    whole = Augmentation(["random_resized_crop(1.0)"], 16)._transforms["random_resized_crop"]
+    draw = Augmentation(["random_resized_crop(1.0)"], 16)
+    draw(images(names=None)._images, np.arange(22))
+    whole = draw._transforms["random_resized_crop"]
     assert whole.scale == (1.0, 1.0)
     assert Augmentation(["random_resized_crop(0.1)"], 16).crops_originals
 

@@ -157,7 +157,7 @@ def test_damaged_shards_are_named(tmp_path):
     ("sample", "message"),
     [
         ({"png": picture(0)}, r"sample a/b has no \.cls file"),
-        ({"cls": 0}, r"sample a/b has no image \(\.jpg"),
+        ({"cls": 0}, r"sample a/b has no image \(\.jfif"),
         ({"png": picture(0), "cls": "cat"}, r"sample a/b: its \.cls holds 'cat', not the number"),
         (
             {"png": picture(0), "cls": 9},
