@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # commands ask for the names alone
+    import torch
+    from torch import Tensor
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")  # that `autocast` knows
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]  # that `autocast` knows
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 def choose_precision(precision: str = "auto") -> str:
@@ -22,6 +25,8 @@ def choose_precision(precision: str = "auto") -> str:
     """
     if precision != "auto":
         return precision
+    import torch
+
     if torch.cuda.is_available():
         return (
             "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
@@ -30,6 +35,8 @@ def choose_precision(precision: str = "auto") -> str:
 
 
 def _cpu_multiplies_bf16() -> bool:
+    import torch
+
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
@@ -42,6 +49,8 @@ def autocast(device: torch.device | str, precision: str) -> torch.autocast:
         ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
         torch.float32
     """
+    import torch
+
     kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     name = torch.device(device).type
     return torch.autocast(name, dtype=kind or torch.bfloat16, enabled=kind is not None)

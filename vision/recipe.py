@@ -9,10 +9,8 @@ import types as types_module
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-import coe_recipes
 import jsonargparse
 import yaml
 from torch import nn
@@ -25,6 +23,7 @@ from vision.divide.ensemble import Ensemble, check_agreement
 from vision.errors import nearest
 from vision.networks.network import Network
 from vision.networks.teacher import check_teacher
+from vision.shipped import find_recipe
 
 
 @dataclass(frozen=True)
@@ -277,38 +276,6 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain values: for YAML files and checkpoints."""
         return dataclasses.asdict(self)
-
-
-def recipes_folder() -> Path:
-    """Where the recipes that come with the package are."""
-    return next(folder for path in coe_recipes.__path__ if (folder := Path(path)).is_dir())
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Name -> file of every recipe of this adapter that comes with the package."""
-    folder = recipes_folder()
-    found = {path.stem: path for path in sorted((folder / "vision").glob("*.yaml"))}
-    for part in ("divide", "imagenet"):
-        paths = sorted((folder / part).glob("*.yaml"))
-        found |= {f"{part}/{path.stem}": path for path in paths}
-    return found
-
-
-def find_recipe(name: str) -> Path:
-    """A file path, or the name of a shipped recipe.
-
-    Raises:
-        ValueError: neither; names the nearest recipe.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    shipped = shipped_recipes()
-    if name in shipped:
-        return shipped[name]
-    raise ValueError(
-        f"no recipe file and no shipped recipe is called {name!r}"
-        f"{nearest(Path(name).stem, shipped)}; `coe-vision recipes` lists them"
-    )
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -11,10 +11,11 @@ import codecs
 import difflib
 import importlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 from coe_core.errors import CoEError
 
@@ -27,6 +28,19 @@ class Interrupted(BaseException):
     def __init__(self, number: int, message: str):
         super().__init__(message)
         self.number = number
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, without abbreviated options; what is wrong is said in one line, without the usage."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL)
+        if choice is not None:
+            message += nearest(choice[1], re.findall(r"[\w-]+", choice[2]))
+        self.exit(REFUSED, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
 class Command(NamedTuple):
@@ -49,17 +63,15 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     return f"; nearest: {', '.join(close)}" if close else ""
 
 
-def build_parser(
-    program: str, description: str, commands: Sequence[Command]
-) -> argparse.ArgumentParser:
-    """The parser of a program with one subparser for each command, without abbreviated options.
+def build_parser(program: str, description: str, commands: Sequence[Command]) -> Parser:
+    """The parser of a program with one subparser for each command.
 
     Args:
         program: as it is typed.
         description: of the program, one sentence.
         commands: its table.
     """
-    parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False)
+    parser = Parser(program, description=description)
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and end")
     subparsers = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     for command in commands:
@@ -68,12 +80,11 @@ def build_parser(
             command.name,
             help=command.text.replace("%", "%%"),
             description=command.text.replace("%", "%%"),
-            allow_abbrev=False,
         )
         middle = f"{command.function}_" if command.function else ""
         getattr(module, f"add_{middle}options")(added)
         end = f"_{command.function}" if command.function else ""
-        added.set_defaults(run=getattr(module, f"run{end}"))
+        added.set_defaults(call=getattr(module, f"run{end}"), parser=added)
     return parser
 
 
@@ -95,8 +106,8 @@ def run_command(
 ) -> int:
     """Parse, run, and return the exit status; what is wrong is said in one line on stderr.
 
-    Words that no option takes go to ``overrides`` (if all are key=value) or ``more`` (any), for commands
-    that have one of them.
+    Words that no option takes go to ``overrides`` (those without a dash) or ``more`` (any), for commands that
+    have one of them.
 
     Args:
         program: as it is typed.
@@ -110,10 +121,10 @@ def run_command(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     said = program
     try:
-        arguments = _parse(build_parser(program, description, commands), argv)
+        arguments = parse(build_parser(program, description, commands), argv)
         said = f"{program} {arguments.name}"
         prepare()
-        status = arguments.run(arguments) or DONE
+        status = arguments.call(arguments) or DONE
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -131,14 +142,22 @@ def run_command(
         return _end(said, f"not enough memory: {one_line(error)[:200]}", REFUSED)
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The words as a command reads them; those that no option takes go where `run_command` says.
+
+    Raises:
+        SystemExit: what is wrong was said on stderr.
+    """
     arguments, rest = parser.parse_known_args(argv)
     if hasattr(arguments, "more"):
         arguments.more = rest
-    elif rest:
-        are_overrides = all("=" in word and not word.startswith("-") for word in rest)
-        if not (are_overrides and hasattr(arguments, "overrides")):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        return arguments
+    options = [word for word in rest if word.startswith("-")]
+    if options or (rest and not hasattr(arguments, "overrides")):
+        known = {*arguments.parser._option_string_actions} - {"-h", "--help"}
+        near = nearest(options[0].partition("=")[0], known) if options else ""
+        arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}{near}")
+    if rest:
         arguments.overrides = [*arguments.overrides, *rest]  # written after an option
     return arguments
 

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from rich.table import Table
+    from rich.text import Text
 
 NONE = "-"  # in tables for people: does not apply
+WIDTH = 120  # of tables that are not shown on a terminal
 MANY = 80  # points at which the curves of several seeds are averaged
 _COLOURS = {"CoE": "#c0392b", "cascade": "#2c3e50", "random": "#7f8c8d", "oracle": "#27ae60"}
 _OTHER_COLOURS = ("#8e44ad", "#d35400", "#2980b9", "#16a085", "#7f6000")
@@ -110,7 +112,7 @@ def csv_text(headings: Sequence[str], rows: Sequence[Sequence[object]], digits: 
 
 def rich_table(
     headings: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    rows: Sequence[Sequence[str | Text]],
     title: str | None = None,
     *,
     left: Sequence[int] = (0,),
@@ -120,7 +122,7 @@ def rich_table(
 
     Args:
         headings: of the columns.
-        rows: cells, plain text.
+        rows: cells, plain texts or rich's.
         title: above the table.
         left: columns that are aligned to the left.
         bold: rows that stand out.
@@ -137,8 +139,19 @@ def rich_table(
     for place, heading in enumerate(headings):
         table.add_column(Text(heading), justify="left" if place in left else "right")
     for number, row in enumerate(rows):
-        table.add_row(*map(Text, row), style="bold" if number in bold else None)
+        cells = [cell if isinstance(cell, Text) else Text(cell) for cell in row]
+        table.add_row(*cells, style="bold" if number in bold else None)
     return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table: as wide as the terminal, or as it needs where there is none."""
+    import sys
+
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else WIDTH
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
 
 
 class Curve(NamedTuple):

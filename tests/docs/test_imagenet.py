@@ -4,8 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
-from vision.commands.cli import _parser
-from vision.recipe import load_recipe, shipped_recipes
+from coe_core.support.command import parse
+from vision.commands.cli import parser
+from vision.recipe import load_recipe
+from vision.shipped import shipped_recipes
 
 PAGE = (Path(__file__).parents[2] / "docs/imagenet.md").read_text(encoding="utf-8")
 
@@ -22,11 +24,9 @@ def test_commands_are_understood():
     found = list(commands())
     assert len(found) >= 10
     for launcher, words in found:
-        arguments, rest = _parser().parse_known_args(words)
-        assert all("=" in word and not word.startswith("-") for word in rest), rest
-        overrides = [*arguments.overrides, *rest]
+        arguments = parse(parser(), words)
         name = getattr(arguments, "recipe", None) or arguments.source
-        assert load_recipe(name, overrides)
+        assert load_recipe(name, arguments.overrides)
         assert launcher[0] in ("coe-vision", "torchrun", "srun")
 
 

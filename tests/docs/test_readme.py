@@ -22,13 +22,14 @@ def test_python_blocks_run(capsys):
 
 
 def test_commands_are_understood():
-    from vision.commands.cli import _parser
+    from coe_core.support.command import parse
+    from vision.commands.cli import parser
 
     commands = [line for block in blocks("sh") for line in block.splitlines()]
     commands = [line for line in commands if line.startswith("coe-vision")]
     assert len(commands) >= 5
     for line in commands:
-        _parser().parse_known_args(shlex.split(line, comments=True)[1:])
+        parse(parser(), shlex.split(line, comments=True)[1:])
 
 
 def test_make_targets_exist():

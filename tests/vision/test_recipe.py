@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from vision.networks.network import Network
-from vision.recipe import find_recipe, load_recipe, recipe_from_dict, shipped_recipes
+from vision.recipe import load_recipe, recipe_from_dict
 from vision.run import load_run
+from vision.shipped import find_recipe, shipped_recipes
 
 
 @pytest.mark.parametrize(

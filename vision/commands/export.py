@@ -5,29 +5,31 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from coe_core.support.command import at_least
+
 INT8_IMAGES = 256  # that ranges of activations are measured on: the first, of the validation data
 
 
-def add_options(export: argparse.ArgumentParser) -> None:
-    """Options of `coe-vision export`."""
-    export.add_argument("run", help="run folder or checkpoint")
-    export.add_argument("--to", choices=("onnx", "pt2"), required=True, help="format")
-    export.add_argument("--out", help="folder, new or empty (default: RUN/export_FORMAT)")
-    export.add_argument("--opset", type=int, default=18, help="of ONNX (default: 18)")
-    export.add_argument(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("run", help="run folder or checkpoint")
+    parser.add_argument("--to", choices=("onnx", "pt2"), required=True, help="format")
+    parser.add_argument("--out", help="folder, new or empty (default: RUN/export_FORMAT)")
+    parser.add_argument("--opset", type=at_least(1), default=18, help="of ONNX (default: 18)")
+    parser.add_argument(
         "--at", help="the export's own operating point (default: best), or mean multiply-adds"
     )
-    export.add_argument("--threshold", type=float, help="the export's own, instead of --at")
-    export.add_argument("--data", help="where the data lie now")
-    export.add_argument(
+    parser.add_argument("--threshold", type=float, help="the export's own, instead of --at")
+    parser.add_argument("--data", help="where the data lie now")
+    parser.add_argument(
         "--int8", action="store_true", help="experts in 8 bits (onnx): measure whether it pays"
     )
-    export.add_argument(
-        "--check", type=int, default=1000, metavar="N", help="images compared with the run"
+    parser.add_argument(
+        "--check", type=at_least(1), default=1000, metavar="N", help="images compared with the run"
     )
 
 
-def export(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Export, compare with the run, and say how large and how fast."""
     from vision.export import check as export_check
     from vision.export.export import export_run
@@ -36,8 +38,6 @@ def export(arguments: argparse.Namespace) -> None:
 
     if arguments.int8 and arguments.to != "onnx":
         raise ValueError("--int8 is for --to onnx")
-    if arguments.check < 1:
-        raise ValueError(f"--check must be at least 1, got {arguments.check}")
     run = load_run(arguments.run)
     kind = arguments.to
     folder = Path(arguments.out) if arguments.out else run.folder / f"export_{kind}"

@@ -1,21 +1,38 @@
-"""What a recipe or a run consists of: MACs and parameters, of the parts and of the mixture."""
+"""`coe-vision inspect`: what a recipe or a run consists of, of the parts and of the mixture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from rich.table import Table
-from torch import nn
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import nn
 
-from coe_core import mixture_macs
-from vision.divide.division import division_tables
-from vision.recipe import Recipe, load_recipe, shipped_recipes
-from vision.recipe_networks import Networks, run_macs
-from vision.run import LAST, load_run, without_downloads
+    from vision.recipe import Recipe
+    from vision.recipe_networks import Networks, RunMacs
 
 NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
+EXIT_RATES = (0.0, 0.25, 0.5, 0.75, 1.0)  # at which the mixture is counted if none is named
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("source", help="recipe or run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument(
+        "--exit-rate", type=float, metavar="R", help="of the mixture, in [0, 1] (default: several)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the tables."""
+    from coe_core.support.reports import print_table
+
+    for table in describe(arguments.source, arguments.overrides, arguments.exit_rate):
+        print_table(table)
 
 
 def describe(
@@ -32,67 +49,92 @@ def describe(
         ValueError: overrides for a run, an unknown recipe or key, an exit rate outside [0, 1], or one for
             a recipe without a delegator.
     """
-    is_recipe = source in shipped_recipes() and not (Path(source) / LAST).is_file()
-    if not is_recipe and (Path(source).is_dir() or source.endswith(".ckpt")):
-        if overrides:
-            raise ValueError("a run is as it was trained: overrides are for recipes")
-        networks = load_run(source, team=False).networks
-    else:
-        networks = untrained(load_recipe(source, overrides))
+    from coe_core.support.reports import rich_table
+    from vision.divide.division import division_tables
+    from vision.recipe_networks import run_macs
+
+    networks = _networks(source, overrides)
     macs = run_macs(networks)
-
-    def parameters(built: nn.Module) -> str:
-        return f"{sum(p.numel() for p in built.parameters()) / 1e6:.4g}"
-
-    recipe = networks.recipe
-    parts = Table(
-        title=f"networks, per image of {recipe.data.size} x {recipe.data.size}",
-        title_justify="left",
-    )
-    for heading in ("part", "network", "MMACs", "parameters, M"):
-        parts.add_column(heading, justify="left" if heading in ("part", "network") else "right")
-    team = networks.team
-    entries = []
-    if team is not None:
-        entries.append(("delegator", recipe.delegator, macs.delegator, team.delegator))
-    entries += [
-        (f"expert {j}", network, macs.experts[j], team.experts[j])
-        for j, network in enumerate(recipe.expert_networks)
+    size = networks.recipe.data.size
+    rows = [
+        [part.name, part.network, f"{part.macs / 1e6:.4g}", _millions(part.built)]
+        for part in _parts(networks, macs)
     ]
-    entries += [
-        (f"control {name}", network, macs.controls[name], networks.controls[name])
-        for name, network in recipe.controls.items()
-    ]
-    entries += [
-        (
-            f"ensemble {name}, each of {built.division.s}",
-            built.division.divided,
-            macs.ensembles[name],
-            built.members[0],
+    tables = [
+        rich_table(
+            ("part", "network", "MMACs", "parameters, M"),
+            rows,
+            f"networks, per image of {size} x {size}",
+            left=(0, 1),
         )
-        for name, built in networks.ensembles.items()
     ]
-    for part, network, cost, built in entries:
-        parts.add_row(part, network.shown, f"{cost / 1e6:.4g}", parameters(built))
-    tables = [parts]
     for ensemble in networks.ensembles.values():
         tables += division_tables(ensemble.division)
-    if team is None:
-        if exit_rate is not None:
-            raise ValueError("exit_rate is of a collaboration; this recipe trains ensembles only")
-        return tables
-    mixture = Table(title="mean MMACs of the collaboration", title_justify="left")
-    mixture.add_column("exits %", justify="right")
-    mixture.add_column("MMACs", justify="right")
-    mixture.add_column("parameters, M", justify="right")
-    for rate in (0, 0.25, 0.5, 0.75, 1) if exit_rate is None else (exit_rate,):
+    if networks.team is not None:
+        return [*tables, _mixture(networks, macs, exit_rate)]
+    if exit_rate is not None:
+        raise ValueError("exit_rate is of a collaboration; this recipe trains ensembles only")
+    return tables
+
+
+def _networks(source: str, overrides: Sequence[str]) -> Networks:
+    from vision.recipe import load_recipe
+    from vision.run import LAST, load_run
+    from vision.shipped import shipped_recipes
+
+    is_recipe = source in shipped_recipes() and not (Path(source) / LAST).is_file()
+    if is_recipe or not (Path(source).is_dir() or source.endswith(".ckpt")):
+        return untrained(load_recipe(source, overrides))
+    if overrides:
+        raise ValueError("a run is as it was trained: overrides are for recipes")
+    return load_run(source, team=False).networks
+
+
+class _Part(NamedTuple):
+    name: str
+    network: str  # as the recipe names it
+    macs: float
+    built: nn.Module
+
+
+def _parts(networks: Networks, macs: RunMacs) -> Iterator[_Part]:
+    recipe, team = networks.recipe, networks.team
+    if team is not None:
+        yield _Part("delegator", recipe.delegator.shown, macs.delegator, team.delegator)
+    for j, network in enumerate(recipe.expert_networks):
+        yield _Part(f"expert {j}", network.shown, macs.experts[j], team.experts[j])
+    for name, network in recipe.controls.items():
+        built = networks.controls[name]
+        yield _Part(f"control {name}", network.shown, macs.controls[name], built)
+    for name, ensemble in networks.ensembles.items():
+        division = ensemble.division
+        title = f"ensemble {name}, each of {division.s}"
+        yield _Part(title, division.divided.shown, macs.ensembles[name], ensemble.members[0])
+
+
+def _mixture(networks: Networks, macs: RunMacs, exit_rate: float | None) -> Table:
+    from coe_core import mixture_macs
+    from coe_core.support.reports import rich_table
+
+    rows = []
+    for rate in EXIT_RATES if exit_rate is None else (exit_rate,):
         mean = mixture_macs(macs.delegator, macs.experts, rate)
-        mixture.add_row(f"{100 * rate:.4g}", f"{mean / 1e6:.4g}", parameters(team))
-    return [*tables, mixture]
+        rows.append([f"{100 * rate:.4g}", f"{mean / 1e6:.4g}", _millions(networks.team)])
+    headings = ("exits %", "MMACs", "parameters, M")
+    return rich_table(headings, rows, "mean MMACs of the collaboration", left=())
+
+
+def _millions(built: nn.Module) -> str:
+    return f"{sum(p.numel() for p in built.parameters()) / 1e6:.4g}"
 
 
 def untrained(recipe: Recipe) -> Networks:
     """Without their numbers, as they can be large, unless a constructor computes with these."""
+    import torch
+
+    from vision.recipe_networks import Networks
+    from vision.run import without_downloads
+
     data = recipe.data
     classes = [str(label) for label in range(NUM_CLASSES.get(data.name, 10))]
     arguments = without_downloads(recipe.to_dict()), classes, data.preprocess().to_dict()

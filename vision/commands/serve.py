@@ -5,35 +5,54 @@ from __future__ import annotations
 import argparse
 import socket
 
-_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30}
+from coe_core.support.aims import parse_size
+from coe_core.support.command import at_least, number_in, parsed_by
+from vision.precision import PRECISIONS
+
+MAX_SECONDS = 86400.0  # of anything that is waited for: a day
 
 
-def add_options(serve: argparse.ArgumentParser) -> None:
-    """Options of `coe-vision serve`."""
-    serve.add_argument("run", help="run folder or checkpoint")
-    serve.add_argument(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("run", help="run folder or checkpoint")
+    parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 for all (default: this machine)"
     )
-    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
-    serve.add_argument(
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    parser.add_argument(
         "--at", help="when a request names no budget: operating point or multiply-adds"
     )
-    serve.add_argument("--batch-size", type=int, default=32, help="images predicted together")
-    serve.add_argument(
-        "--window", type=float, default=2.0, metavar="MS", help="the first of a batch waits so long"
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=32, help="images predicted together"
     )
-    serve.add_argument("--max-requests", type=int, default=64, help="in work; further ones get 429")
-    serve.add_argument("--max-bytes", type=_bytes, default="10M", help="of an upload")
-    serve.add_argument("--max-pixels", type=int, default=50_000_000, help="of an image")
-    serve.add_argument("--body-seconds", type=float, default=20.0, help="for an upload to arrive")
-    add_arithmetic(serve)
+    parser.add_argument(
+        "--window",
+        type=number_in(0, 1000 * MAX_SECONDS),
+        default=2.0,
+        metavar="MS",
+        help="the first of a batch waits so long",
+    )
+    parser.add_argument(
+        "--max-requests", type=at_least(1), default=64, help="in work; further ones get 429"
+    )
+    parser.add_argument(
+        "--max-bytes", type=parsed_by(parse_size), default="10M", help="of an upload"
+    )
+    parser.add_argument("--max-pixels", type=at_least(1), default=50_000_000, help="of an image")
+    parser.add_argument(
+        "--body-seconds",
+        type=number_in(0, MAX_SECONDS, low_is_in=False),
+        default=20.0,
+        help="for an upload to arrive",
+    )
+    add_arithmetic(parser)
 
 
 def add_arithmetic(parser: argparse.ArgumentParser) -> None:
     """Options of the commands that predict."""
     parser.add_argument(
         "--precision",
-        choices=("auto", "32-true", "bf16-mixed", "16-mixed"),
+        choices=PRECISIONS,
         default="auto",
         help="arithmetic (default: that of training)",
     )
@@ -44,22 +63,8 @@ def add_arithmetic(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _bytes(text: str) -> int:
-    unit = _UNITS.get(text[-1:].lower(), 1)
-    try:
-        return int(float(text if unit == 1 else text[:-1]) * unit)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500k or 10M") from error
-
-
-def serve(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Serve until SIGINT or SIGTERM; requests in work are answered first."""
-    for name in ("batch_size", "max_requests", "max_bytes", "max_pixels"):
-        if getattr(arguments, name) < 1:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} must be at least 1, got {getattr(arguments, name)}")
-    if not arguments.window >= 0 or not arguments.body_seconds > 0:
-        raise ValueError("--window must be at least 0 and --body-seconds above 0")
     from vision.export.export import require
 
     require("fastapi", "uvicorn", "prometheus_client", "python_multipart", extra="serve")

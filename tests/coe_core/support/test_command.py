@@ -89,7 +89,12 @@ def test_words_that_no_option_takes(call, capsys):
     assert seen == ["a=1", "b=2", "--beam", "5", "x"]
     with pytest.raises(SystemExit, match="2"):
         call("say", "--beam", "5")
-    assert "coe: error: unrecognized arguments: --beam" in capsys.readouterr().err
+    error = "coe say: unrecognized arguments: --beam; see coe say --help\n"
+    assert capsys.readouterr().err == error
+    with pytest.raises(SystemExit, match="2"):
+        call("says")
+    assert "'says' (choose from" in (error := capsys.readouterr().err)
+    assert error.endswith("; nearest: say; see coe --help\n")
     with pytest.raises(SystemExit, match="2"):
         call("take", "--size", "-3")
     assert "argument --size: must be at least 1, got -3" in capsys.readouterr().err

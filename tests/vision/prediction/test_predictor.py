@@ -266,12 +266,12 @@ def test_an_unknown_precision(trained):
 
 
 def test_the_commands_offer_every_precision():
-    from vision.commands.cli import _parser
+    from vision.commands.cli import parser
     from vision.precision import PRECISIONS
 
     for command in ("predict run image", "serve run"):
         for precision in PRECISIONS:
-            chosen = _parser().parse_args([*command.split(), "--precision", precision])
+            chosen = parser().parse_args([*command.split(), "--precision", precision])
             assert (chosen.precision, chosen.compiled) == (precision, False)
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from vision.commands.inspect import untrained
 from vision.errors import RunError
-from vision.recipe import find_recipe, load_recipe, shipped_recipes
+from vision.recipe import load_recipe
 from vision.recipe_networks import run_macs
+from vision.shipped import find_recipe, shipped_recipes
 from vision.training.dry_run import check_budget, mean_mmacs
 
 IMAGENET = [name for name in shipped_recipes() if name.startswith("imagenet/")]

@@ -15,9 +15,10 @@ from vision.data.preprocess import Preprocess
 from vision.data.section import load_data, train_loader
 from vision.evaluation.predictions import predict_all
 from vision.evaluation.table import table_rows
-from vision.recipe import load_recipe, recipe_from_dict, shipped_recipes
+from vision.recipe import load_recipe, recipe_from_dict
 from vision.recipe_networks import run_macs
 from vision.run import load_run
+from vision.shipped import shipped_recipes
 from vision.training.module import CoETraining
 
 SMALL = {"name": "small_resnet", "options": {"width": 4, "stages": 2}}

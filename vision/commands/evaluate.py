@@ -1,0 +1,52 @@
+"""`coe-vision evaluate`: its options, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from coe_core.support.command import at_least
+
+TIMED_IMAGES = 512  # that time is measured on
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("runs", nargs="+", help="run folders or checkpoints")
+    parser.add_argument("--out", help="folder for the results (default: RUN/evaluation)")
+    parser.add_argument("--data", help="where the data lie now")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="for measured time")
+    parser.add_argument("--no-time", action="store_true", help="measure no time")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluate, print the tables, and say where pictures and tables are."""
+    from coe_core.support.reports import print_table
+    from vision.evaluation import ensemble_table
+    from vision.evaluation.evaluate import evaluate
+    from vision.evaluation.table import rich_table
+    from vision.run import load_run
+
+    runs = [load_run(path, team=False) for path in arguments.runs]
+    recipe = runs[0].recipe
+    folder = Path(arguments.out) if arguments.out else runs[0].folder / "evaluation"
+    lines, ensembles = evaluate(
+        runs,
+        folder,
+        data_path=arguments.data,
+        batch_size=arguments.batch_size,
+        time_images=0 if arguments.no_time else TIMED_IMAGES,
+    )
+    names = ", ".join(run.folder.name for run in runs)
+    print_table(rich_table(lines, f"{names} on test data; thresholds fitted on validation data"))
+    if ensembles:
+        print_table(ensemble_table.rich_table(ensembles))
+    for name in recipe.without_control:
+        print(
+            f"ensemble {name} has no control: train its undivided network (s = 1) in the same run"
+        )
+    pictures = ["trade_off.png", *["classes_per_expert.png"] * recipe.has_team]
+    tables = ["table.csv", "table.md", *["ensembles.csv", "ensembles.md"] * bool(ensembles)]
+    for what, files in (("pictures", pictures), ("tables", tables)):
+        print(f"{what}: {', '.join(str(folder / name) for name in files)}")
+    print(f"images to try: {folder / 'examples'}")

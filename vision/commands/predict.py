@@ -1,0 +1,126 @@
+"""`coe-vision predict`: its options, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coe_core.support.command import DONE, IN_PART, at_least
+from vision.commands.serve import add_arithmetic
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("run", help="run folder or checkpoint")
+    parser.add_argument("images", nargs="+", help="files or folders")
+    parser.add_argument(
+        "--at",
+        help="stored operating point (default: best), or mean multiply-adds such as 100M, or 60%% of "
+        "those of no exits",
+    )
+    parser.add_argument(
+        "--threshold", type=float, help="exit when confidence >= this; higher exits fewer"
+    )
+    parser.add_argument("--format", choices=("table", "csv", "jsonl"), default="table")
+    parser.add_argument("--batch-size", type=at_least(1), default=64)
+    parser.add_argument(
+        "--ensemble", metavar="NAME", help="predict with this ensemble of the run, not the experts"
+    )
+    parser.add_argument("--out", help="file to write csv or jsonl to")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue --out: files that it holds are left out"
+    )
+    add_arithmetic(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predict every file; files that cannot be read are said and counted."""
+    from coe_core.support.progress import progress
+    from coe_core.support.reports import print_table
+    from vision.prediction.files import find_images, predict_files
+    from vision.prediction.results import heading, line, open_results
+
+    kind, path = arguments.format, arguments.out and Path(arguments.out)
+    if path and kind == "table":
+        kind = "csv" if path.suffix == ".csv" else "jsonl"
+    if arguments.resume and not path:
+        raise ValueError("--resume continues a file: give it as --out FILE")
+    predictor = _predictor(arguments)
+    files = find_images(arguments.images)
+    budget = predictor.resolve(arguments.at, arguments.threshold)
+    results, done = sys.stdout, set()
+    if path:
+        results, done = open_results(path, kind, budget.threshold, arguments.resume)
+    elif kind != "table":
+        results.write(heading(kind))
+    files = [file for file in files if str(file) not in done]
+    outcomes = predict_files(predictor, files, budget)
+    rows, failed = [], 0
+    for outcome in progress(outcomes, len(files), "predicting"):
+        failed += outcome.error is not None
+        if kind == "table":
+            rows.append(outcome)
+        else:
+            results.write(line(outcome, kind))
+            results.flush()
+    if kind == "table":
+        print_table(_predictions_table(rows, budget.threshold))
+    if path:
+        results.close()
+        left_out = f", {len(done)} were there already" if done else ""
+        print(f"{len(files)} predictions written to {path}{left_out}")
+    if failed:
+        print(
+            f"coe-vision predict: {failed} of {len(files)} files could not be read", file=sys.stderr
+        )
+    return IN_PART if failed else DONE
+
+
+def _predictor(arguments: argparse.Namespace):
+    """The team's, or an ensemble's where one is named or the run trained nothing else."""
+    from vision.prediction.ensemble_predictor import EnsemblePredictor
+    from vision.prediction.predictor import Predictor
+    from vision.run import load_run
+
+    run = load_run(arguments.run, team=False)
+    options = {"batch_size": arguments.batch_size, "precision": arguments.precision}
+    if arguments.ensemble is None and run.recipe.has_team:
+        return Predictor(run, compiled=arguments.compiled, **options)
+    if arguments.compiled:
+        raise ValueError("--compiled is for delegator and experts, not for an ensemble")
+    return EnsemblePredictor(run, arguments.ensemble, **options)
+
+
+def _route(exited: bool | None, expert: int | None) -> str:
+    if exited is None:
+        return "ensemble"
+    return "ended early" if exited else f"expert {expert}"
+
+
+def _predictions_table(outcomes: Sequence, threshold: float) -> Table:
+    from rich.text import Text
+
+    from coe_core.support.reports import rich_table
+
+    rows = [
+        [outcome.file, Text(outcome.error, "red"), "", "", "", ""]
+        if outcome.error is not None
+        else [
+            outcome.file,
+            outcome.label,
+            f"{outcome.probability:.3f}",
+            _route(outcome.exited, outcome.expert),
+            f"{outcome.confidence:.3f}",
+            f"{outcome.macs / 1e6:.3g}",
+        ]
+        for outcome in outcomes
+    ]
+    title = None if all(o.exited is None for o in outcomes) else f"threshold {threshold:.4f}"
+    headings = ("file", "label", "probability", "route", "confidence", "MMACs")
+    return rich_table(headings, rows, title, left=(0, 1, 3))

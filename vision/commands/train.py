@@ -1,0 +1,64 @@
+"""`coe-vision train`: its options, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from coe_core.support.command import at_least
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
+    parser.add_argument("--out", help="run folder (default: runs/RECIPE-sSEED)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--stop-after", type=at_least(1), metavar="EPOCHS", help="end early, to be resumed later"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="without data: count multiply-adds against the recipe's budget, run two steps on generated "
+        "images, estimate memory and time",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train, store the default operating points, and say where the run is."""
+    from coe_core.support.reports import print_table
+    from vision.commands.calibrate import points_table
+    from vision.evaluation.calibrate import default_points
+    from vision.recipe import load_recipe
+    from vision.run import load_run
+    from vision.training.processes import processes
+    from vision.training.train import train
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if arguments.dry_run:
+        _dry_run(arguments, recipe)
+        return
+    folder = Path(arguments.out or f"runs/{Path(arguments.recipe).stem}-s{recipe.seed}")
+    start = time.monotonic()
+    data = train(recipe, folder, resume=arguments.resume, stop_after=arguments.stop_after)
+    if processes().rank != 0:
+        return
+    print(f"trained in {time.monotonic() - start:.0f} s; run folder: {folder}")
+    if recipe.has_team:
+        print_table(points_table(default_points(load_run(folder), data)))
+    print(f"next: coe-vision evaluate {folder}")
+
+
+def _dry_run(arguments: argparse.Namespace, recipe) -> None:
+    from coe_core.support.reports import print_table
+    from vision.commands.inspect import describe, untrained
+    from vision.recipe_networks import run_macs
+    from vision.training.dry_run import check_budget, two_steps
+
+    for table in describe(arguments.recipe, arguments.overrides):
+        print_table(table)
+    print(check_budget(recipe, run_macs(untrained(recipe))), flush=True)
+    for line in two_steps(recipe).lines(recipe):
+        print(line)
