@@ -18,8 +18,10 @@ def register() -> None:
         task,  # noqa: F401
     )
     from translation.plugin.checkpoints import register_safe_classes
+    from translation.plugin.trust import guard_fairseq
 
     register_safe_classes()
+    guard_fairseq()
 
 
 if "fairseq" in sys.modules:

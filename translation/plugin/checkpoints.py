@@ -3,21 +3,27 @@
 fairseq calls ``torch.load`` without saying how, and torch >= 2.6 then loads ``weights_only=True``. A
 checkpoint of ours holds plain values only. Those of models with arguments of the older kind
 (``--arch transformer...``) hold an ``argparse.Namespace``, and those trained with --eval-bleu hold
-numpy counts: these classes are registered here as safe; ``weights_only`` stays on.
+numpy counts: these classes are registered here as safe; ``weights_only`` stays on. What fairseq may build of
+these values is the matter of `translation.plugin.trust`.
 """
 
 import argparse
 import re
-from collections.abc import Sequence
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from coe_core.support.archives import check_archive
+from translation.plugin.trust import check_sizes, options_of, sections
+
 
 def register_safe_classes() -> None:
-    """Let ``weights_only=True`` build what occurs in fairseq's own checkpoints. No code runs in them."""
+    """Let ``weights_only=True`` build what occurs in fairseq's own checkpoints: plain values, no code."""
     kinds = {type(np.dtype(kind)) for kind in (np.int64, np.int32, np.float64, np.float32)}
     rebuild = [np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]]
     torch.serialization.add_safe_globals(
@@ -25,16 +31,79 @@ def register_safe_classes() -> None:
     )
 
 
-def load_state(path: str | Path) -> dict[str, Any]:
-    """A checkpoint as it was saved, on the CPU.
+def load_state(path: str | Path, only_look: bool = False) -> dict[str, Any]:
+    """A checkpoint as it was saved, on the CPU, after a check that it is whole.
+
+    Args:
+        path: of the checkpoint.
+        only_look: leave the parameters in the file, where the file's kind allows that.
 
     Raises:
-        ValueError: no such file.
+        ValueError: no such file, a damaged one, or one that is not fairseq's; in one line that names it.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+    check_archive(path)
     register_safe_classes()
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        # Older checkpoints are no zip archives, and are read whole.
+        state = torch.load(
+            path,
+            map_location="cpu",
+            weights_only=True,
+            mmap=only_look and zipfile.is_zipfile(path),
+        )
+    except Exception as error:  # torch's reader fails in many ways, all of which mean the same
+        reason = " ".join(str(error).split())
+        if unsafe := re.search(r"GLOBAL ([\w.]+)", reason):
+            reason = f"it holds {unsafe[1]}, which is no plain value and may run code"
+        raise ValueError(
+            f"{path}: not a checkpoint that can be loaded, or damaged: {reason[:200] or type(error).__name__}"
+        ) from error
+    _check_state(state, path)
+    return state
+
+
+def _check_state(state: Any, path: Path) -> None:
+    """Raise ValueError unless a checkpoint has the parts that fairseq's have, of their kinds."""
+    what = f"{path}: not a checkpoint of fairseq"
+    if not isinstance(state, dict):
+        raise ValueError(f"{what}: it holds a {type(state).__name__}")
+    model = state.get("model")
+    if not isinstance(model, dict) or not model:
+        raise ValueError(f"{what}: there are no parameters under 'model'")
+    for key, value in model.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"{what}: {key!r} under 'model' is a {type(value).__name__}, not a named tensor"
+            )
+    if state.get("cfg") is None and state.get("args") is None:
+        raise ValueError(f"{what}: there is no configuration under 'cfg' or 'args'")
+    for name, kinds in (
+        ("cfg", (dict,)),
+        ("args", (argparse.Namespace,)),
+        ("optimizer_history", (list,)),
+        ("extra_state", (dict,)),
+        ("task_state", (dict,)),
+    ):
+        if state.get(name) is not None and not isinstance(state[name], kinds):
+            raise ValueError(f"{what}: {name!r} is a {type(state[name]).__name__}")
+    if not all(isinstance(entry, dict) for entry in state.get("optimizer_history") or []):
+        raise ValueError(f"{what}: 'optimizer_history' holds what is no dict")
+    check_sizes(state, str(path))
+
+
+def num_updates(state: dict[str, Any]) -> int:
+    """Updates that a checkpoint was trained for; 0 where it does not say.
+
+    Example:
+        >>> num_updates({"optimizer_history": [{"num_updates": 50}]}), num_updates({})
+        (50, 0)
+    """
+    history = state.get("optimizer_history") or [{}]
+    stored = history[-1].get("num_updates", 0)
+    return stored if isinstance(stored, int) else 0
 
 
 def network_names(num_experts: int) -> list[str]:
@@ -56,16 +125,19 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
     """
     from translation.plugin.model import complete, delegator_arguments, expert_arguments
 
-    config = state.get("cfg") or {}
-    model = config.get("model") or state.get("args") or {}
-    model = model if isinstance(model, dict) else vars(model)
+    parts = sections(state)
+    model, task = parts.get("model", {}), parts.get("task", {})
     if not str(model.get("_name", "")).startswith("coe_transformer"):
         raise ValueError(
             "not the checkpoint of a collaboration: its architecture is "
-            f"{model.get('_name', model.get('arch'))!r}; "
+            f"{str(model.get('_name', model.get('arch')))[:60]!r}; "
             "give a checkpoint of coe_transformer..."
         )
     cfg = complete(argparse.Namespace(**model))
+    if not isinstance(cfg.num_experts, int) or cfg.num_experts < 1:
+        raise ValueError(
+            f"a collaboration of {cfg.num_experts!r} experts: the checkpoint is damaged"
+        )
     if name not in network_names(cfg.num_experts):
         raise ValueError(
             f"no network {name!r} in this checkpoint; known: {', '.join(network_names(cfg.num_experts))}"
@@ -73,29 +145,45 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
     if name == "delegator":
         arguments, prefix = delegator_arguments(cfg), "delegator."
     else:
-        number = int(re.findall(r"\d+", name)[0])
+        number = int(name.removeprefix("expert-"))
         arguments, prefix = expert_arguments(cfg)[number], f"experts.{number}."
-    plain = {key: getattr(value, "value", value) for key, value in vars(arguments).items()}
+    parameters = {
+        key.removeprefix(prefix): value.clone()
+        for key, value in state["model"].items()
+        if key.startswith(prefix)
+    }
+    if not parameters:
+        raise ValueError(f"there are no parameters of {name} in this checkpoint: it is damaged")
     own = ("router", "threshold", "confidence", "routes")
-    task = {key: value for key, value in config["task"].items() if key not in own}
+    config = options_of(state.get("cfg"))
+    iterator = (state.get("extra_state") or {}).get("train_iterator", {"epoch": 1})
     return {
         "args": None,
         "cfg": {
             **config,
-            "model": {**plain, "_name": "transformer"},
-            "task": {**task, "_name": "translation"},
+            "model": _for_every_reader(arguments, task),
+            "task": {**{key: task[key] for key in task if key not in own}, "_name": "translation"},
             "criterion": None,
-            "common": {**config["common"], "user_dir": None},
+            "common": {**parts.get("common", {}), "user_dir": None},
         },
-        "model": {
-            key.removeprefix(prefix): value.clone()
-            for key, value in state["model"].items()
-            if key.startswith(prefix)
-        },
-        "optimizer_history": state["optimizer_history"][-1:],
-        "extra_state": {"train_iterator": state["extra_state"]["train_iterator"]},
+        "model": parameters,
+        "optimizer_history": list(state.get("optimizer_history") or [])[-1:],
+        "extra_state": {"train_iterator": iterator},
         "task_state": {},
     }
+
+
+def _for_every_reader(arguments: argparse.Namespace, task: Mapping[str, Any]) -> OrderedDict:
+    """Options of a network as a dict of which they are also the attributes.
+
+    fairseq reads the entries; CTranslate2's own converter reads attributes, also those of the task. Of all
+    classes that have both, this one needs no registration to be loaded with ``weights_only``.
+    """
+    plain = {key: getattr(value, "value", value) for key, value in vars(arguments).items()}
+    options: OrderedDict = OrderedDict({**plain, "_name": "transformer"})
+    vars(options).update(plain, arch="transformer", task="translation")
+    vars(options).update({key: task.get(key) for key in ("source_lang", "target_lang")})
+    return options
 
 
 def average(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
