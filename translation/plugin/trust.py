@@ -4,9 +4,9 @@ A checkpoint is loaded with ``weights_only``, so it holds plain values. That is 
 some of these values to Python's ``eval`` (``conv_feature_layers`` of wav2vec2, ``adaptive_softmax_cutoff`` of
 a transformer, ``wer_args`` of the CTC criterion) and looks up others among the globals of a module, so plain
 text in them would run. Therefore every checkpoint that fairseq loads while the plugin is registered is
-checked first, whichever command loads it: its architecture is one of ours or fairseq's ``transformer``, its task and
-criterion are of translation, and no value that fairseq evaluates, or opens as a file, is anything but what it
-should be.
+checked first, whichever command loads it: its architecture is one of ours or fairseq's ``transformer``, its
+task and criterion are of translation, and no value that fairseq evaluates, or opens as a file, is anything
+but what it should be.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def said(capsys):
 
 
 def test_user_dir(said):
-    assert Path(said("user-dir")[1].strip(), "task.py").is_file()
+    assert Path(said("user-dir")[1].strip(), "plugin", "task.py").is_file()
 
 
 def test_check(said, tmp_path):

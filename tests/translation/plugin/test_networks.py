@@ -62,6 +62,15 @@ def test_delegator_and_experts_of_other_depth_load_without_the_plugin(
     assert [line for line in done.stdout.splitlines() if line.startswith("H-")]
 
 
+def test_ctranslate2s_own_converter_reads_what_is_taken(team, corpus, tmp_path):
+    from ctranslate2.converters import FairseqConverter
+
+    for name in ("delegator", "expert-1"):
+        path = take(team / "checkpoint_last.pt", name, tmp_path / f"{name}.pt")
+        out = FairseqConverter(str(path), str(corpus.binary)).convert(str(tmp_path / name))
+        assert (tmp_path / name / "model.bin").stat().st_size > 1000, out
+
+
 def test_what_is_not_in_a_checkpoint(team, plain, tmp_path):
     with pytest.raises(
         ValueError, match=r"no network 'expert-2' .* known: delegator, expert-0, exp"
