@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from coe_core import (
     fit_threshold,
 )
 from coe_core.calibration import Aim
+from coe_core.support.aims import parse_aim
 from vision.data.section import ImageData
 from vision.evaluation.predictions import predict_all
 from vision.evaluation.stages import coe_logits, two_stage
@@ -26,39 +28,7 @@ from vision.precision import choose_precision, under_autocast
 from vision.recipe_networks import RunMacs, run_macs
 from vision.run import Run
 
-_UNITS = {"k": 1e3, "m": 1e6, "g": 1e9, "%": 0.01}
-_VALUED = ("macs", "latency", "accuracy_drop", "accuracy")
-
-
-def parse_aim(text: str) -> tuple[Aim, float | None]:
-    """An aim as typed: best, macs=100M, latency=0.3 (ms per image), accuracy_drop=0.5%, accuracy=90%.
-
-    Raises:
-        ValueError: anything else, saying what is known.
-
-    Example:
-        >>> parse_aim("macs=2.5M"), parse_aim("accuracy_drop=0.5%"), parse_aim("best")
-        (('macs', 2500000.0), ('accuracy_drop', 0.005), ('best', None))
-    """
-    aim, equals, value = text.partition("=")
-    if aim == "best" and not equals:
-        return "best", None
-    if aim in _VALUED and value:
-        number, unit = (
-            (value[:-1], value[-1].lower()) if value[-1].lower() in _UNITS else (value, "")
-        )
-        try:
-            parsed = round(float(number) * _UNITS.get(unit, 1.0), 12)
-        except ValueError:
-            parsed = -1.0
-        if aim.startswith("accuracy") and parsed > 1:
-            raise ValueError(f"{text!r} is above 1; with a percent sign: {text.rstrip('%')}%")
-        if parsed >= 0:
-            return aim, parsed
-    raise ValueError(
-        f"unknown aim {text!r}; known: best, macs=100M, latency=0.3 (milliseconds per image), "
-        "accuracy_drop=0.5%, accuracy=90%"
-    )
+AIMS = get_args(Aim)
 
 
 def calibrate(
@@ -75,7 +45,7 @@ def calibrate(
     Args:
         run: to calibrate; its operating_points.json is updated.
         data: whose validation split is used, never the test split.
-        aims: see `parse_aim`.
+        aims: see `coe_core.support.aims`, such as macs=60%.
         guarantee: for accuracy_drop: probability with which the drop holds on new data (OURS).
         names: of the operating points; None names each by its aim.
         batch_size: at which latency is measured.
@@ -84,8 +54,8 @@ def calibrate(
         ValueError: unknown aim, or a guarantee for an aim that has none.
         AimNotReachableError: no threshold reaches an aim.
     """
-    parsed = [parse_aim(aim) for aim in aims]
-    if guarantee is not None and any(aim != "accuracy_drop" for aim, _ in parsed):
+    parsed = [parse_aim(text, AIMS) for text in aims]
+    if guarantee is not None and any(aim.kind != "accuracy_drop" for aim in parsed):
         raise ValueError("a guarantee is defined for accuracy_drop=... only")
     precision = choose_precision(run.recipe.train.precision)
     predictions = predict_all(run.networks, data.validation, precision, "validation data")
@@ -93,7 +63,7 @@ def calibrate(
     logits = coe_logits(predictions, macs)
     rough_weight = fit_rough_weight(logits.rough, logits.final, predictions.target)
     stage = two_stage(predictions, logits, rough_weight)
-    if any(aim == "latency" for aim, _ in parsed):
+    if any(aim.kind == "latency" for aim in parsed):
         stage = _with_latency(run, data, stage, predictions.selected_expert, batch_size)
     provenance = {
         "num_samples": len(data.validation),
@@ -102,11 +72,12 @@ def calibrate(
         "fitted_with": run.fitted_with,
     }
     points = []
-    for name, text, (aim, value) in zip(names or aims, aims, parsed, strict=True):
-        unit = "ms" if aim == "latency" else "macs"
+    for name, aim in zip(names or aims, parsed, strict=True):
+        unit = "ms" if aim.kind == "latency" else "macs"
         curve = stage.curve(cost=unit)
+        value = aim.absolute(float(curve.cost[0]))
         if guarantee is None:
-            index = fit_threshold(curve, aim, value)
+            index = fit_threshold(curve, aim.kind, value)
         else:
             rough_right, final_right, _ = stage.qualities["accuracy"]
             threshold = controlled_threshold(
@@ -118,7 +89,7 @@ def calibrate(
                 curve,
                 index,
                 name=name,
-                aim=text.partition("=")[0],
+                aim=aim.kind,
                 value=value,
                 cost_unit=unit,
                 guarantee=guarantee,

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from coe_core import check_fitted_with
+from coe_core.support.aims import looks_like_an_amount, parse_budget
 from vision.errors import RunError
 
 if TYPE_CHECKING:
     from vision.run import Run
-
-_UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 
 
 @dataclass(frozen=True)
@@ -25,22 +24,6 @@ class Budget:
     rough_weight: float
     exit_rate: float | None  # on the calibration data; None: the run has no curve
     num_samples: int | None  # of the calibration data
-
-
-def parse_macs(text: str | float) -> float | None:
-    """Multiply-adds from "100M", "macs=1.5G", "20k" or a number; None if it is none of these.
-
-    Example:
-        >>> parse_macs("macs=1.5G"), parse_macs("100M"), parse_macs(2e4), parse_macs("fast")
-        (1500000000.0, 100000000.0, 20000.0, None)
-    """
-    text = str(text).strip().removeprefix("macs=").lower()
-    unit = _UNITS.get(text[-1:], 1.0)
-    try:
-        macs = float(text[:-1] if unit != 1.0 else text) * unit
-    except ValueError:
-        return None
-    return macs if math.isfinite(macs) and macs > 0 else None
 
 
 def check_threshold(threshold: float) -> float:
@@ -64,12 +47,13 @@ def resolve_budget(
 
     Args:
         run: with its operating points and its curve.
-        budget: name of a stored operating point, or mean multiply-adds per image such as "100M";
-            None means "best".
+        budget: name of a stored operating point, or mean multiply-adds per image: "100M", or "60%" of
+            those of no exits; None means "best".
         threshold: instead of a budget.
 
     Raises:
-        ValueError: both a budget and a threshold, or a threshold that is NaN or below 0.
+        ValueError: both a budget and a threshold, a threshold that is NaN or below 0, or an amount that is
+            none.
         RunError: an unknown budget (names those stored), a run that was never calibrated, or thresholds
             that were fitted with another checkpoint.
         AimNotReachableError: a budget below the delegator's own multiply-adds.
@@ -84,17 +68,19 @@ def resolve_budget(
         point = points[name]
         _check_fitted(run, f"operating point {name!r}", point.fitted_with)
         return Budget(name, point.threshold, point.rough_weight, point.exit_rate, point.num_samples)
-    macs = parse_macs(name)
-    if macs is not None and curve is not None:
+    is_number = isinstance(budget, int | float)
+    amount = parse_budget(budget) if is_number or looks_like_an_amount(name) else None
+    if amount is not None and curve is not None:
         _check_fitted(run, "the trade-off curve", curve.fitted_with)
+        macs = amount.absolute(curve.macs[0])  # the curve begins without exits
         return _at(run, curve.threshold[curve.fit(macs)], name)
     stored = ", ".join(points) or "none; run `coe-vision calibrate` first"
-    if macs is not None:
+    if amount is not None:
         raise RunError(
             f"{run.folder} holds no trade-off curve to find a threshold for {name} on: run "
             f"`coe-vision calibrate` again; operating points stored: {stored}"
         )
-    also = "; multiply-adds such as 100M are understood too" if curve is not None else ""
+    also = "; multiply-adds such as 100M or 60% are understood too" if curve is not None else ""
     raise RunError(f"{run.folder} has no operating point {name!r}; stored: {stored}{also}")
 
 

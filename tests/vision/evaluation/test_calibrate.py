@@ -7,7 +7,6 @@ import shutil
 import pytest
 
 from vision.errors import RunError
-from vision.evaluation.calibrate import parse_aim
 from vision.prediction.budgets import resolve_budget
 from vision.recipe_networks import run_macs
 from vision.run import load_run
@@ -21,36 +20,31 @@ def run(trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "aim"),
+    ("aim", "message"),
     [
-        ("best", ("best", None)),
-        ("macs=100M", ("macs", 1e8)),
-        ("macs=1.5g", ("macs", 1.5e9)),
-        ("macs=20k", ("macs", 2e4)),
-        ("macs=123", ("macs", 123.0)),
-        ("latency=0.3", ("latency", 0.3)),
-        ("accuracy_drop=0.5%", ("accuracy_drop", 0.005)),
-        ("accuracy=90%", ("accuracy", 0.9)),
-        ("accuracy=0.9", ("accuracy", 0.9)),
+        ("bset", "unknown aim 'bset'; nearest: best; known: best, macs=100M or macs=60%"),
+        ("bleu_drop=1", "unknown aim 'bleu_drop=1'"),
+        ("accuracy_drop=0.5", "write accuracy_drop=0.5% for half a point"),
+        ("accuracy=0.9", "write accuracy=90%"),
+        ("macs=nan", "needs a number"),
     ],
 )
-def test_aims(text, aim):
-    assert parse_aim(text) == aim
+def test_aims_that_are_refused(cli, run, capsys, aim, message):
+    """The grammar itself: tests/coe_core/support/test_aims.py."""
+    before = (run / "operating_points.json").read_bytes()
+    assert cli("calibrate", run, aim) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert (run / "operating_points.json").read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "text", ["bset", "best=1", "macs", "macs=", "macs=much", "macs=-1", "macs=nan", "=3", "mac=3"]
-)
-def test_unknown_aims(text):
-    with pytest.raises(ValueError, match=r"unknown aim .*; known: best, macs=100M, latency"):
-        parse_aim(text)
-
-
-def test_percent_forgotten():
-    with pytest.raises(
-        ValueError, match="'accuracy=90' is above 1; with a percent sign: accuracy=90%"
-    ):
-        parse_aim("accuracy=90")
+def test_a_part_of_what_no_exits_cost(cli, run):
+    assert cli("calibrate", run, "macs=60%", "latency=100%") == 0
+    found = load_run(run)
+    point = found.operating_points["macs=60%"]
+    assert point.value == pytest.approx(0.6 * found.curve.macs[0])
+    assert point.cost <= point.value
 
 
 def test_default_points(trained):

@@ -16,7 +16,6 @@ from coe_core.operating_points import MAX_POINTS
 from vision.data.preprocess import UnreadableImageError
 from vision.errors import RunError
 from vision.evaluation.predictions import predict_all
-from vision.prediction.budgets import parse_macs
 from vision.prediction.predictor import Predictor
 from vision.run import load_run, load_run_data
 
@@ -172,7 +171,7 @@ def test_threads_get_their_own_answers_and_batches_are_bounded(trained, pixels, 
     ("arguments", "error", "message"),
     [
         ({"budget": "bset"}, RunError, "no operating point 'bset'; stored: best, drop, half; mult"),
-        ({"budget": "-5M"}, RunError, "no operating point '-5M'; stored: best, drop, half"),
+        ({"budget": "-5M"}, ValueError, "'-5M' is no amount; write one such as 100M"),
         ({"budget": "1k"}, AimNotReachableError, "1000 is below the delegator's own"),
         ({"budget": "best", "threshold": 0.5}, ValueError, "a budget or a threshold, not both: 'b"),
         ({"threshold": -0.1}, ValueError, "threshold must be at least 0, got -0.1"),
@@ -241,13 +240,15 @@ def test_sizes_below_one(trained, size):
         Predictor(trained, **{size: 0})
 
 
-@pytest.mark.parametrize(
-    ("text", "macs"),
-    [("100M", 1e8), ("100m", 1e8), ("1.5G", 1.5e9), ("2e6", 2e6), (3e6, 3e6), ("macs=20k", 2e4)]
-    + [(text, None) for text in ("", "M", "fast", "0", "-1M", "inf", "nan")],
-)
-def test_amounts_of_macs(text, macs):
-    assert parse_macs(text) == macs
+def test_amounts_of_macs(predictor):
+    whole = predictor.run.curve.macs[0]
+    part = predictor.resolve("60%")
+    assert predictor.resolve("macs=60%").threshold == part.threshold
+    assert part.threshold == predictor.resolve(0.6 * whole).threshold
+    assert predictor.resolve("1g").threshold == predictor.resolve(1e9).threshold
+    for wrong in ("0", "-1M", "200%", float("inf")):
+        with pytest.raises(ValueError, match=r"amount|more than what no exits cost"):
+            predictor.resolve(wrong)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
