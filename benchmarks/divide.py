@@ -13,22 +13,22 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from measure import figures, in_turns
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
+from coe_core.support.files import write_text
+from coe_core.support.reports import markdown_table
 from vision.divide.division import divide_network, parse_options
 from vision.networks.network import Network, build_network
 from vision.networks.side_by_side import Together, run_side_by_side
 from vision.precision import autocast, choose_precision
-from vision.run import write_text
 
 HEADINGS = ("s", "batch", "mode", "way", "ms", "p95 ms", "of the wide network's time", "chosen")
 
@@ -52,23 +52,23 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = choose_precision(arguments.precision)
     print(f"{device}, {torch.get_num_threads()} thread(s), {precision}, torch {torch.__version__}")
-    lines = [f"| {' | '.join(HEADINGS)} |", "|" + " ---: |" * len(HEADINGS)]
-    print(*lines, sep="\n")
+    lines: list[list[str]] = []
+    print(markdown_table(HEADINGS, [], left=0), end="")
     for s in arguments.s:
         division = divide_network(
             network, s, image_size=arguments.size, tolerance=arguments.tolerance
         )
         for batch in arguments.batch:
             for line in measure(network, division.divided, s, batch, arguments, device, precision):
-                lines.append(f"| {' | '.join(line)} |")
-                print(lines[-1], flush=True)
+                lines.append(line)
+                print(f"| {' | '.join(line)} |", flush=True)
         total, whole = division.total, division.undivided_size
         print(
             f"s={s}: {division.divided.options}, {total.macs / 1e6:.2f}M multiply-adds together, "
             f"{whole.macs / 1e6:.2f}M undivided"
         )
     if arguments.out:
-        write_text(arguments.out, "\n".join(lines) + "\n")
+        write_text(arguments.out, markdown_table(HEADINGS, lines, left=0))
 
 
 def measure(
@@ -118,15 +118,15 @@ def measure(
             copied = together.inference_copy()
             ways["side by side"] = lambda copied=copied: copied(torch.cat(views, 1))
         calls = {name: step(run, mode, device, precision) for name, run in ways.items()}
-        times = in_turns(calls, arguments.seconds, device)
-        base = statistics.median(times["wide"])
+        settle = torch.cuda.synchronize if device.type == "cuda" else None
+        times = in_turns(calls, seconds=arguments.seconds, warm_up=2, settle=settle)
+        base = figures(times["wide"]).median
         chosen = "side by side" if together.side_by_side(batch) else "loop"
         for name, values in times.items():
-            median = statistics.median(values)
-            p95 = sorted(values)[int(0.95 * (len(values) - 1))]
-            figures = (f"{1e3 * median:.2f}", f"{1e3 * p95:.2f}", f"{median / base:.2f}")
+            median, p95, _ = figures(values)
+            shown = (f"{1e3 * median:.2f}", f"{1e3 * p95:.2f}", f"{median / base:.2f}")
             mark = "yes" if name == chosen else ""
-            rows.append([str(s), str(batch), mode, name, *figures, mark])
+            rows.append([str(s), str(batch), mode, name, *shown, mark])
     return rows
 
 
@@ -145,24 +145,6 @@ def step(
         logits.float().logsumexp(-1).sum().backward()
 
     return infer if mode == "inference" else train
-
-
-def in_turns(
-    calls: dict[str, Callable[[], None]], seconds: float, device: torch.device
-) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds * len(calls)
-    for counted in [False, False, *[True] * 10_000]:
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if counted:
-                times[name].append(time.perf_counter() - start)
-        if time.perf_counter() > end and min(map(len, times.values())) >= 5:
-            return times
-    return times
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 from collections.abc import Callable
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from measure import CLOCKS, figures, in_turns
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -101,7 +101,8 @@ def _measure(
     cells: list[str] = []
     for step in (_infer, _train):
         steps = {name: lambda m=m, step=step: step(m, x, weight) for name, m in candidates.items()}
-        best = _in_turns(steps, rounds)
+        times = in_turns(steps, rounds=rounds, clock=CLOCKS["process"])
+        best = {name: figures(values).least for name, values in times.items()}
         cells += [f"{1e3 * value:.2f}" for value in best.values()]
         cells.append(f"{best['PWLU'] / best['SiLU']:.2f}")
     memory = [_peak(lambda m=m: _train(m, x, weight)) for m in candidates.values()]
@@ -117,18 +118,6 @@ def _train(module: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> None:
     module.train()(x).backward(weight)
     x.grad = None
     module.zero_grad()
-
-
-def _in_turns(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Least processor seconds of each."""
-    best = dict.fromkeys(steps, float("inf"))
-    for turn in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            if turn:  # the first compiles
-                best[name] = min(best[name], time.process_time() - start)
-    return best
 
 
 def _peak(step: Callable[[], None]) -> int:

@@ -9,7 +9,6 @@ on one thread. Five minutes in full, seconds with --quick.
 """
 
 import argparse
-import csv
 import platform
 import statistics
 import time
@@ -20,10 +19,12 @@ from typing import Any
 
 import numpy as np
 import ot
+from measure import save
 from rich.console import Console
 from rich.table import Table
 
 from coe_core import balanced_assignment, even_demand
+from coe_core.support.provenance import processor
 from coe_core.transport import duality_gap
 
 SIZES = ((128, 4), (1024, 16), (8192, 16), (65536, 16), (1281167, 16))
@@ -91,21 +92,13 @@ def measure(kind: str, n: int, k: int, repeats: int, emd_repeats: int) -> dict[s
     return row
 
 
-def cpu_name() -> str:
-    """The processor's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats")
     parser.add_argument("--out", type=Path, help="folder for transport.csv")
     arguments = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba", "pot"))
-    setting = f"{cpu_name()}, python {platform.python_version()}, {packages}"
+    setting = f"{processor()}, python {platform.python_version()}, {packages}"
 
     for dtype in (np.float32, np.float64):  # compile before timing
         balanced_assignment(np.eye(4, dtype=dtype))
@@ -160,11 +153,7 @@ def main() -> None:
         "gap: largest duality gap. diff: largest relative difference of the objective from ot.emd's."
     )
     if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        with open(arguments.out / "transport.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, [*rows[0], "setting"])
-            writer.writeheader()
-            writer.writerows({**row, "setting": setting} for row in rows)
+        save("transport", rows, arguments.out, packages=["numpy", "numba", "pot"])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("
 END = re.compile(r"(?<=[.!?])([)\"'”*_`]*)\s+(?=[\"'“(\[`*_A-Z0-9])")
 ABBREVIATED = re.compile(r"\b(e\.g|i\.e|cf|vs|etc|al|approx|Fig|No|St|Dr)\.[)*_`]*$")
 ITEM = re.compile(r"^(\s*)(?:[-*+]|\d+\.)\s+")
-MAX_LENGTH = 280
+MAX_LENGTH = 300
 
 
 def sentences(text: str) -> list[str]:
