@@ -28,7 +28,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from coe_core import confidence, controlled_threshold, fit_threshold, trade_off_curve
-from vision.data.section import load_data
+from vision.data.load import load_data
 from vision.evaluation.predictions import predict_all
 from vision.precision import choose_precision
 from vision.run import load_run

@@ -36,7 +36,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from coe_core import fit_threshold
-from vision.data.section import ImageData, load_data
+from vision.data.load import ImageData, load_data
 from vision.evaluation.predictions import Predictions, predict_all
 from vision.evaluation.stages import FittedStage, fit_stages
 from vision.evaluation.table import budgets

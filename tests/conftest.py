@@ -1,5 +1,6 @@
 """For all tests: calls into coe_core are checked against its annotations, shapes included."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import jaxtyping
 import pytest
 from hypothesis import settings
 
+os.environ["COE_CACHE"] = "off"  # decoded images of tests are not kept in the developer's cache
 assert "coe_core" not in sys.modules, "imported before its annotations could be checked"
 CORE = Path(__file__).parents[1] / "coe_core"
 jaxtyping.install_import_hook(

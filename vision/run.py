@@ -27,7 +27,7 @@ from coe_core.operating_points import (
     points_from_dict,
     points_to_dict,
 )
-from vision.data.section import ImageData, load_data
+from vision.data.load import ImageData, load_data
 from vision.errors import RunError
 from vision.precision import choose_precision
 from vision.recipe import Recipe

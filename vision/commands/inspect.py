@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from vision.recipe import Recipe
     from vision.recipe_networks import Networks, RunMacs
 
-NUM_CLASSES = {"digits": 10, "fashion_mnist": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
 EXIT_RATES = (0.0, 0.25, 0.5, 0.75, 1.0)  # at which the mixture is counted if none is named
 
 
@@ -132,11 +131,12 @@ def untrained(recipe: Recipe) -> Networks:
     """Without their numbers, as they can be large, unless a constructor computes with these."""
     import torch
 
+    from vision.data.facts import classes_before_reading
     from vision.recipe_networks import Networks
     from vision.run import without_downloads
 
     data = recipe.data
-    classes = [str(label) for label in range(NUM_CLASSES.get(data.name, 10))]
+    classes = classes_before_reading(data.name)
     arguments = without_downloads(recipe.to_dict()), classes, data.preprocess().to_dict()
     try:
         with torch.device("meta"):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import time
+import copy
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from rich.console import Console
-from rich.progress import Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from vision.data.augmentation import Augmentation, mix_seeds
+from vision.data.decode import MAX_UNREADABLE, stored_form, too_many_unreadable
 from vision.data.preprocess import (
     Preprocess,
     UnreadableImageError,
@@ -25,9 +22,6 @@ from vision.data.preprocess import (
     to_tensor,
 )
 from vision.data.shards import Member
-
-MAX_UNREADABLE = 0.01  # share of a set; from here on the set is refused
-_QUIET_SECONDS = 3.0
 
 
 class ImageSet(Dataset):
@@ -48,6 +42,7 @@ class ImageSet(Dataset):
             which views are cut; None: read ``paths``.
         paths: files of the samples; None: there are none.
         augmentation: how views are drawn; None: views are plain pictures.
+        max_pixels: of a file that is read on the fly; None is Pillow's limit.
 
     Attributes:
         num_views: views of each image that training needs; the first does not depend on it.
@@ -61,6 +56,7 @@ class ImageSet(Dataset):
         images: Tensor | list[Tensor] | None = None,
         paths: Sequence[str | Member] | None = None,
         augmentation: Augmentation | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         if images is None and paths is None:
             raise ValueError("an ImageSet needs images or paths; got neither")
@@ -69,6 +65,7 @@ class ImageSet(Dataset):
         self.preprocess = preprocess
         self.paths = paths
         self.augmentation = augmentation
+        self.max_pixels = max_pixels
         self.num_views = 1
         self._images = images
         self._unreadable = torch.zeros(len(targets) if images is None else 0, dtype=torch.bool)
@@ -79,8 +76,14 @@ class ImageSet(Dataset):
 
     @property
     def cached(self) -> bool:
-        """Whether the decoded images are held in memory."""
+        """Whether the images are decoded: in memory, or mapped into it."""
         return self._images is not None
+
+    def with_views(self, num_views: int) -> ImageSet:
+        """The same images, several views of each at a time; what is here is left as it is."""
+        images = copy.copy(self)
+        images.num_views = num_views
+        return images
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict:
         return self.__getitems__([item])[0]
@@ -125,7 +128,8 @@ class ImageSet(Dataset):
         if self._images is not None:
             image = self._images[index]
             return (image if drawn else self._plain(image)), index
-        load = stored_form(self.preprocess, self.augmentation) if drawn else self.preprocess.load
+        drawing = self.augmentation if drawn else None
+        load = stored_form(self.preprocess, drawing, self.max_pixels)
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
             try:
@@ -135,7 +139,7 @@ class ImageSet(Dataset):
                 self._unreadable[candidate] = True
                 count = int(self._unreadable.sum())
                 if count >= MAX_UNREADABLE * len(self):
-                    raise ValueError(_too_many([str(error)], count, len(self))) from error
+                    raise ValueError(too_many_unreadable([str(error)], count, len(self))) from error
                 stand_in = "the next readable sample" if drawn else "a grey picture"
                 warnings.warn(f"{error}; {stand_in} takes its place", stacklevel=2)
             if not drawn:
@@ -153,123 +157,3 @@ class ImageSet(Dataset):
         size = self.preprocess.size
         top, left = centre(image.shape[1], size), centre(image.shape[2], size)
         return image[:, top : top + size, left : left + size]
-
-
-def stores_plain(preprocess: Preprocess, augmentation: Augmentation | None) -> bool:
-    """Whether views are drawn from the plain picture, so that nothing else need be stored."""
-    return augmentation is None or (
-        preprocess.resize == "exact" and not augmentation.crops_originals
-    )
-
-
-def stored_form(
-    preprocess: Preprocess, augmentation: Augmentation | None
-) -> Callable[[str | Member], Tensor]:
-    """How a training file is decoded, so that views can be drawn: the same cached or not."""
-    if stores_plain(preprocess, augmentation):
-        return preprocess.load
-    if augmentation.crops_originals:
-        return lambda path: to_tensor(preprocess.decode(path))
-    return preprocess.load_for_training
-
-
-def _too_many(errors: list[str], count: int, total: int) -> str:
-    listed = "\n  ".join(errors[:10])
-    return (
-        f"{count} of {total} images ({count / total:.1%}) cannot be read, not under "
-        f"{MAX_UNREADABLE:.0%}; repair or remove them:\n  {listed}"
-    )
-
-
-def decode_all(
-    paths: Sequence[str | Member], load: Callable[[str | Member], Tensor], what: str
-) -> tuple[list[Tensor], list[int]]:
-    """Decode files in threads, with a progress line if it takes long; leave unreadable ones out.
-
-    Args:
-        paths: files.
-        load: file -> tensor.
-        what: name of the set in messages.
-
-    Returns:
-        The images, and the positions in ``paths`` they come from.
-
-    Raises:
-        ValueError: 1% of the files or more cannot be read. Fewer: one warning names them.
-    """
-
-    def attempt(path: str | Member) -> Tensor | UnreadableImageError:
-        try:
-            return load(path)
-        except UnreadableImageError as error:
-            return error
-
-    images, kept, errors = [], [], []
-    with (
-        ThreadPoolExecutor(min(8, num_processors())) as threads,
-        _Reporter(len(paths), what) as reporter,
-    ):
-        for position, image in enumerate(threads.map(attempt, paths)):
-            reporter.advance()
-            if isinstance(image, Tensor):
-                images.append(image)
-                kept.append(position)
-            else:
-                errors.append(str(image))
-    if len(errors) >= MAX_UNREADABLE * len(paths) and errors:
-        raise ValueError(f"{what}: {_too_many(errors, len(errors), len(paths))}")
-    if errors:
-        listed = "\n  ".join(errors[:10])
-        warnings.warn(
-            f"{what}: left out {len(errors)} of {len(paths)} images that cannot be read:\n  {listed}",
-            stacklevel=2,
-        )
-    return images, kept
-
-
-def num_processors() -> int:
-    """Processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-class _Reporter:
-    """Progress with its rate, once work takes longer than a moment: a bar, or plain lines."""
-
-    def __init__(self, total: int, what: str) -> None:
-        self.total, self.what, self.done = total, what, 0
-        self.start = self.last = time.monotonic()
-        self.console = Console(stderr=True)
-        self.progress: Progress | None = None
-
-    def __enter__(self) -> _Reporter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-    def advance(self) -> None:
-        self.done += 1
-        now = time.monotonic()
-        if now - self.last < (0.2 if self.progress else _QUIET_SECONDS):
-            return
-        self.last = now
-        rate = self.done / (now - self.start)
-        if not self.console.is_terminal:
-            left = (self.total - self.done) / rate
-            self.console.print(
-                f"reading {self.what}: {self.done}/{self.total}, {rate:.0f} images/s, {left:.0f} s left"
-            )
-            return
-        if self.progress is None:
-            columns = (TextColumn("{task.description}"), *Progress.get_default_columns()[1:2])
-            self.progress = Progress(
-                *columns, TaskProgressColumn(), TimeRemainingColumn(), console=self.console
-            )
-            self.task = self.progress.add_task("", total=self.total)
-            self.progress.start()
-        self.progress.update(
-            self.task, completed=self.done, description=f"reading {self.what}, {rate:.0f} images/s"
-        )

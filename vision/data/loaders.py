@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from vision.data.augmentation import mix_seeds
-from vision.data.images import ImageSet, num_processors
+from vision.data.decode import num_processors
+from vision.data.images import ImageSet
+from vision.data.section import Data
 
 Batch = dict[str, Tensor]
 
@@ -241,3 +243,38 @@ def eval_loader(images: ImageSet, batch_size: int, workers: int = 0) -> DataLoad
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+
+
+def train_loader(
+    data: Data,
+    images: ImageSet,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    per_node: int | None = None,
+) -> ResumableLoader:
+    """Training batches: shuffled, augmented, mixed as ``data`` says.
+
+    Under Lightning pass ``use_distributed_sampler=False`` to the trainer: the ranks are seen to here.
+
+    Args:
+        data: the recipe's section.
+        images: the training set.
+        batch_size: global, over all processes; the last incomplete batch of an epoch is left out.
+        seed: of the run.
+        rank: of this process.
+        world_size: number of processes.
+        per_node: those that share this machine's processors; null: all of them.
+
+    Raises:
+        ValueError: more per batch than samples, or a batch that does not divide over the processes.
+    """
+    sampler = EpochSampler(len(images), batch_size, seed, rank=rank, world_size=world_size)
+    collate = collate_samples
+    if data.mixup > 0 or data.cutmix > 0:
+        collate = MixSamples(len(images.classes), data.mixup, data.cutmix)
+    workers = data.workers
+    if workers is None:
+        workers = default_workers(images, per_node or world_size)
+    return ResumableLoader(images, sampler, workers, collate)

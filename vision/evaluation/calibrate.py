@@ -20,7 +20,7 @@ from coe_core import (
 )
 from coe_core.calibration import Aim
 from coe_core.support.aims import parse_aim
-from vision.data.section import ImageData
+from vision.data.load import ImageData
 from vision.evaluation.predictions import predict_all
 from vision.evaluation.stages import coe_logits, two_stage
 from vision.evaluation.timing import milliseconds_per_image

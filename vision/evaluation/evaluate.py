@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from coe_core import TradeOffCurve, confidence
-from vision.data.section import ImageData
+from vision.data.load import ImageData
 from vision.data.shards import Member
 from vision.errors import RunError
 from vision.evaluation import ensemble_table, pictures, table

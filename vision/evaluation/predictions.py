@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from rich.progress import track
 from torch import Tensor
 
-from vision.data.loaders import default_workers
-from vision.data.section import ImageSet, eval_loader
+from vision.data.images import ImageSet
+from vision.data.loaders import default_workers, eval_loader
 from vision.precision import autocast
 from vision.recipe_networks import Networks
 

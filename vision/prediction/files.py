@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vision.data import files as image_files
-from vision.data.images import num_processors
+from vision.data.decode import num_processors
 from vision.data.preprocess import UnreadableImageError
 from vision.prediction.budgets import Budget
 from vision.prediction.predictor import Predictor

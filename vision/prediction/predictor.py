@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from vision.data.images import num_processors
+from vision.data.decode import num_processors
 from vision.data.preprocess import Preprocess, UnreadableImageError, to_tensor
 from vision.precision import PRECISIONS, autocast, choose_precision
 from vision.prediction.budgets import Budget, resolve_budget

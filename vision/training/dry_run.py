@@ -16,16 +16,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from coe_core import balanced_assignment, mixture_macs
-from vision.commands.inspect import NUM_CLASSES
 from vision.data.augmentation import Augmentation
+from vision.data.facts import DATA_SETS, DataSet, classes_before_reading
 from vision.data.images import ImageSet
-from vision.data.section import ImageData
+from vision.data.load import ImageData
 from vision.errors import RunError
 from vision.recipe import Recipe
 from vision.recipe_networks import RunMacs
 
 IMAGES_PER_STEP = 4  # where there is no GPU
-_NUM_TRAIN = {"imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "fashion_mnist": 60_000}
 _GIB = 2**30
 
 
@@ -178,14 +177,14 @@ def two_steps(recipe: Recipe) -> DryRun:
         train(tried, Path(folder), data=_generated(tried, batch_size), watch=[meter])
     if not all(map(math.isfinite, meter.losses)):
         raise RunError(f"losses of two steps on generated images are not finite: {meter.losses}")
-    known = _NUM_TRAIN.get(recipe.data.name, 0)
+    facts = DATA_SETS.get(recipe.data.name, DataSet())
     return DryRun(
         batch_size,
         tuple(meter.losses),
         tuple(meter.seconds),
         meter.state_bytes,
         meter.kept[-1] / batch_size,
-        round(known * (1 - recipe.data.validation)),
+        round((facts.num_train or 0) * (1 - recipe.data.validation)),
         recipe.shared_start,
     )
 
@@ -194,7 +193,7 @@ def _generated(recipe: Recipe, count: int) -> ImageData:
     """Noise a little larger than the crops, of every class in turn."""
     data = recipe.data
     preprocess, generator = data.preprocess(), torch.Generator().manual_seed(recipe.seed)
-    classes = [str(label) for label in range(NUM_CLASSES.get(data.name, 10))]
+    classes = classes_before_reading(data.name)
     augmentation = Augmentation(data.augmentation, data.size) if data.augmentation else None
     exact = preprocess.resize == "exact" and not (augmentation and augmentation.crops_originals)
     side = data.size if exact else preprocess.shorter_side

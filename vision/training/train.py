@@ -15,8 +15,8 @@ import yaml
 from lightning.pytorch import Callback, Trainer, callbacks, loggers, seed_everything
 from torch.utils.data import Subset
 
-from vision.data.loaders import default_workers
-from vision.data.section import ImageData, eval_loader, load_data, train_loader
+from vision.data.load import ImageData, load_data
+from vision.data.loaders import default_workers, eval_loader, train_loader
 from vision.errors import RunError
 from vision.precision import choose_precision
 from vision.recipe import Recipe, recipe_from_dict
@@ -69,7 +69,6 @@ def train(
     )  # a network that cannot be run or counted is found now, not at the end
     if recipe.train.compile:
         module.compile_networks()
-    data.train.num_views = recipe.num_views
     stop = StopAtSignal(folder / LAST)
     team = processes()
     trainer = _trainer(
@@ -85,8 +84,9 @@ def train(
     if team.rank == 0:
         _save_provenance(recipe, data, folder, resumed=trained is not None)
     batch_size, seed = recipe.train.batch_size, recipe.seed
+    images = data.train.with_views(recipe.num_views)
     loader = train_loader(
-        recipe.data, data.train, batch_size, seed, team.rank, team.count, team.per_node
+        recipe.data, images, batch_size, seed, team.rank, team.count, team.per_node
     )
     mine = Subset(data.validation, range(team.rank, len(data.validation), team.count))
     workers = recipe.data.workers
@@ -183,7 +183,15 @@ def _check_data(data: ImageData, trained: dict[str, Any], folder: Path) -> None:
 KEEP = timedelta(minutes=10)  # so often the state is kept inside an epoch
 
 # Where the data lie and how they are read does not change what is learned.
-_MAY_DIFFER = {"data.path", "data.workers", "data.cache", "train.compile", "budget"}
+_MAY_DIFFER = {
+    "data.path",
+    "data.workers",
+    "data.cache",
+    "data.in_memory",
+    "data.max_pixels",
+    "train.compile",
+    "budget",
+}
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:

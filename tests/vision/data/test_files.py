@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from vision.data.files import find_images, image_formats, open_regular, printable
-from vision.data.section import Data, load_data
+from vision.data.load import load_data
+from vision.data.section import Data
 from vision.prediction import files as prediction_files
 
 

@@ -19,8 +19,9 @@ from vision.data.loaders import (
     ResumableLoader,
     collate_samples,
     eval_loader,
+    train_loader,
 )
-from vision.data.section import Data, train_loader
+from vision.data.section import Data
 
 
 def images(n=22, channels=3, size=16, names=("shift", "flip"), seed=0):

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from webdataset import TarWriter
 
-from vision.data.section import Data, load_data, train_loader
+from vision.data.load import load_data
+from vision.data.loaders import train_loader
+from vision.data.section import Data
 from vision.data.shards import Member, find_shards, read_shards
 
 SIDE, CLASSES = 12, 3
@@ -50,9 +52,9 @@ def quietly(settings):
 
 
 @pytest.mark.parametrize("pattern", ["", "in-train-{0000..0002}.tar"])
-@pytest.mark.parametrize("cache", [True, False])
-def test_samples_are_those_that_were_written(tmp_path, pattern, cache):
-    loaded = quietly(data(write_shards(tmp_path / "in") / pattern, cache=cache))
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_samples_are_those_that_were_written(tmp_path, pattern, in_memory):
+    loaded = quietly(data(write_shards(tmp_path / "in") / pattern, in_memory=in_memory))
     assert loaded.classes == ["0", "1", "2"]
     assert (len(loaded.train), len(loaded.validation)) == (18, 6)
     seen = set()
@@ -69,7 +71,7 @@ def test_samples_are_those_that_were_written(tmp_path, pattern, cache):
 
 
 def test_ranks_and_workers_share_every_batch_without_duplicates(tmp_path):
-    settings = data(write_shards(tmp_path / "in"), cache=False, augmentation=["flip"])
+    settings = data(write_shards(tmp_path / "in"), in_memory=False, augmentation=["flip"])
     images = quietly(settings).train
     whole = list(train_loader(settings, images, 6, seed=1))
     ranks = [
@@ -85,7 +87,7 @@ def test_ranks_and_workers_share_every_batch_without_duplicates(tmp_path):
 
 
 def test_resume_inside_an_epoch(tmp_path):
-    settings = data(write_shards(tmp_path / "in"), cache=False, workers=0)
+    settings = data(write_shards(tmp_path / "in"), in_memory=False, workers=0)
     images = quietly(settings).train
     whole, first = (train_loader(settings, images, 4, seed=1) for _ in range(2))
     expected = list(whole)

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 
-from vision.data.section import load_data
+from vision.data.load import load_data
 from vision.networks.network import Network, build_network
 from vision.networks.teacher import Teacher
 from vision.recipe import load_recipe

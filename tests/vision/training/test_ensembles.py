@@ -11,8 +11,9 @@ import yaml
 from torch.nn.functional import cross_entropy
 
 from coe_core import ensemble_report, js_divergence
+from vision.data.load import load_data
+from vision.data.loaders import train_loader
 from vision.data.preprocess import Preprocess
-from vision.data.section import load_data, train_loader
 from vision.evaluation.predictions import predict_all
 from vision.evaluation.table import table_rows
 from vision.recipe import load_recipe, recipe_from_dict
