@@ -228,14 +228,11 @@ def _corpus(arguments: argparse.Namespace) -> None:
 
 
 def _encode(arguments: argparse.Namespace) -> None:
-    from translation.corpora.vocabulary import encode_file
+    from translation.corpora.vocabulary import encode_file, encoded_names
 
-    folder = Path(arguments.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    for text in arguments.texts:
-        out = folder / Path(text).name
-        if out.resolve() == Path(text).resolve():
-            raise ValueError(f"{text} would be overwritten; give another folder to --out")
+    names = encoded_names(arguments.texts, arguments.out)
+    Path(arguments.out).mkdir(parents=True, exist_ok=True)
+    for text, out in names.items():
         print(f"{out}: {encode_file(arguments.model, text, out)} pieces")
 
 
@@ -256,7 +253,7 @@ def _average(arguments: argparse.Namespace) -> None:
 
 def _decode(arguments: argparse.Namespace) -> None:
     _load_fairseq()
-    from translation.corpora.text import read_lines
+    from translation.corpora.lines import read_lines
     from translation.evaluation.decode_all import decode_all, generation_options
 
     controls = _pairs(arguments.control, "--control", "NAME=CHECKPOINT")
@@ -359,7 +356,8 @@ def _pairs(words: Sequence[str], option: str, form: str) -> dict[str, str]:
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    from translation.corpora.text import hypotheses_of, read_lines
+    from translation.corpora.lines import read_lines
+    from translation.corpora.text import hypotheses_of
     from translation.evaluation.scoring import compare, score
 
     references = [read_lines(path) for path in arguments.reference]

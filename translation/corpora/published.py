@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from translation.corpora.text import read_lines, read_parallel
+from coe_core.support.archives import check_archive
+from coe_core.support.files import write_text
+from translation.corpora.lines import read_lines, split_lines
+from translation.corpora.text import read_parallel
 
 Pair = tuple[str, str]
 _MOST = 10  # pairs of a group that may be held out; larger groups are trained on
@@ -32,10 +34,11 @@ def tatoeba_pairs(path: str | Path) -> list[Pair]:
             raise ValueError(f"{path}: neither deu.txt nor deu-eng.zip is in this folder")
         path = inside[0]
     if path.is_file() and zipfile.is_zipfile(path):
+        check_archive(path)
         with zipfile.ZipFile(path) as archive:
             if "deu.txt" not in archive.namelist():
                 raise ValueError(f"{path}: there is no deu.txt in this archive")
-            lines = archive.read("deu.txt").decode("utf-8").splitlines()
+            lines = split_lines(archive.read("deu.txt"), f"{path}/deu.txt")
     else:
         lines = read_lines(path)
     pairs = []
@@ -148,7 +151,7 @@ def iwslt14_splits(folder: str | Path, lowercase: bool = False) -> dict[str, lis
         raise ValueError(
             f"{folder}: {', '.join(missing)} missing; give the folder de-en of IWSLT'14's de-en.tgz"
         )
-    texts = [_spoken(text) for text in read_parallel(train)]
+    texts = [_spoken(text) for text in read_parallel(train, read_lines)]
     if len(texts[0]) != len(texts[1]):
         raise ValueError(
             f"{folder}: {len(texts[0])} German and {len(texts[1])} English sentences remain without tags"
@@ -187,11 +190,13 @@ def _segments(paths: Sequence[Path]) -> Iterator[Pair]:
 def write_splits(
     splits: dict[str, list[Pair]], folder: str | Path, languages: Sequence[str]
 ) -> None:
-    """Write NAME.LANGUAGE, one sentence a line, each whole or not at all."""
+    """Write NAME.LANGUAGE, one sentence a line, each file whole or not at all.
+
+    A carriage return within a sentence becomes a space: fairseq would end the line at it.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, pairs in splits.items():
         for side, language in enumerate(languages):
-            part = folder / f"{name}.{language}.part"
-            part.write_text("".join(f"{pair[side]}\n" for pair in pairs), encoding="utf-8")
-            os.replace(part, folder / f"{name}.{language}")
+            lines = (pair[side].replace("\r", " ") for pair in pairs)
+            write_text(folder / f"{name}.{language}", "".join(f"{line}\n" for line in lines))

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from translation.corpora.lines import read_lines, read_plain_lines
+
+_PRINTED = re.compile(r"([STHDPAR])-([0-9]+)\t")
+_LONGEST_NUMBER = 12  # digits of a sentence's number
 
 
 class ParallelText(NamedTuple):
@@ -15,39 +22,19 @@ class ParallelText(NamedTuple):
     longest: dict[str, int]  # words, by file
 
 
-def read_lines(path: str | Path) -> list[str]:
-    """Lines of a UTF-8 text, separated by line feeds only, as fairseq and sacreBLEU read them.
-
-    Raises:
-        ValueError: no such file, no line in it, or bytes that are not UTF-8 (names file and line).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    lines = path.read_bytes().split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    if not lines:
-        raise ValueError(f"{path}: the file is empty; it needs one sentence a line")
-    text = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            text.append(line.decode("utf-8").removesuffix("\r"))
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at position "
-                f"{error.start + 1} of the line); convert the file, as with iconv -f latin1 -t utf-8"
-            ) from error
-    return text
-
-
-def read_parallel(paths: Sequence[str | Path]) -> list[list[str]]:
+def read_parallel(
+    paths: Sequence[str | Path], read: Callable[[str | Path], list[str]] = read_plain_lines
+) -> list[list[str]]:
     """Texts that belong together line by line.
 
+    Args:
+        paths: of the texts.
+        read: how one is read.
+
     Raises:
-        ValueError: as `read_lines`, and texts of different lengths.
+        ValueError: as ``read``, and texts of different lengths.
     """
-    texts = [read_lines(path) for path in paths]
+    texts = [read(path) for path in paths]
     for path, text in zip(paths[1:], texts[1:], strict=True):
         if len(text) != len(texts[0]):
             raise ValueError(
@@ -81,24 +68,47 @@ def check_parallel(paths: Sequence[str | Path]) -> ParallelText:
 def hypotheses_of(path: str | Path) -> list[str]:
     """Best translation of every sentence, in order, from what fairseq-generate or -interactive printed.
 
-    The D- lines (detokenised); of several for a sentence (--nbest) the first. A file without any such
-    line is taken as plain text, one translation a line.
+    The D- lines (detokenised); of several for a sentence (--nbest) the first. A file without any line of
+    fairseq's is taken as plain text, one translation a line.
+
+    Args:
+        path: of the file; also packed by gzip, or ``-`` for standard input.
 
     Raises:
         ValueError: as `read_lines`, and sentences that are missing from the output.
     """
-    lines = read_lines(path)
-    found: dict[int, str] = {}
-    for line in lines:
-        parts = line.split("\t", 2)
-        if len(parts) == 3 and parts[0].startswith("D-") and parts[0][2:].isdecimal():
-            found.setdefault(int(parts[0][2:]), parts[2])
-    if not found:
-        return lines
-    missing = sorted(set(range(max(found) + 1)) - set(found))
+    return hypotheses_in(read_lines(path), str(path))
+
+
+def hypotheses_in(lines: Sequence[str], name: str) -> list[str]:
+    """As `hypotheses_of`, of lines that were read already.
+
+    Example:
+        >>> hypotheses_in(["S-1\\tb", "D-1\\t-0.5\\tB", "D-0\\t-0.1\\tA"], "output")
+        ['A', 'B']
+    """
+    by_sentence: dict[int, str] = {}
+    for number, line in enumerate(lines, start=1):
+        kind = _PRINTED.match(line)
+        if kind is None or kind[1] != "D":
+            continue
+        fields = line.split("\t", 2)
+        if len(fields) < 3 or len(kind[2]) > _LONGEST_NUMBER:
+            raise ValueError(f"{name}:{number}: not a D- line of fairseq's: {line[:60]!r}")
+        by_sentence.setdefault(int(kind[2]), fields[2])
+    if not by_sentence:
+        if any(map(_PRINTED.match, lines)):
+            raise ValueError(
+                f"{name}: lines of fairseq-generate, but none with D-, which has the translation; "
+                "was it cut, or filtered?"
+            )
+        return list(lines)
+    last = max(by_sentence)
+    missing = last + 1 - len(by_sentence)
     if missing:
+        first = next(number for number in itertools.count() if number not in by_sentence)
         raise ValueError(
-            f"{path}: {len(missing)} of {max(found) + 1} sentences have no D- line, the first is "
-            f"{missing[0]}; was the generation cut short, or were long sentences skipped?"
+            f"{name}: {missing} of {last + 1} sentences have no D- line, the first is {first}; was the "
+            "generation cut short, or were long sentences skipped?"
         )
-    return [found[number] for number in range(len(found))]
+    return [by_sentence[number] for number in range(last + 1)]

@@ -1,0 +1,201 @@
+"""One reader of texts: which lines there are, and what is said of texts that do not serve."""
+
+import gzip
+import io
+import os
+import zipfile
+
+import pytest
+
+from translation.commands.cli import main
+from translation.corpora.lines import read_lines, read_plain_lines
+from translation.corpora.published import tatoeba_pairs, write_splits
+from translation.corpora.text import hypotheses_in
+from translation.corpora.vocabulary import Segmentation, encode_file, train_vocabulary
+
+ODD = "one\u0085two\u2028three\u2029four\x0bfive\x0csix\x1cseven"
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(f"\ufeff{ODD}\r\nlast".encode())
+    assert read_lines(path) == [ODD, "last"]
+    packed = tmp_path / "text.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_lines(packed) == [ODD, "last"]
+
+
+def test_standard_input(monkeypatch):
+    stdin = io.TextIOWrapper(io.BytesIO("ä\nb\n".encode()))
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert read_lines("-") == ["ä", "b"]
+
+
+def test_a_line_of_a_zip_may_hold_such_characters(tmp_path):
+    path = tmp_path / "deu-eng.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("deu.txt", f"Hi {ODD}\tHallo\nRun\tLauf\n")
+    assert tatoeba_pairs(path) == [("Hallo", f"Hi {ODD}"), ("Lauf", "Run")]
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"Lauf", b"Lauv"))
+    with pytest.raises(
+        ValueError, match=r"deu-eng\.zip is damaged: 'deu\.txt' in it does not match"
+    ):
+        tatoeba_pairs(path)
+
+
+def test_written_splits_have_as_many_lines_for_fairseq(tmp_path):
+    write_splits({"train": [(ODD, "a\rb")] * 3}, tmp_path, ("de", "en"))
+    for language in ("de", "en"):
+        with open(tmp_path / f"train.{language}", encoding="utf-8") as file:  # as fairseq opens it
+            assert len(file.readlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"one\rtwo\n",
+            "x:1: a carriage return within the line, which fairseq would take for its end",
+        ),
+        ("\ufeffone\n".encode(), "x:1: begins with a byte order mark"),
+        (gzip.compress(b"one\n"), "x: packed by gzip, which fairseq does not read"),
+        ("one\n".encode("utf-16"), "x: UTF-16, not UTF-8"),
+        ("one\n".encode("utf-16-be"), "x: UTF-16, not UTF-8"),
+        (b"one\nH\xe4user\n", "x:2: not UTF-8 (byte 0xe4 at position 2 of the line)"),
+        (b"", "x: the file is empty"),
+        (b"PK\x03\x04", "x: a zip archive, not a text"),
+    ],
+)
+def test_texts_that_fairseq_would_read_otherwise(tmp_path, content, message):
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="x:") as caught:
+        read_plain_lines(path)
+    assert message in str(caught.value)
+
+
+def test_a_damaged_gzip_a_folder_and_a_pipe(tmp_path):
+    path = tmp_path / "x.gz"
+    packed = gzip.compress(b"one sentence\n" * 100)
+    for content in (packed[:-6], packed[:20], packed[:30] + b"junk" + packed[34:]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.gz: a damaged gzip file"):
+            read_lines(path)
+    with pytest.raises(ValueError, match="a folder, not a text"):
+        read_lines(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="not a regular file; a pipe is read as standard input"):
+        read_lines(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["D-0\t0\ta", "D-999999999999\t0\tb"],
+            "999999999998 of 1000000000000 sentences have no D- line",
+        ),
+        (["D-0\t0\ta", f"D-{'9' * 5000}\t0\tb"], "out:2: not a D- line of fairseq's"),
+        (["D-0\t0"], "out:1: not a D- line of fairseq's: 'D-0"),
+        (["S-0\ta", "H-0\t0\ta"], "none with D-, which has the translation"),
+        (["D-0\t0\ta", "D-2\t0\tb"], "1 of 3 sentences have no D- line, the first is 1"),
+    ],
+)
+def test_output_of_fairseq_that_is_not_whole(lines, message):
+    with pytest.raises(ValueError, match="out:") as caught:
+        hypotheses_in(lines, "out")
+    assert message in str(caught.value)
+
+
+def test_output_of_fairseq_and_plain_text():
+    assert hypotheses_in(["D-1\t0\tb", f"D-0\t0\t{ODD}", "D-0\t0\tworse"], "out") == [ODD, "b"]
+    assert hypotheses_in(["D- is a letter", "D-\t\t"], "out") == ["D- is a letter", "D-\t\t"]
+    # Other digits than ours are text.
+    assert hypotheses_in(["D-\u0663\t0\tx"], "out") == ["D-\u0663\t0\tx"]
+
+
+def test_two_texts_of_one_name_are_not_encoded_onto_each_other(tmp_path, capsys):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.de").write_text(f"{folder}\n")
+    words = ["encode", *(str(tmp_path / name / "x.de") for name in "ab")]
+    status = main([*words, "--model", "m", "--out", str(tmp_path / "pieces")])
+    assert status == 2
+    assert "a/x.de and " in (error := capsys.readouterr().err)
+    assert "would both become" in error
+    assert not (tmp_path / "pieces").exists()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "text"
+    lines = ["ein Haus und zwei Häuser", "ein Baum", "½ Liter ﬁnden", "a" * 3000 + "ä" * 700]
+    path.write_text("\n".join([*lines, "", "mit ▅ Zeichen"]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_vocabulary_says_what_it_was_not_learned_from(text, tmp_path):
+    out = tmp_path / "joint.model"
+    report = train_vocabulary([text], 60, out, segmentation=Segmentation(soft_limit=True))
+    assert report.num_lines == 5
+    assert (report.num_too_long, report.too_long) == (1, (f"{text}:4",))
+    assert report.num_reserved == 1
+    assert report.num_changed == 1
+    assert report.example == ("½ Liter ﬁnden", "1⁄2 Liter finden")
+    assert report.num_pieces < 60
+
+
+def test_options_of_the_segmentation(text, tmp_path):
+    def pieces(line, **options):
+        out = tmp_path / "x.model"
+        how = Segmentation(soft_limit=True, **options)
+        train_vocabulary([text], 400, out, segmentation=how)
+        (tmp_path / "line").write_text(f"{line}\n", encoding="utf-8")
+        encode_file(out, tmp_path / "line", tmp_path / "encoded")
+        return (tmp_path / "encoded").read_text(encoding="utf-8").split()
+
+    assert "½" not in "".join(pieces("½ Liter"))
+    assert "½" in "".join(pieces("½ Liter", normalization="identity"))
+    assert "haus" in "".join(pieces("HAUS", normalization="nmt_nfkc_cf"))
+    assert "".join(pieces("Z")) == "▁Z"
+    assert "<0x5A>" in pieces("Z", byte_fallback=True)
+    assert "<Name>" in pieces("ein <Name> und", user_symbols=("<Name>",))
+    assert (
+        train_vocabulary(
+            [text],
+            60,
+            tmp_path / "y",
+            segmentation=Segmentation("bpe", longest_line=9000, soft_limit=True),
+        ).num_too_long
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "message"),
+    [
+        (0, {}, "the number of pieces must be at least 1, got 0"),
+        (30, {"kind": "word"}, "unknown kind 'word'; known: unigram, bpe"),
+        (30, {"normalization": "nfd"}, "unknown normalization 'nfd'; known: nmt_nfkc"),
+        (30, {"character_coverage": 0.5}, r"character coverage must be in \[0.98, 1\], got 0.5"),
+        (30, {"longest_line": 0}, "the longest line must be 1 to"),
+        (900, {}, "no vocabulary of 900 pieces from 5 lines: Vocabulary size too high"),
+        (5, {}, "no vocabulary of 5 pieces from 5 lines: Vocabulary size is smaller"),
+    ],
+)
+def test_vocabularies_that_cannot_be(text, tmp_path, size, options, message):
+    with pytest.raises(ValueError, match=message):
+        train_vocabulary([text], size, tmp_path / "x", segmentation=Segmentation(**options))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_that_is_none(text, tmp_path):
+    (tmp_path / "junk").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"junk: not a SentencePiece model"):
+        encode_file(tmp_path / "junk", text, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"none: no such file"):
+        encode_file(tmp_path / "none", text, tmp_path / "out")
+    (tmp_path / "empty").write_text("\n\n")
+    with pytest.raises(ValueError, match=r"all lines of .*empty are empty"):
+        train_vocabulary([tmp_path / "empty"], 30, tmp_path / "x")

@@ -1,0 +1,129 @@
+"""The one reader of texts: UTF-8, plain or gzip, one sentence a line, separated by line feeds only.
+
+Python's ``str.splitlines`` ends a line also at U+0085, U+2028, a vertical tab and others that occur within
+sentences; fairseq and sacreBLEU do not, and neither does this module. fairseq, which opens texts in Python's
+text mode, ends a line at a carriage return of its own: see `refuse_breaks`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+STANDARD_INPUT = "-"
+_GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_UTF8_MARK, _UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a UTF-8 text: of a file, of one packed by gzip, or of standard input (``-``).
+
+    A byte order mark at its beginning and a carriage return at the end of a line are left out.
+
+    Raises:
+        ValueError: no such file, no line in it, or bytes that are not UTF-8 (names file and line).
+    """
+    return split_lines(_unpacked(read_bytes(path), str(path)), str(path))
+
+
+def read_plain_lines(path: str | Path) -> list[str]:
+    """As `read_lines`, of a text that fairseq-preprocess reads as it is.
+
+    Raises:
+        ValueError: as `read_lines`; a packed text, a byte order mark, or a carriage return within a line.
+    """
+    content = read_bytes(path)
+    if content.startswith(_GZIP):
+        raise ValueError(f"{path}: packed by gzip, which fairseq does not read; unpack it (gunzip)")
+    if content.startswith(_UTF8_MARK):
+        raise ValueError(
+            f"{path}:1: begins with a byte order mark, which would become a part of the first word; leave it "
+            "out, as with sed '1s/^\\xEF\\xBB\\xBF//'"
+        )
+    lines = split_lines(content, str(path))
+    refuse_breaks(lines, str(path))
+    return lines
+
+
+def refuse_breaks(lines: Sequence[str], name: str) -> None:
+    """Refuse carriage returns within lines: fairseq would take each for the end of a line.
+
+    Raises:
+        ValueError: there is one (names file and line).
+
+    Example:
+        >>> refuse_breaks(["one\\u2028line"], "text")
+        >>> refuse_breaks(["one", "two\\rthree"], "text")
+        Traceback (most recent call last):
+        ...
+        ValueError: text:2: a carriage return within the line, which fairseq would take for its end; ...
+    """
+    for number, line in enumerate(lines, start=1):
+        if "\r" in line:
+            raise ValueError(
+                f"{name}:{number}: a carriage return within the line, which fairseq would take for its end; "
+                "leave it out, as with tr -d '\\r'"
+            )
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Content of a file, or of standard input (``-``).
+
+    Raises:
+        ValueError: no such file, or what is no file, such as a folder or a pipe.
+    """
+    if str(path) == STANDARD_INPUT:
+        return sys.stdin.buffer.read()
+    path = Path(path)
+    if not path.is_file():
+        what = "a folder, not a text" if path.is_dir() else "not a regular file"
+        hint = "; a pipe is read as standard input, with - for its name"
+        raise ValueError(f"{path}: {what + hint if path.exists() else 'no such file'}")
+    return path.read_bytes()
+
+
+def _unpacked(content: bytes, name: str) -> bytes:
+    if not content.startswith(_GZIP):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{name}: a damaged gzip file: {error}") from error
+
+
+def split_lines(content: bytes, name: str) -> list[str]:
+    """Lines of a text.
+
+    Args:
+        content: of the text.
+        name: of the text, for messages.
+
+    Raises:
+        ValueError: no line, or bytes that are not UTF-8.
+
+    Example:
+        >>> split_lines("one\\u2028still\\r\\ntwo".encode(), "text")
+        ['one\\u2028still', 'two']
+    """
+    if content.startswith(_UTF16_MARKS) or b"\x00" in content[:2]:
+        raise ValueError(f"{name}: UTF-16, not UTF-8; convert it, as with iconv -f utf-16 -t utf-8")
+    if content.startswith(_ZIP):
+        raise ValueError(f"{name}: a zip archive, not a text; unpack it")
+    lines = content.removeprefix(_UTF8_MARK).split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    if not lines:
+        raise ValueError(f"{name}: the file is empty; it needs one sentence a line")
+    text = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            text.append(line.decode("utf-8").removesuffix("\r"))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{name}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at position "
+                f"{error.start + 1} of the line); convert the file, as with iconv -f latin1 -t utf-8"
+            ) from error
+    return text
