@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import platform
 import shlex
@@ -20,13 +18,8 @@ from typing import Any
 import torch
 
 from coe_core import CalibratedCurve, OperatingPoint, StoredPoints
-from coe_core.operating_points import (
-    COE,
-    curve_from_dict,
-    curve_to_dict,
-    points_from_dict,
-    points_to_dict,
-)
+from coe_core.stored_points import COE, load_curve, load_points, save_curve, save_points
+from coe_core.support.files import sha256_of
 from vision.data.load import ImageData, load_data
 from vision.errors import RunError
 from vision.precision import choose_precision
@@ -67,9 +60,7 @@ class Run:
     @cached_property
     def fitted_with(self) -> dict[str, str]:
         """What its thresholds depend on, see `coe_core.check_fitted_with`: they hold for these weights."""
-        with self.checkpoint.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"checkpoint": digest, "confidence": CONFIDENCE}
+        return {"checkpoint": sha256_of(self.checkpoint), "confidence": CONFIDENCE}
 
     def operating_point(self, name: str) -> OperatingPoint:
         """A stored operating point.
@@ -86,12 +77,12 @@ class Run:
         """Keep an operating point with the run, replacing one of the same name."""
         self.operating_points[point.name] = point
         stored = StoredPoints({COE: list(self.operating_points.values())}, {})
-        write_text(self.folder / POINTS, json.dumps(points_to_dict(TASK, stored), indent=2) + "\n")
+        save_points(self.folder / POINTS, TASK, stored)
 
     def store_curve(self, curve: CalibratedCurve) -> None:
         """Keep the trade-off curve with the run."""
         self.curve = curve
-        write_text(self.folder / CURVE, json.dumps(curve_to_dict(TASK, curve)) + "\n")
+        save_curve(self.folder / CURVE, TASK, curve)
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -182,9 +173,9 @@ def load_run(path: str | Path, team: bool = True) -> Run:
     in_run = checkpoint.parent.name == LAST.parent.name
     run = Run(checkpoint.parent.parent if in_run else checkpoint.parent, checkpoint, networks)
     run.operating_points = _stored(
-        run.folder / POINTS, lambda stored: points_from_dict(TASK, stored).named(), {}
+        run.folder / POINTS, lambda path: load_points(path, TASK).named(), {}
     )
-    run.curve = _stored(run.folder / CURVE, lambda stored: curve_from_dict(TASK, stored), None)
+    run.curve = _stored(run.folder / CURVE, lambda path: load_curve(path, TASK), None)
     return run
 
 
@@ -214,13 +205,13 @@ def load_run_data(
     return data
 
 
-def _stored(path: Path, read: Callable[[Any], Any], missing: Any) -> Any:
+def _stored(path: Path, read: Callable[[Path], Any], missing: Any) -> Any:
     """What `calibrate` left in a JSON file of the run."""
     if not path.is_file():
         return missing
     try:
-        return read(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError, TypeError) as error:
+        return read(path)
+    except ValueError as error:
         raise RunError(
             f"{path} is damaged ({error}); remove it and run `coe-vision calibrate` again"
         ) from error
