@@ -20,18 +20,17 @@ import torch
 from coe_core import CalibratedCurve, OperatingPoint, StoredPoints
 from coe_core.stored_points import COE, load_curve, load_points, save_curve, save_points
 from coe_core.support.files import sha256_of
+from vision.checkpoints import LAST, PARAMETERS, find_checkpoint, load_checkpoint
 from vision.data.load import ImageData, load_data
 from vision.errors import RunError
 from vision.precision import choose_precision
-from vision.recipe import Recipe
+from vision.recipe import Recipe, recipe_from_dict
 from vision.recipe_networks import Networks
 
-LAST = Path("checkpoints/last.ckpt")
 POINTS = Path("operating_points.json")
 CONFIDENCE = "max_probability"  # that exits are decided by
 TASK = "vision"  # of stored points
 CURVE = Path("trade_off_curve.json")
-_PARAMETERS = ("recipe", "classes", "preprocess")  # what `Networks` is built from
 _PREFIX = "networks."  # of the networks' weights in a checkpoint of the training module
 
 
@@ -103,40 +102,6 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Content of a checkpoint of ours, loaded with ``weights_only=True``.
-
-    Raises:
-        RunError: missing, unreadable, or not a checkpoint of this toolkit.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise RunError(
-            f"there is no checkpoint {path}; give a run folder or a .ckpt file"
-        ) from error
-    except Exception as error:  # unpickling raises almost anything on a damaged file
-        raise RunError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}); it is damaged or "
-            "something else"
-        ) from error
-    parameters = content.get("hyper_parameters") if isinstance(content, dict) else None
-    missing = [name for name in _PARAMETERS if name not in (parameters or {})]
-    if missing:
-        raise RunError(f"{path} is not a checkpoint of coe-vision: it holds no {missing[0]}")
-    return content
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint of a run folder (its last), or the file itself."""
-    path = Path(path)
-    if path.is_dir():
-        if not (path / LAST).is_file():
-            raise RunError(f"{path} is not a run folder: it has no {LAST}")
-        return path / LAST
-    return path
-
-
 def load_run(path: str | Path, team: bool = True) -> Run:
     """Load a run from its folder or from a checkpoint file; nothing else is needed.
 
@@ -149,9 +114,7 @@ def load_run(path: str | Path, team: bool = True) -> Run:
     """
     checkpoint = find_checkpoint(path)
     content = load_checkpoint(checkpoint)
-    parameters = content["hyper_parameters"]
-    parameters["recipe"] = without_downloads(parameters["recipe"])
-    networks = Networks(**{name: parameters[name] for name in _PARAMETERS})
+    networks = _build(checkpoint, content["hyper_parameters"])
     if team and networks.team is None:
         raise RunError(
             f"{path} trained ensembles only, no delegator and experts; `coe-vision evaluate` and "
@@ -203,6 +166,21 @@ def load_run_data(
             f"was trained on {len(run.networks.classes)} ({', '.join(run.networks.classes[:5])}, ...)"
         )
     return data
+
+
+def _build(checkpoint: Path, parameters: dict[str, Any]) -> Networks:
+    """The networks of a checkpoint, whose stored values may be damaged or anyone's."""
+    values = {name: parameters[name] for name in PARAMETERS}
+    try:
+        recipe = recipe_from_dict(parameters["recipe"], str(checkpoint))
+        values["recipe"] = without_downloads(recipe.to_dict())
+        return Networks(**values)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RunError(
+            f"the networks of {checkpoint} cannot be built: {reason[:300]}; was it written with other "
+            "versions of timm or torchvision? provenance.json names those it was trained with"
+        ) from error
 
 
 def _stored(path: Path, read: Callable[[Path], Any], missing: Any) -> Any:
