@@ -20,7 +20,10 @@ def cli() -> Callable[..., int]:
     from vision.commands.cli import main
 
     def call(*arguments: object) -> int:
-        return main([str(argument) for argument in arguments])
+        try:
+            return main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse
+            return int(stop.code or 0)
 
     return call
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import socket
 
 from coe_core.support.aims import parse_size
 from coe_core.support.command import at_least, number_in, parsed_by
@@ -16,7 +15,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("run", help="run folder or checkpoint")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="0.0.0.0 for all (default: this machine)"
+        "--host", default="127.0.0.1", help="0.0.0.0 or :: for all (default: this machine)"
+    )
+    parser.add_argument(
+        "--host-names",
+        type=parsed_by(host_names),
+        default=(),
+        metavar="NAME[,NAME]",
+        help="that it is reached by, besides addresses, localhost and --host; * for any",
     )
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     parser.add_argument(
@@ -38,12 +44,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-bytes", type=parsed_by(parse_size), default="10M", help="of an upload"
     )
+    parser.add_argument(
+        "--max-memory",
+        type=parsed_by(parse_size),
+        default="1G",
+        help="for images while they are decoded, all together",
+    )
     parser.add_argument("--max-pixels", type=at_least(1), default=50_000_000, help="of an image")
     parser.add_argument(
         "--body-seconds",
         type=number_in(0, MAX_SECONDS, low_is_in=False),
         default=20.0,
         help="for an upload to arrive",
+    )
+    parser.add_argument(
+        "--predict-seconds",
+        type=number_in(0, MAX_SECONDS, low_is_in=False),
+        default=60.0,
+        help="for a batch to be predicted, and for memory to become free",
     )
     add_arithmetic(parser)
 
@@ -63,19 +81,36 @@ def add_arithmetic(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def host_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them.
+
+    Raises:
+        ValueError: an empty one, or what is no name.
+
+    Example:
+        >>> host_names("coe.example.org, coe.lan")
+        ('coe.example.org', 'coe.lan')
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name != "*" and (not name or set(name) & set(" \t/:@?#[]*")):
+            raise ValueError(f"{name!r} is no host name such as coe.example.org")
+    return names
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Serve until SIGINT or SIGTERM; requests in work are answered first."""
     from vision.export.export import require
 
     require("fastapi", "uvicorn", "prometheus_client", "python_multipart", extra="serve")
-    import uvicorn
+    from vision.serve import process
 
-    from vision.prediction.predictor import Predictor
-    from vision.serve.app import ServerSettings, create_app
-    from vision.serve.limits import ImpatientProtocol
+    process.allow_connections(arguments.max_requests)
+    with process.listen(arguments.host, arguments.port) as listening:
+        # After the socket: a port in use is told at once.
+        from vision.prediction.predictor import Predictor
+        from vision.serve.app import ServerSettings, create_app
 
-    listening = _listen(arguments.host, arguments.port)
-    with listening:
         predictor = Predictor(
             arguments.run,
             budget=arguments.at,
@@ -90,28 +125,10 @@ def run(arguments: argparse.Namespace) -> None:
             max_requests=arguments.max_requests,
             max_bytes=arguments.max_bytes,
             body_seconds=arguments.body_seconds,
+            max_memory=arguments.max_memory,
+            predict_seconds=arguments.predict_seconds,
+            host_names=(*arguments.host_names, *process.own_names(arguments.host)),
         )
         app = create_app(predictor, settings)
-        host, port = listening.getsockname()[:2]
-        print(f"serving {arguments.run} at http://{host}:{port}", flush=True)
-        config = uvicorn.Config(
-            app,
-            http=ImpatientProtocol,
-            ws="none",
-            log_level="warning",
-            server_header=False,
-            timeout_keep_alive=10,
-            timeout_graceful_shutdown=10,
-            limit_concurrency=4 * arguments.max_requests + 64,  # connections, idle ones included
-        )
-        uvicorn.Server(config).run([listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket, taken before anything is loaded: a port in use is told at once."""
-    from vision.errors import RunError
-
-    try:
-        return socket.create_server((host, port))
-    except (OSError, OverflowError) as error:
-        raise RunError(f"cannot listen on {host}:{port}: {error}") from error
+        print(f"serving {arguments.run} at {process.address(listening)}", flush=True)
+        process.run_server(app, listening, arguments.max_requests)

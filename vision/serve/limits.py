@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from contextlib import suppress
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
-log = logging.getLogger("coe-vision")
+log = logging.getLogger("coe-serve")
+ALWAYS_ANSWERED = frozenset({"/health", "/metrics"})  # by path; neither reads a body nor waits
 
 
 class Limits:
     """ASGI middleware: a POST body arrives whole, small and in time, or is answered with the reason.
 
-    429: as many requests are in work as may be. 413: too many bytes. 408: too slow. Bodies are read
-    here, so what comes after never waits for a client, and memory is bounded by
-    ``max_requests * max_bytes``.
+    429: as many POST requests are in work as may be. 413: too many bytes. 408: too slow. 503: as many
+    requests of any kind are in work as the server has places for. Bodies are read here, so what comes
+    after never waits for a client, and memory is bounded by ``max_requests * max_bytes``.
+    `ALWAYS_ANSWERED` are never refused for what others do.
 
     Args:
         app: the application.
@@ -29,16 +30,29 @@ class Limits:
     def __init__(self, app, *, max_requests: int, max_bytes: int, body_seconds: float):
         self.app, self.max_requests, self.max_bytes = app, max_requests, max_bytes
         self.body_seconds = body_seconds
-        self.in_work = 0
+        self.max_any = places(max_requests)
+        self.in_work = self.any_in_work = 0
 
     async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["path"] in ALWAYS_ANSWERED:
             await self.app(scope, receive, send)
             return
+        if self.any_in_work >= self.max_any:
+            await refuse(send, 503, "the server has no place left; try again later", retry=True)
+            return
+        self.any_in_work += 1
+        try:
+            if scope["method"] == "POST":
+                await self._post(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+        finally:
+            self.any_in_work -= 1
+
+    async def _post(self, scope, receive, send) -> None:
         if self.in_work >= self.max_requests:
             detail = f"{self.max_requests} requests are in work already; try again later"
-            await self._discard(receive)
-            await _refuse(send, 429, detail, retry=True)
+            await self._refuse(receive, send, 429, detail, retry=True)
             return
         self.in_work += 1
         try:
@@ -50,18 +64,19 @@ class Limits:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         too_large = f"the body may have {self.max_bytes:,} bytes"
         if length.isdigit() and int(length) > self.max_bytes:
-            await self._discard(receive)
-            await _refuse(send, 413, f"{too_large}, this one has {int(length):,}")
+            detail = f"{too_large}, this one has {int(length):,}"
+            await self._refuse(receive, send, 413, detail)
             return
         try:
             async with asyncio.timeout(self.body_seconds):
                 body = await self._read(receive)
         except TimeoutError:
-            await _refuse(send, 408, f"the body did not arrive within {self.body_seconds:g} s")
+            await refuse(send, 408, f"the body did not arrive within {self.body_seconds:g} s")
+            return
+        except _GoneError:
             return
         if body is None:
-            await self._discard(receive)
-            await _refuse(send, 413, f"{too_large}, this one has more")
+            await self._refuse(receive, send, 413, f"{too_large}, this one has more")
             return
         given = False
 
@@ -74,21 +89,23 @@ class Limits:
 
         await self.app(scope, replay, send)
 
-    async def _discard(self, receive) -> None:
-        """Take the rest of a body away: who still sends when the connection closes sees no answer."""
-        left, more = 4 * self.max_bytes, True
+    async def _refuse(self, receive, send, status: int, detail: str, retry: bool = False) -> None:
+        """Answer at once, then take the rest of the body away: who still sends when the connection
+        closes may never see the answer."""
+        await refuse(send, status, detail, retry, last=False)
         with suppress(TimeoutError):
-            async with asyncio.timeout(min(1.0, self.body_seconds)):
-                while more and left > 0:
-                    message = await receive()
-                    left -= len(message.get("body", b""))
-                    more = message.get("more_body", False)
+            async with asyncio.timeout(min(5.0, self.body_seconds)):
+                while (message := await receive()).get("more_body", False):
+                    del message
+        await send({"type": "http.response.body", "body": b""})
 
     async def _read(self, receive) -> bytes | None:
-        """The body; None if it is too large. Of a client that went away, what there is."""
+        """The body; None if it is too large."""
         parts, size, more = [], 0, True
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _GoneError
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self.max_bytes:
@@ -97,44 +114,69 @@ class Limits:
         return b"".join(parts)
 
 
-async def _refuse(send, status: int, detail: str, retry: bool = False) -> None:
-    log.warning("refused with %d: %s", status, detail)
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-    headers += [(b"retry-after", b"1")] * retry
-    body = json.dumps({"detail": detail}).encode()
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+class _GoneError(Exception):
+    """The client went away before its body had arrived."""
 
 
-class CountStatus:
-    """ASGI middleware: counts answers by their status.
+def places(max_requests: int) -> int:
+    """Requests of any kind that may be in work where so many predictions may."""
+    return 2 * max_requests + 32
+
+
+async def refuse(send, status: int, detail: str, retry: bool = False, *, last: bool = True) -> None:
+    """Answer with the reason, and close the connection.
 
     Args:
-        app: the application.
-        counter: of Prometheus, with one label.
+        send: of ASGI.
+        status: of the answer.
+        detail: one line.
+        retry: say that it may go well a second later.
+        last: whether the answer ends here.
+    """
+    refusals.told(status, detail)
+    body = json.dumps({"detail": detail}).encode()
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    headers += [(b"content-length", str(len(body)).encode())]
+    headers += [(b"retry-after", b"1")] * retry
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": not last})
+
+
+class QuietLog:
+    """Lines about what clients do wrong: of each status one a second, so that they cannot fill a disk.
+
+    Args:
+        seconds: between two lines of one status.
     """
 
-    def __init__(self, app, counter):
-        self.app, self.counter = app, counter
+    def __init__(self, seconds: float = 1.0):
+        self.seconds = seconds
+        self._last: dict[int, float] = {}
+        self._left_out: dict[int, int] = {}
 
-    async def __call__(self, scope, receive, send) -> None:
-        async def counted(message) -> None:
-            if message["type"] == "http.response.start":
-                self.counter.labels(str(message["status"])).inc()
-            await send(message)
+    def told(self, status: int, detail: str) -> None:
+        """One line, or none if there was one just now."""
+        now = time.monotonic()
+        if now - self._last.get(status, -self.seconds) < self.seconds:
+            self._left_out[status] = self._left_out.get(status, 0) + 1
+            return
+        self._last[status] = now
+        others = self._left_out.pop(status, 0)
+        more = f" (and {others} others since the last line)" if others else ""
+        log.warning("refused with %d: %s%s", status, printable(detail, 300), more)
 
-        await self.app(scope, receive, counted if scope["type"] == "http" else send)
+
+def printable(text: str, most: int = 200) -> str:
+    """Text on one line, in characters that any terminal, log and JSON takes; cut where it is long.
+
+    Example:
+        >>> print(printable("a\\nb"), printable("é \\udcff"), printable("x" * 9, 5))
+        a\\nb é \\udcff xxxx…
+    """
+    text = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1]
+    )
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
-class ImpatientProtocol(H11Protocol):
-    """uvicorn's protocol, which by itself would wait for ever for the first request's header."""
-
-    header_seconds = 10.0
-
-    def connection_made(self, transport) -> None:
-        super().connection_made(transport)
-        self.loop.call_later(self.header_seconds, self._close_if_silent)
-
-    def _close_if_silent(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+refusals = QuietLog()

@@ -9,31 +9,28 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from vision.prediction.budgets import Budget
-from vision.prediction.predictor import Prediction
-
-WINDOW = 1000  # images that the drift is judged by
-LEAST = 100  # images before it is judged at all
+WINDOW = 1000  # items that the drift is judged by
+LEAST = 100  # items before it is judged at all
 ALARM = 4.0  # standard errors
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
 @dataclass(frozen=True)
 class Drift:
-    """Exit rate of the last images beside what calibration promises at their thresholds."""
+    """Exit rate of the last items beside what calibration promises at their thresholds."""
 
     num_images: int
     live: float | None
     expected: float | None
     standard_errors: float | None  # live - expected, in its standard errors
-    drifted: bool  # too far for chance: the images are no longer like the calibration data
+    drifted: bool  # too far for chance: the items are no longer like the calibration data
 
 
 class ExitRateDrift:
-    """Compares exits with the calibrated exit rate of each image's own threshold.
+    """Compares exits with the calibrated exit rate of each item's own threshold.
 
-    Each image exits with its expected probability p, known from m calibration samples. The standard
-    error of the difference of means has a share of the n live images and one of the calibration:
+    Each item exits with its expected probability p, known from m calibration samples. The standard
+    error of the difference of means has a share of the n live items and one of the calibration:
     sqrt(mean p (1 - p) (1/n + 1/m)).
 
     Example:
@@ -45,23 +42,24 @@ class ExitRateDrift:
     """
 
     def __init__(self, window: int = WINDOW):
-        self._images: deque[tuple[bool, float, int]] = deque(maxlen=window)
+        self._items: deque[tuple[bool, float, int]] = deque(maxlen=window)
 
     def add(self, exited: bool, expected: float, num_calibration: int) -> None:
-        """One image whose threshold lets a share ``expected`` exit, by so many calibration samples."""
-        self._images.append((exited, expected, num_calibration))
+        """One item whose threshold lets a share ``expected`` exit, by so many calibration samples."""
+        if num_calibration > 0:
+            self._items.append((exited, expected, num_calibration))
 
     def report(self) -> Drift:
-        """Of the last images; nothing is judged before there are `LEAST`."""
-        images = list(self._images)
-        n = len(images)
+        """Of the last items; nothing is judged before there are `LEAST`."""
+        items = list(self._items)
+        n = len(items)
         if n == 0:
             return Drift(0, None, None, None, False)
-        live = sum(exited for exited, _, _ in images) / n
-        expected = sum(p for _, p, _ in images) / n
-        variance = sum(p * (1 - p) * (1 / n + 1 / m) for _, p, m in images) / n
-        # Where all or nothing should exit, one image in the calibration data is the resolution.
-        error = max(math.sqrt(variance), min(1 / m for _, _, m in images))
+        live = sum(exited for exited, _, _ in items) / n
+        expected = sum(p for _, p, _ in items) / n
+        variance = sum(p * (1 - p) * (1 / n + 1 / m) for _, p, m in items) / n
+        # Where all or nothing should exit, one item in the calibration data is the resolution.
+        error = max(math.sqrt(variance), min(1 / m for _, _, m in items))
         distance = (live - expected) / error
         return Drift(n, live, expected, distance, n >= LEAST and abs(distance) > ALARM)
 
@@ -71,23 +69,34 @@ class LiveMetrics:
 
     Args:
         num_experts: k.
+        unit: what is predicted, in the names of the metrics.
     """
 
-    def __init__(self, num_experts: int):
+    def __init__(self, num_experts: int, unit: str = "images"):
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("coe_requests", "by status", ["status"], registry=registry)
-        self.images = Counter("coe_images", "by route", ["route"], registry=registry)
+        for status in (200, 429, 503):  # a rate needs its zero
+            self.requests.labels(str(status))
+        self.items = Counter(f"coe_{unit}", "by route", ["route"], registry=registry)
         for route in ("exit", *(f"expert_{j}" for j in range(num_experts))):
-            self.images.labels(route)
+            self.items.labels(route)
+        self.failed = Counter(
+            "coe_failed_predictions", "by kind of error", ["error"], registry=registry
+        )
+        self.closed = Counter(
+            "coe_connections_closed", "by the server", ["reason"], registry=registry
+        )
         self.macs = Counter("coe_macs", "multiply-adds spent", registry=registry)
         self.seconds = Histogram(
             "coe_request_seconds", "of answered predictions", buckets=SECONDS, registry=registry
         )
         self.batch = Histogram(
-            "coe_batch_images", "in a batch", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
+            f"coe_batch_{unit}", "in a batch", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
-        self.queue = Gauge("coe_queue_images", "that wait", registry=registry)
-        self.live = Gauge("coe_exit_rate_live", "of the last images", registry=registry)
+        self.queue = Gauge(f"coe_queue_{unit}", "that wait", registry=registry)
+        self.memory = Gauge("coe_memory_bytes", "of the budget, in use", registry=registry)
+        self.healthy = Gauge("coe_healthy", "1: /health answers 200", registry=registry)
+        self.live = Gauge("coe_exit_rate_live", f"of the last {unit}", registry=registry)
         self.expected = Gauge("coe_exit_rate_expected", "by calibration", registry=registry)
         self.drift = Gauge(
             "coe_exit_rate_drift", "live - expected, in standard errors", registry=registry
@@ -95,14 +104,30 @@ class LiveMetrics:
         self._exits = ExitRateDrift()
         self._lock = threading.Lock()
 
-    def predicted(self, prediction: Prediction, budget: Budget, seconds: float) -> None:
-        """Count one answered prediction."""
-        self.images.labels("exit" if prediction.exited else f"expert_{prediction.expert}").inc()
-        self.macs.inc(prediction.macs)
+    def count_status(self, status: int) -> None:
+        """Count one answer."""
+        self.requests.labels(str(status)).inc()
+
+    def count_closed(self, reason: str) -> None:
+        """Count one connection that the server closed."""
+        self.closed.labels(reason).inc()
+
+    def predicted(self, expert: int | None, macs: int, seconds: float) -> None:
+        """Count one answered prediction.
+
+        Args:
+            expert: that ran; None if the item ended early.
+            macs: spent.
+            seconds: from request to answer.
+        """
+        self.items.labels("exit" if expert is None else f"expert_{expert}").inc()
+        self.macs.inc(macs)
         self.seconds.observe(seconds)
-        if budget.exit_rate is not None:
-            with self._lock:
-                self._exits.add(prediction.exited, budget.exit_rate, budget.num_samples)
+
+    def exited(self, exited: bool, expected: float, num_calibration: int) -> None:
+        """Count one item for the drift, see `ExitRateDrift.add`."""
+        with self._lock:
+            self._exits.add(exited, expected, num_calibration)
 
     def drift_report(self) -> Drift:
         """See `ExitRateDrift`."""

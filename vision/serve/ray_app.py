@@ -25,10 +25,14 @@ from vision.data.preprocess import UnreadableImageError
 from vision.errors import RunError
 from vision.precision import autocast, choose_precision
 from vision.prediction.budgets import resolve_budget
-from vision.prediction.predictor import Prediction, decode_image
+from vision.prediction.predictor import Prediction
 from vision.recipe_networks import run_macs
 from vision.run import Run, load_run
-from vision.serve.app import answer_of, image_of
+from vision.serve.answers import answer_of, check_parameters, client_text, image_of, text
+from vision.serve.decoding import ImageDecoder
+from vision.serve.memory import BusyMemoryError, TooMuchMemoryError
+
+MEMORY_SECONDS = 60.0  # that an image waits for its share
 
 
 class Rough(NamedTuple):
@@ -92,13 +96,22 @@ class Ingress:
     """Decodes, asks the delegator, and the selected expert where that is not enough."""
 
     def __init__(
-        self, run: str, delegator: Any, experts: list[Any], max_pixels: int, max_bytes: int
+        self,
+        run: str,
+        delegator: Any,
+        experts: list[Any],
+        max_pixels: int,
+        max_bytes: int,
+        max_memory: int,
     ):
         loaded: Run = load_run(run)
         self.macs = run_macs(loaded.networks)
-        self.classes, self.preprocess = loaded.networks.classes, loaded.networks.preprocess
+        self.classes = loaded.networks.classes
+        self.decoder = ImageDecoder(
+            loaded.networks.preprocess, max_pixels, max_memory, MEMORY_SECONDS
+        )
         loaded.networks.team = None
-        self.run, self.max_pixels, self.max_bytes = loaded, max_pixels, max_bytes
+        self.run, self.max_bytes = loaded, max_bytes
         self.delegator, self.experts = delegator, experts
         resolve_budget(loaded)
 
@@ -110,10 +123,7 @@ class Ingress:
 
     async def _predict(self, image, name, budget, threshold):
         resolved = resolve_budget(self.run, budget, threshold)
-        tensor = await asyncio.to_thread(
-            decode_image, self.preprocess, image, name, self.max_pixels
-        )
-        pixels = tensor.numpy()
+        pixels = (await self.decoder.decode(image, name)).numpy()
         rough: Rough = await self.delegator.remote(pixels)
         exited = rough.confidence >= resolved.threshold
         logits, spent, expert = rough.logits, self.macs.delegator, None
@@ -139,6 +149,7 @@ class Ingress:
         start = time.perf_counter()
         query = request.query_params
         try:
+            check_parameters(request)
             threshold = float(query["threshold"]) if "threshold" in query else None
             length = request.headers.get("content-length", "")
             if not length.isdigit() or int(length) > self.max_bytes:  # bodies of unknown length too
@@ -148,12 +159,15 @@ class Ingress:
             content, name = await image_of(request)
             found, resolved = await self._predict(content, name, query.get("budget"), threshold)
         except HTTPException as error:
-            return JSONResponse({"detail": error.detail}, error.status_code)
+            return JSONResponse({"detail": text(error.detail)}, error.status_code)
+        except TooMuchMemoryError as error:
+            return JSONResponse({"detail": f"the image is too large: {error}"}, 413)
+        except BusyMemoryError as error:
+            return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
         except UnreadableImageError as error:
-            return JSONResponse({"detail": str(error)}, 422)
-        except (ValueError, RunError, AimNotReachableError) as error:
-            reason = str(error).replace(str(self.run.folder), self.run.folder.name)
-            return JSONResponse({"detail": reason}, 400)
+            return JSONResponse({"detail": client_text(error, self.run)}, 422)
+        except (ValueError, RunError, AimNotReachableError, OverflowError) as error:
+            return JSONResponse({"detail": client_text(error, self.run)}, 400)
         seconds = time.perf_counter() - start
         return JSONResponse(answer_of(found, self.classes, resolved, seconds).model_dump())
 
@@ -171,6 +185,7 @@ class Settings(NamedTuple):
         max_queued: requests that a deployment lets wait; further ones get 503 from Ray.
         max_pixels: of an image.
         max_bytes: of a body.
+        max_memory: bytes for images while they are decoded, of an ingress replica.
         num_cpus: reserved for a replica.
         num_gpus: reserved for a replica of a network; may be a fraction.
     """
@@ -184,6 +199,7 @@ class Settings(NamedTuple):
     max_queued: int = 256
     max_pixels: int = 50_000_000
     max_bytes: int = 10 * 2**20
+    max_memory: int = 2**30
     num_cpus: float = 1.0
     num_gpus: float = 0.0
 
@@ -235,4 +251,5 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         experts,
         settings.max_pixels,
         settings.max_bytes,
+        settings.max_memory,
     )

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vision.prediction.predictor import Predictor
 from vision.run import load_run, load_run_data
-from vision.serve.app import ServerSettings
+from vision.serve.app import ServerSettings, create_app
 
 
 def neighbour(name):
@@ -20,14 +20,14 @@ def neighbour(name):
 
 
 @pytest.fixture(scope="module")
-def page(trained, tmp_path_factory):
+def page(serving, trained, tmp_path_factory):
     """The page of a running server, loaded; with the predictor behind it and an image file."""
     folder = tmp_path_factory.mktemp("browser")
     predictor = Predictor(trained)
     image = folder / "digit.png"
     Image.fromarray(load_run_data(load_run(trained)).test[0]["image"][0].numpy()).save(image)
     (folder / "broken.png").write_text("nothing")
-    served = neighbour("test_serve").Served(predictor, ServerSettings())
+    served = serving(create_app(predictor, ServerSettings(host_names=())))
     with neighbour("browser").browser(folder / "profile") as driver, served:
         driver.get(f"http://127.0.0.1:{served.port}/")
         yield Page(driver, predictor, image, served)

@@ -1,0 +1,104 @@
+"""Uploads become pixels within a budget of bytes, whose need is read off the header beforehand."""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from torch import Tensor
+
+from vision.data.decode import num_processors
+from vision.data.preprocess import Preprocess, open_image
+from vision.prediction.predictor import decode_image
+from vision.serve.memory import MemoryBoundWork, MemoryBudget
+
+# Bytes for each pixel at the highest moment between opening and resizing, measured with Pillow 13
+# (tests/vision/serve/test_decoding.py measures them again) and rounded up.
+_BY_MODE = {"1": 6, "L": 6, "P": 6, "RGB": 6, "CMYK": 10, "YCbCr": 10, "LAB": 10, "HSV": 10}
+_BY_MODE |= {"I;16": 22, "I;16L": 22, "I;16B": 22, "I;16N": 22, "I": 34, "F": 10}
+_BY_MODE |= {"LA": 17, "PA": 17, "La": 17, "RGBA": 17, "RGBa": 17}
+_TRANSPARENT = 17  # laid over white, whatever the mode
+_BY_FORMAT = {
+    "JPEG": 12,
+    "MPO": 12,
+    "JPEG2000": 26,
+    "WEBP": 26,
+    "AVIF": 18,
+}  # JPEG: a progressive one
+_OTHER = 34
+_TURNED = 4  # a second copy, for EXIF's orientation
+
+
+class ImageDecoder:
+    """Decodes uploads in threads, as many at a time as fit the budget.
+
+    Args:
+        preprocess: of the run.
+        max_pixels: of an image; None is Pillow's own limit.
+        max_memory: bytes that decoding may take, of all requests together.
+        seconds: that a request waits for its share.
+    """
+
+    def __init__(
+        self, preprocess: Preprocess, max_pixels: int | None, max_memory: int, seconds: float
+    ):
+        self.preprocess, self.max_pixels = preprocess, max_pixels
+        self.budget = MemoryBudget(max_memory, seconds)
+        threads = ThreadPoolExecutor(num_processors(), thread_name_prefix="decode")
+        self._work = MemoryBoundWork(self.budget, threads)
+
+    async def decode(self, content: bytes, name: str) -> Tensor:
+        """The pixels, as `Predictor` has them.
+
+        Raises:
+            UnreadableImageError: no image, or one of too many pixels.
+            TooMuchMemoryError: it alone needs more than the budget.
+            BusyMemoryError: the budget was not free in time.
+        """
+        need = await self._work.run(0, decoding_bytes, content, self.preprocess, self.max_pixels)
+        return await self._work.run(
+            need, decode_image, self.preprocess, content, name, self.max_pixels
+        )
+
+    def close(self) -> None:
+        """End the threads."""
+        self._work.executor.shutdown(wait=True, cancel_futures=True)
+
+
+def decoding_bytes(content: bytes, preprocess: Preprocess, max_pixels: int | None) -> int:
+    """Memory that decoding an image and resizing it takes at its highest moment.
+
+    0 of what cannot be opened or has too many pixels: `decode_image` refuses it undecoded.
+    """
+    with suppress(Exception), open_image(io.BytesIO(content), max_pixels) as image:
+        width, height = image.size
+        each = max(_BY_MODE.get(image.mode, _OTHER), _BY_FORMAT.get(image.format, 0))
+        if "transparency" in image.info:
+            each = max(each, _TRANSPARENT)
+        if "exif" in image.info:
+            each += _TURNED
+        resized = resizing_bytes(width, height, preprocess)
+        return len(content) + width * height * each + resized
+    return 0
+
+
+def resizing_bytes(width: int, height: int, preprocess: Preprocess) -> int:
+    """Memory for an image between its own size and the networks': far more than either, of a thin one.
+
+    Pillow resizes the width first, at the full height: a strip 1 pixel wide and a million high becomes
+    as wide as the result.
+
+    Example:
+        >>> square = Preprocess(size=100, channels=3, mean=(0,) * 3, std=(1,) * 3)
+        >>> resizing_bytes(1, 1_000_000, square)
+        400040000
+    """
+    channels = 1 if preprocess.channels == 1 else 4
+    wide = high = preprocess.size
+    if preprocess.resize == "crop":
+        longer = int(preprocess.shorter_side * max(width, height) / max(1, min(width, height)))
+        wide, high = preprocess.shorter_side, longer
+        if width > height:
+            wide, high = high, wide
+    return channels * (wide * height + wide * high)
