@@ -123,7 +123,7 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
     Raises:
         ValueError: not a checkpoint of a team, or no such network in it.
     """
-    from translation.plugin.model import complete, delegator_arguments, expert_arguments
+    from translation.plugin.options import complete, delegator_arguments, expert_arguments
 
     parts = sections(state)
     model, task = parts.get("model", {}), parts.get("task", {})

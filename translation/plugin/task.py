@@ -1,23 +1,30 @@
 """The translation task of fairseq, with routing: for fairseq-train, -validate, -generate, -interactive."""
 
 # No "from __future__ import annotations": fairseq reads the types of dataclass fields.
-from collections import defaultdict, deque
+from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from fairseq.data import LanguagePairDataset
-from fairseq.data.data_utils import numpy_seed
 from fairseq.dataclass import ChoiceEnum
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
-from fairseq.utils import resolve_max_positions, split_paths, strip_pad
+from fairseq.utils import resolve_max_positions, split_paths
+from torch import Tensor
 
 from coe_core import check_one, share_gradient
 from translation.corpora.vocabulary import fingerprint
 from translation.evaluation.calibrate import stored_threshold
-from translation.generation.generator import CollaborativeGenerator, Route, by_longest_source
+from translation.generation.generator import CollaborativeGenerator, by_longest_source
 from translation.generation.routers import ROUTERS, Router, check_threshold, parse_router
+from translation.plugin.batches import TypedDataset, WholePairDataset
 from translation.plugin.model import CoETransformerModel
+from translation.plugin.routes import RouteWriter
 
+CRITERION = "coe_label_smoothed_cross_entropy"
+_DECODES_AGAIN = (
+    "subword_nmt",
+    "fastbpe",
+)  # that a text is put together already does not matter to them
 _NOT_SUPPORTED = {
     "score_reference": "it scores one network's forced decoding; use fairseq-validate",
     "retain_iter_history": "it belongs to non-autoregressive models",
@@ -57,29 +64,6 @@ class CoETranslationConfig(TranslationConfig):
     )
 
 
-class WholePairDataset(LanguagePairDataset):
-    """fairseq's data set without two faults of 0.12.3 in how batches are cut.
-
-    - It leaves out the last batch if its size is not a multiple of --required-batch-size-multiple, 8 by
-      default: up to a whole batch is neither trained on, nor validated on, nor translated.
-    - It cuts batches by chance from the epoch at which a process starts, so a training that is resumed
-      goes on with other batches than one that was not interrupted. Here they are those of epoch 1.
-    """
-
-    order_seed: int | None = None
-
-    def ordered_indices(self):
-        if self.order_seed is None:
-            return super().ordered_indices()
-        with numpy_seed(self.order_seed):
-            return super().ordered_indices()
-
-    def batch_by_size(self, indices, *options, **named):
-        batches = super().batch_by_size(indices, *options, **named)
-        rest = indices[sum(len(batch) for batch in batches) :]
-        return [*batches, rest] if len(rest) else batches
-
-
 @register_task("coe_translation", dataclass=CoETranslationConfig)
 class CoETranslationTask(TranslationTask):
     """Translate with a Collaboration of Experts; a plain fairseq model is translated with as it is."""
@@ -112,9 +96,29 @@ class CoETranslationTask(TranslationTask):
             None  # built for training, not from a checkpoint
         )
         self._checked = False  # whether experts that train as one are known to be one
-        self._told = False  # whether the file of --routes is ours already
+        self._routes = RouteWriter(cfg.routes)
         self._typed = 0  # lines that fairseq-interactive has read
-        self._lines: dict[tuple, deque] = {}
+        self._numbers: deque[Tensor] = deque()  # of the lines of each batch of them
+
+    @classmethod
+    def setup_task(cls, cfg, **named):
+        """As the parent.
+
+        Raises:
+            ValueError: pieces would be put together twice, or there is no data folder.
+        """
+        command = getattr(cfg, "_get_parent", lambda: None)()
+        bpe = getattr(getattr(command, "bpe", None), "_name", None)
+        removed = getattr(getattr(command, "common_eval", None), "post_process", None)
+        if removed is not None and bpe is not None and bpe not in _DECODES_AGAIN:
+            raise ValueError(
+                f"--bpe {bpe} and --remove-bpe {removed} would put pieces together twice, and join all "
+                f"words: give --bpe alone (text is typed), or --remove-bpe alone (data are pieces)"
+            )
+        for folder in split_paths(cfg.data or ""):
+            if not Path(folder).is_dir():
+                raise ValueError(f"{folder}: no such folder; fairseq-preprocess makes it")
+        return super().setup_task(cfg, **named)
 
     @property
     def router(self) -> Router:
@@ -128,19 +132,34 @@ class CoETranslationTask(TranslationTask):
             _ = self.router  # an unknown one is an error now, not after the first epoch
         return model
 
+    def build_criterion(self, cfg, from_checkpoint=False):
+        """As the parent.
+
+        Raises:
+            ValueError: a team is to be trained by another criterion than its own.
+        """
+        name = str(getattr(cfg, "_name", None) or getattr(cfg, "criterion", cfg))
+        if self.num_experts is not None and name != CRITERION:
+            raise ValueError(
+                f"--criterion {name} trains one network, not a delegator with its experts: "
+                f"give --criterion {CRITERION}"
+            )
+        return super().build_criterion(cfg, from_checkpoint)
+
     def load_state_dict(self, state_dict):
         """As the parent; checkpoints know which dictionaries they were trained with.
 
         Raises:
             ValueError: these are others.
         """
-        own, saved = self.state.dictionaries, state_dict.get("dictionaries", {})
-        for side, found in own.items():
-            trained = saved.get(side, found)
-            if trained != found:
-                sizes = [int(one.partition(" ")[0]) for one in (found, trained)]
+        stored = state_dict.get("dictionaries")
+        stored = stored if isinstance(stored, dict) else {}
+        for side, own in self.state.dictionaries.items():
+            trained = stored.get(side, own)
+            if trained != own:
+                sizes = [str(which).partition(" ")[0] for which in (own, trained)]
                 what = "as many, but others or in another order"
-                what = what if sizes[0] == sizes[1] else f"{sizes[1]}"
+                what = what if sizes[0] == sizes[1] else sizes[1]
                 raise ValueError(
                     f"the {side} dictionary does not match the checkpoint: it has {sizes[0]} entries, the "
                     f"checkpoint was trained with {what}; give the data folder (dict.*.txt) that the "
@@ -299,12 +318,13 @@ class CoETranslationTask(TranslationTask):
         )
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
-        """As the parent; and remember which lines these are, since `inference_step` is not told."""
-        self._lines = defaultdict(deque)
-        for number, tokens in enumerate(src_tokens, start=self._typed):
-            self._lines[tuple(tokens.tolist())].append(number)
-        self._typed += len(src_tokens)
-        return super().build_dataset_for_inference(src_tokens, src_lengths, constraints=constraints)
+        """As the parent; and remember which lines are in which batch, since `inference_step` is not told."""
+        dataset = super().build_dataset_for_inference(
+            src_tokens, src_lengths, constraints=constraints
+        )
+        self._numbers.clear()
+        first, self._typed = self._typed, self._typed + len(src_tokens)
+        return TypedDataset.over(dataset, first, self._numbers)
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         hypotheses = super().inference_step(
@@ -312,29 +332,9 @@ class CoETranslationTask(TranslationTask):
         )
         validating = generator is getattr(self, "sequence_generator", None)
         if isinstance(generator, CollaborativeGenerator) and not validating:
-            self._tell(self._numbers(sample), generator.routes)
+            numbers = sample["id"] if "id" in sample else self._numbers.popleft()
+            self._routes.write(numbers.tolist(), generator.routes)
         return hypotheses
-
-    def _tell(self, numbers: list[int], routes: list[Route]) -> None:
-        """A line for each sentence, written at once, so that it can be followed."""
-        if self.cfg.routes == "none":
-            return
-        told = zip(numbers, routes, strict=True)
-        text = [f"R-{number}\t{one.network}\t{one.confidence:.4f}" for number, one in told]
-        if self.cfg.routes == "-":
-            print(*text, sep="\n")
-            return
-        with open(self.cfg.routes, "a" if self._told else "w", encoding="utf-8") as file:
-            print(*text, sep="\n", file=file)
-        self._told = True
-
-    def _numbers(self, sample) -> list[int]:
-        """Number of each sentence of a batch, as fairseq prints it in S-<number>."""
-        if "id" in sample:
-            return sample["id"].tolist()
-        pad = self.source_dictionary.pad()
-        sources = sample["net_input"]["src_tokens"].cpu()
-        return [self._lines[tuple(strip_pad(row, pad).tolist())].popleft() for row in sources]
 
 
 def _listen_to_selection(generator, team: CoETransformerModel):

@@ -173,3 +173,66 @@ def test_forced_words(shell, corpus, team):
     )
     assert "fifty" in done.table("H")[0][1].split()
     assert "days" in done.table("H")[2][1].split()
+
+
+@pytest.mark.parametrize(
+    "options", [("--sampling", "--nbest", "3", "--beam", "3"), ("--constraints",)]
+)
+def test_routes_of_equal_lines_keep_their_numbers(shell, corpus, team, options):
+    """Equal lines, of which each has its own translation, in batches that are sorted by length."""
+    marks = ["", "\tfifty", "\tdays", ""] if options == ("--constraints",) else [""] * 4
+    typed = [
+        f"{line}{mark}" for mark in marks for line in ("eins Meter", "zwei Jahre und drei Euro")
+    ]
+    done = shell(
+        *("fairseq-interactive", corpus.binary, *shell.PLUGIN, "--cpu", "--seed", "3", *options),
+        *("--path", team / "checkpoint_last.pt", "--threshold", "0"),
+        *("--buffer-size", "5", "--batch-size", "2"),
+        given="".join(f"{line}\n" for line in typed),
+    )
+    assert list(done.table("H")) == list(range(8))
+    assert sorted(done.table("R")) == list(range(8))
+    scores = {number: float(row[0]) for number, row in done.table("H").items()}
+    if options == ("--constraints",):
+        return
+    means = {}
+    for line in done.lines("P"):  # of several for a sentence the first is the best
+        number, _, text = line.partition("\t")
+        words = [float(word) for word in text.split()]
+        means.setdefault(int(number[2:]), 2 ** (sum(words) / len(words)))
+    early = [number for number, row in done.table("R").items() if row[0] == "delegator"]
+    assert early
+    assert scores
+    for number in early:
+        assert float(done.table("R")[number][1]) == pytest.approx(means[number], abs=2e-4)
+
+
+def test_a_team_needs_its_task_and_its_criterion(shell, corpus, team, tmp_path):
+    data = (corpus.binary, "--cpu", "--user-dir", "translation")
+    path = ("--path", team / "checkpoint_last.pt")
+    message = "a Collaboration of Experts needs --task coe_translation; where none is given"
+    assert message in shell("fairseq-generate", *data, *path, fails=True).log
+    assert message in shell("fairseq-interactive", *data, *path, fails=True).log
+    criterion = ("--criterion", "label_smoothed_cross_entropy", "--save-dir", tmp_path)
+    words = (*data, *shell.TRAIN, "--max-update", "1", *shell.TEAM, *criterion)
+    assert message in shell("fairseq-train", *words, "--task", "translation", fails=True).log
+    log = shell("fairseq-train", *words, "--task", "coe_translation", fails=True).log
+    assert "trains one network, not a delegator with its experts: give --criterion coe_label" in log
+
+
+def test_pieces_are_put_together_once(shell, corpus, team, generate):
+    both = ("--bpe", "sentencepiece", "--sentencepiece-model", "x", "--remove-bpe", "sentencepiece")
+    message = "--bpe sentencepiece and --remove-bpe sentencepiece would put pieces together twice"
+    assert message in generate(*both, fails=True).log
+    words = (corpus.binary, *shell.PLUGIN, "--cpu", "--path", team / "checkpoint_last.pt")
+    assert message in shell("fairseq-interactive", *words, *both, fails=True).log
+
+
+def test_data_that_are_not_there(generate, shell, team, tmp_path):
+    words = (tmp_path / "no", *shell.PLUGIN, "--cpu", "--path", team / "checkpoint_last.pt")
+    assert (
+        "no: no such folder; fairseq-preprocess makes it"
+        in shell("fairseq-generate", *words, fails=True).log
+    )
+    log = generate("--routes", tmp_path / "no" / "routes", fails=True).log
+    assert "routes cannot be written: No such file or directory" in log
