@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from coe_core.support.progress import progress
     from coe_core.support.reports import print_table
     from vision.prediction.files import find_images, predict_files
-    from vision.prediction.results import heading, line, open_results
+    from vision.prediction.results import open_results
 
     kind, path = arguments.format, arguments.out and Path(arguments.out)
     if path and kind == "table":
@@ -54,27 +54,23 @@ def run(arguments: argparse.Namespace) -> int:
     predictor = _predictor(arguments)
     files = find_images(arguments.images)
     budget = predictor.resolve(arguments.at, arguments.threshold)
-    results, done = sys.stdout, set()
-    if path:
-        results, done = open_results(path, kind, budget.threshold, arguments.resume)
-    elif kind != "table":
-        results.write(heading(kind))
-    files = [file for file in files if str(file) not in done]
-    outcomes = predict_files(predictor, files, budget)
-    rows, failed = [], 0
-    for outcome in progress(outcomes, len(files), "predicting"):
-        failed += outcome.error is not None
-        if kind == "table":
-            rows.append(outcome)
-        else:
-            results.write(line(outcome, kind))
-            results.flush()
     if kind == "table":
+        outcomes = predict_files(predictor, files, budget)
+        rows = list(progress(outcomes, len(files), "predicting"))
         print_table(_predictions_table(rows, budget.threshold))
-    if path:
-        results.close()
-        left_out = f", {len(done)} were there already" if done else ""
-        print(f"{len(files)} predictions written to {path}{left_out}")
+        failed = sum(outcome.error is not None for outcome in rows)
+    else:
+        failed = 0
+        with open_results(path, kind, budget.threshold, arguments.resume) as results:
+            files = [file for file in files if str(file) not in results.done]
+            outcomes = predict_files(predictor, files, budget)
+            for outcome in progress(outcomes, len(files), "predicting"):
+                failed += outcome.error is not None
+                results.write(outcome)
+        if path:
+            there = len(results.done)
+            left_out = f", {there} were there already" if there else ""
+            print(f"{len(files)} predictions written to {path}{left_out}")
     if failed:
         print(
             f"coe-vision predict: {failed} of {len(files)} files could not be read", file=sys.stderr

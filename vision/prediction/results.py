@@ -1,4 +1,8 @@
-"""Predictions of files as JSON lines or CSV, on stdout or in a file that an interrupted run continues."""
+"""Predictions of files as JSON lines or CSV, on stdout or in a file that an interrupted run continues.
+
+Names of files are bytes: one that is not UTF-8 is written as the bytes it has (CSV) or as JSON's escape
+of them, so that a continued run knows it again.
+"""
 
 from __future__ import annotations
 
@@ -6,90 +10,163 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import BinaryIO, Literal, NamedTuple
 
+from coe_core.support.files import as_number, write_bytes
+from coe_core.support.locks import locked
 from vision.errors import RunError
 from vision.prediction.files import FilePrediction
-from vision.run import write_text
 
 Format = Literal["csv", "jsonl"]
 COLUMNS = [field.name for field in fields(FilePrediction)]
 
 
-def heading(kind: Format) -> str:
+class Results:
+    """Where predictions are written, one whole record each.
+
+    Args:
+        out: binary stream.
+        kind: format.
+        done: names of the files it held before.
+    """
+
+    def __init__(self, out: BinaryIO, kind: Format, done: frozenset[str] = frozenset()):
+        self.out, self.kind, self.done = out, kind, done
+
+    def write(self, outcome: FilePrediction) -> None:
+        """Add one outcome, so that it is there even if the process ends."""
+        self.out.write(record(outcome, self.kind))
+        self.out.flush()
+
+
+def heading(kind: Format) -> bytes:
     """First line of a file of this format; empty for JSON lines.
 
     Example:
         >>> heading("csv")[:15], heading("jsonl")
-        ('file,threshold,', '')
+        (b'file,threshold,', b'')
     """
-    return ",".join(COLUMNS) + "\n" if kind == "csv" else ""
+    return (",".join(COLUMNS) + "\n").encode() if kind == "csv" else b""
 
 
-def line(outcome: FilePrediction, kind: Format) -> str:
-    """One outcome, with its newline. An infinite threshold is written as a string."""
+def record(outcome: FilePrediction, kind: Format) -> bytes:
+    r"""One outcome, with its line feed. An infinite threshold is written as a string.
+
+    Example:
+        >>> record(FilePrediction("two\rlines.png", math.inf), "csv")
+        b'"two\rlines.png",inf,,,,,,,\n'
+    """
     values = asdict(outcome)
     if math.isinf(outcome.threshold):
         values["threshold"] = str(outcome.threshold)
     if kind == "jsonl":
-        return json.dumps(values) + "\n"
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values.values())
-    return text.getvalue()
+        return json.dumps(values).encode() + b"\n"
+    text = io.StringIO(newline="")
+    # What ends a line is quoted, and a carriage return in a name must be.
+    csv.writer(text, lineterminator="\r\n").writerow(values.values())
+    return text.getvalue().removesuffix("\r\n").encode(errors="surrogateescape") + b"\n"
 
 
-def open_results(path: Path, kind: Format, threshold: float, resume: bool) -> tuple[TextIO, set]:
-    """The file to append to, and the names of the files it holds already.
+@contextmanager
+def open_results(
+    path: Path | None, kind: Format, threshold: float, resume: bool = False
+) -> Iterator[Results]:
+    """The file to add predictions to, locked for this process; without a path, stdout.
 
-    A last line that an interruption cut off is removed.
+    A last record that an interruption cut off, wherever, is removed.
 
     Args:
         path: of the results.
         kind: their format.
-        threshold: that the further lines are predicted at.
+        threshold: that the further ones are predicted at.
         resume: continue a file that exists.
 
     Raises:
         RunError: the file exists and ``resume`` is off; it is no file of this format; it was
             written at another threshold.
+        LockedError: another process writes to it.
     """
-    if not path.exists():
-        write_text(path, heading(kind))
-        return path.open("a", encoding="utf-8"), set()
-    if not resume:
-        raise RunError(f"{path} exists and is left as it is; --resume continues it")
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]  # without a line that was cut off
-    if not whole.startswith(heading(kind)):
+    if path is None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(heading(kind))
+        yield Results(sys.stdout.buffer, kind)
+        return
+    if not path.parent.is_dir():
+        raise RunError(f"{path} cannot be written: there is no folder {path.parent}")
+    with locked(path, "choose another --out"):
+        done = frozenset()
+        if not path.exists():
+            write_bytes(path, heading(kind))
+        elif not resume:
+            raise RunError(f"{path} exists and is left as it is; --resume continues it")
+        else:
+            done = _continued(path, kind, threshold)
+        with path.open("ab") as out:
+            yield Results(out, kind, done)
+
+
+def _continued(path: Path, kind: Format, threshold: float) -> frozenset[str]:
+    """Names of the files that the results hold; what was cut off is removed."""
+    content, first = path.read_bytes(), heading(kind)
+    if len(content) < len(first) and first.startswith(content):  # cut inside the heading
+        write_bytes(path, first)
+        return frozenset()
+    if not content.startswith(first):
         raise RunError(
             f"{path} does not begin as {kind} of `coe-vision predict`; choose another file"
         )
-    records = _records(path, whole.removeprefix(heading(kind)), kind)
-    done = set()
-    for file, written_at in records:
-        if float(written_at) != threshold:
+    whole = content[: _end_of_records(content, kind)]
+    names = set()
+    for file, written_at in _records(path, whole[len(first) :], kind):
+        if written_at != threshold:
             raise RunError(
-                f"{path} was written at threshold {written_at}, now it is {threshold}; choose "
+                f"{path} was written at threshold {written_at:g}, now it is {threshold:g}; choose "
                 "another file, or the same --at or --threshold"
             )
-        done.add(file)
-    if whole != text:
-        write_text(path, whole)
-    return path.open("a", encoding="utf-8"), done
+        names.add(file)
+    if whole != content:
+        write_bytes(path, whole)
+    return frozenset(names)
 
 
-def _records(path: Path, text: str, kind: Format) -> Iterable[tuple[str, str]]:
-    """File and threshold of every line."""
+def _end_of_records(content: bytes, kind: Format) -> int:
+    """Where the last record ends: at a line feed that, in CSV, is in no quoted name."""
+    if kind == "jsonl":
+        return content.rfind(b"\n") + 1
+    start = end = 0
+    for number, part in enumerate(content.split(b'"')):  # every second part is quoted
+        place = part.rfind(b"\n")
+        if number % 2 == 0 and place >= 0:
+            end = start + place + 1
+        start += len(part) + 1
+    return end
+
+
+class _Written(NamedTuple):
+    file: str
+    threshold: float
+
+
+def _records(path: Path, content: bytes, kind: Format) -> list[_Written]:
+    """File and threshold of every record."""
     try:
+        text = content.decode(errors="surrogateescape")
         if kind == "jsonl":
-            rows = [json.loads(row) for row in text.splitlines()]
+            rows = [json.loads(line) for line in text.split("\n") if line]
         else:
-            rows = list(csv.DictReader(io.StringIO(text), COLUMNS))
-        return [(row["file"], row["threshold"]) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
+            lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+            rows = [dict(zip(COLUMNS, line, strict=True)) for line in lines]
+            rows = [{**row, "threshold": float(row["threshold"])} for row in rows]
+        written = [_Written(row["file"], as_number(row["threshold"], "threshold")) for row in rows]
+        if not all(isinstance(row.file, str) for row in written):
+            raise ValueError("a file's name is no text")
+        return written
+    except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise RunError(
             f"{path} is not {kind} of `coe-vision predict` ({error}); choose another file"
         ) from error
