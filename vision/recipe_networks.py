@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from coe_core import count_macs
 from vision.data.preprocess import Preprocess
 from vision.divide.ensemble import EnsembleNetworks
-from vision.networks.network import Team, build_network
+from vision.networks.network import build_network
+from vision.networks.team import Team
 from vision.recipe import Recipe, recipe_from_dict
 
 

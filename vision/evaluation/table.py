@@ -23,7 +23,7 @@ from vision.evaluation.stages import (
     cascade_team,
     fit_stages,
 )
-from vision.networks.network import Team
+from vision.networks.team import Team
 from vision.recipe_networks import Networks, RunMacs
 
 BUDGETS = (0.25, 0.5, 0.75)  # part of the samples that may run an expert, on average

@@ -1,44 +1,34 @@
-"""Networks by name, and the team they form: one delegator, k experts."""
+"""Networks by name."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import timm
-import torch
-import torchvision
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from coe_core import Delegation, confidence, infer
-from coe_core.inference import ConfidenceKind
-from vision.errors import nearest
-from vision.networks.activations import replace_activations
-from vision.networks.condconv import replace_convolutions
-from vision.networks.own.cifar import CifarResNet, cifar_densenet
-from vision.networks.own.ofa import ofa_mobilenetv3
-from vision.networks.own.scaled import deep_stem_resnext, scaled_efficientnet
-from vision.networks.own.shaken import PyramidNet, ShakeShake
-from vision.networks.own.small_resnet import SmallResNet
+from vision.networks.own import OWN, own_constructor
 
-_OWN = {
-    "small_resnet": SmallResNet,
-    "cifar_resnet": CifarResNet,
-    "cifar_densenet": cifar_densenet,
-    "shake_shake": ShakeShake,
-    "pyramidnet": PyramidNet,
-    "scaled_efficientnet": scaled_efficientnet,
-    "deep_stem_resnext": deep_stem_resnext,
-    "ofa_mobilenetv3": ofa_mobilenetv3,
+MAX_OPTION = 1_000_000  # of numbers among the options, to either side
+_WEIGHTS = "weights come from pretrained: true alone"
+_OUTPUTS = "a network of a recipe returns one row of logits for each image"
+_DATA = "the data decide it"
+_NO_SHAPE = "it says nothing of the network itself"
+# Options that constructors of timm and torchvision take, and that reach files, the network or other
+# outputs than logits. None of them is a number of layers or channels.
+REFUSED_OPTIONS = {
+    **dict.fromkeys(("pretrained", "weights", "weights_backbone", "checkpoint_path"), _WEIGHTS),
+    **dict.fromkeys(("cache_dir", "progress", "pruned", "quantize"), _WEIGHTS),
+    **dict.fromkeys(("cfg", "model_cfg", "default_cfg", "kwargs_filter"), _WEIGHTS),
+    **dict.fromkeys(("features_only", "out_indices", "feature_cfg", "feature_cls"), _OUTPUTS),
+    **dict.fromkeys(("num_classes", "in_chans", "in_channels"), _DATA),
+    **dict.fromkeys(("scriptable", "exportable", "no_jit", "jit", "device", "dtype"), _NO_SHAPE),
 }
-
-
-_HOW_TO_GET_WEIGHTS = (
-    "; fetch them once where there is a network, python -c \"import timm; timm.create_model('{}', "
-    'pretrained=True)", and keep its cache (HF_HOME), or set pretrained to false'
+_OF_WEIGHTS = re.compile(
+    r"pretrained_(?!window_sizes?$)|(?<!drop)_path$|^path$|(^|_)(file|dir|url|uri|hub|hf|repo)(_|$)"
 )
 
 
@@ -100,9 +90,26 @@ def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.M
         >>> sum(p.numel() for p in build_network(Network("small_resnet"), 10).parameters())
         78042
     """
-    built = _named(network, num_outputs, channels)
+    check_options(network)
+    try:
+        built = _named(network, num_outputs, channels)
+        _replace_parts(built, network)
+    except ValueError:
+        raise
+    except Exception as error:  # constructors refuse in any way that they like
+        shown = {**network.options, **network.activation_options}
+        raise ValueError(
+            f"network {network.name!r} with options {shown}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+    return built if network.size is None else AtSize(built, network.size)
+
+
+def _replace_parts(built: nn.Module, network: Network) -> None:
     try:
         if network.condconv:
+            from vision.networks.condconv import replace_convolutions
+
             replace_convolutions(
                 built,
                 network.condconv,
@@ -110,10 +117,11 @@ def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.M
                 keep_weights=network.pretrained,
             )
         if network.activation is not None:
+            from vision.networks.activations import replace_activations
+
             replace_activations(built, network.activation, **network.activation_options)
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise ValueError(f"network {network.name!r}: {error}") from error
-    return built if network.size is None else AtSize(built, network.size)
 
 
 class AtSize(nn.Module):
@@ -142,151 +150,53 @@ class AtSize(nn.Module):
         return self.network(images)
 
 
-def _named(network: Network, num_outputs: int, channels: int) -> nn.Module:
-    library, _, short = network.name.rpartition("/")
-    try:
-        if not library and short in _OWN:
-            return _OWN[short](num_classes=num_outputs, in_chans=channels, **network.options)
-        if library in ("", "timm") and timm.is_model(short):
-            return timm.create_model(
-                short,
-                pretrained=network.pretrained,
-                num_classes=num_outputs,
-                in_chans=channels,
-                **network.options,
-            )
-        if library in ("", "torchvision") and short in torchvision.models.list_models(
-            torchvision.models
-        ):
-            return _torchvision(network, short, num_outputs, channels)
-    except OSError as error:
-        raise ValueError(
-            f"the weights of {network.name} cannot be had: {' '.join(str(error).split())[:300]}"
-            + _HOW_TO_GET_WEIGHTS.format(short) * network.pretrained
-        ) from error
-    except (TypeError, RuntimeError) as error:  # options it does not take; no published weights
-        raise ValueError(
-            f"network {network.name!r} with options {network.options}: {error}"
-        ) from error
-    known = [*_OWN, *timm.list_models(), *torchvision.models.list_models(torchvision.models)]
-    raise ValueError(
-        f"unknown network {network.name!r}{nearest(short, known)}; any classifier of timm or "
-        f"torchvision goes by its name there, and our own are {', '.join(_OWN)}"
-    )
-
-
-def _torchvision(network: Network, name: str, num_outputs: int, channels: int) -> nn.Module:
-    if channels != 3:
-        raise ValueError(
-            f"torchvision's {name} takes images of 3 channels, the data have {channels}; "
-            "set data.channels=3 (grey images are repeated) or use a timm network"
-        )
-    options = dict(network.options)
-    if name in ("googlenet", "inception_v3"):
-        options.setdefault("aux_logits", False)  # in training they would return several outputs
-        options.setdefault("init_weights", True)
-    model = torchvision.models.get_model(name, weights=None, num_classes=num_outputs, **options)
-    if network.pretrained:
-        published = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
-        own = model.state_dict()
-        fitting = {
-            key: value
-            for key, value in published.items()
-            if key in own and value.shape == own[key].shape
-        }
-        model.load_state_dict(fitting, strict=False)
-    return model
-
-
-class TeamOutput(NamedTuple):
-    """Everything a training step needs: all networks on all samples."""
-
-    rough_logits: Float[Tensor, "n c"]
-    selection_logits: Float[Tensor, "n k"]
-    expert_logits: Float[Tensor, "n k c"]
-
-
-class TeamInference(NamedTuple):
-    """`coe_core.Inference` of a classifier, with the rough predictions beside it."""
-
-    prediction: Float[Tensor, "n c"]  # logits
-    exits: Bool[Tensor, " n"]  # ended with the rough prediction
-    selected_expert: Int[Tensor, " n"]  # also told for exits, where it did not run
-    confidence: Float[Tensor, " n"]
-    rough: Float[Tensor, "n c"]  # the delegator's logits
-
-
-class Team(nn.Module):
-    """A delegator and k experts, each a whole network; nothing is shared between them.
-
-    The delegator is any classifier with c + k outputs: c rough logits, then k selection logits,
-    both linear in its features.
+def check_options(network: Network, key: str = "network", allowed: tuple[str, ...] = ()) -> None:
+    """Refuse options that say where to load from, or that change what a network returns.
 
     Args:
-        delegator: network with num_classes + k outputs.
-        experts: k networks with num_classes outputs each; they may differ.
-        num_classes: c.
+        network: of a recipe or a checkpoint.
+        key: dotted, of the network in the recipe.
+        allowed: of the refused ones, those that its user reads by itself.
+
+    Raises:
+        ValueError: see above, or an absurd number.
 
     Example:
-        >>> build = lambda outputs: build_network(Network("small_resnet", options={"width": 2}), outputs)
-        >>> team = Team(build(10 + 3), [build(10) for _ in range(3)], num_classes=10).eval()
-        >>> team.infer(torch.zeros(5, 3, 32, 32), threshold=0.0).exits.tolist()
-        [True, True, True, True, True]
+        >>> check_options(Network("resnet18", options={"checkpoint_path": "x.pt"}), "delegator")
+        Traceback (most recent call last):
+        ...
+        ValueError: delegator.options.checkpoint_path is refused: weights come from pretrained: true alone
     """
-
-    def __init__(self, delegator: nn.Module, experts: Sequence[nn.Module], num_classes: int):
-        super().__init__()
-        self.delegator = delegator
-        self.experts = nn.ModuleList(experts)
-        self.num_classes = num_classes
-
-    @property
-    def num_experts(self) -> int:
-        return len(self.experts)
-
-    def delegate(
-        self, images: Float[Tensor, "n ch h w"]
-    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n k"]]:
-        """Rough logits and selection logits."""
-        outputs = self.delegator(images)
-        return outputs[:, : self.num_classes], outputs[:, self.num_classes :]
-
-    def forward(self, images: Float[Tensor, "n ch h w"]) -> TeamOutput:
-        """All networks on all images: for training and for tables, not for deployment."""
-        rough, selection = self.delegate(images)
-        return TeamOutput(rough, selection, torch.stack([e(images) for e in self.experts], 1))
-
-    def infer(
-        self,
-        images: Float[Tensor, "n ch h w"],
-        threshold: float | Float[Tensor, " n"],
-        confidence_kind: ConfidenceKind = "max_probability",
-        rough_weight: float | Float[Tensor, " n"] = 0.0,
-        *,
-        streams: bool = False,
-    ) -> TeamInference:
-        """Logits with early termination: the delegator for all, one expert for those that stay.
-
-        Where an expert runs, the prediction is its logits + ``rough_weight`` * the rough logits.
-
-        Args:
-            images: prepared, see `vision.recipe_networks.Networks.prepare`.
-            threshold: exit when confidence >= threshold; one number, or one per image.
-            confidence_kind: see `coe_core.confidence`.
-            rough_weight: one number, or one per image; see `coe_core.fit_rough_weight`.
-            streams: see `coe_core.infer`.
-        """
-        rough, selection = self.delegate(images)
-        rough, selection = rough.float(), selection.float()
-        delegation = Delegation(rough, confidence(rough, confidence_kind), selection)
-        prediction, exits, *route = infer(
-            lambda _: delegation, list(self.experts), images, threshold, streams=streams
-        )
-        if isinstance(rough_weight, Tensor) or rough_weight:
-            pooled = prediction.float() + _per_row(rough_weight) * rough
-            prediction = torch.where(exits[:, None], rough, pooled)
-        return TeamInference(prediction, exits, *route, rough)
+    for name, value in network.options.items():
+        reason = REFUSED_OPTIONS.get(name) or (_WEIGHTS if _OF_WEIGHTS.search(name) else None)
+        if name == "aux_logits" and value:
+            reason = _OUTPUTS
+        if reason is not None and name not in allowed:
+            raise ValueError(f"{key}.options.{name[:80]} is refused: {reason}")
+    for kind in ("options", "activation_options"):
+        _check_numbers(getattr(network, kind), f"{key}.{kind}")
+    for name, value, most in (("size", network.size, 8192), ("condconv", network.condconv, 1024)):
+        if value is not None and value > most:
+            raise ValueError(f"{key}.{name} must be at most {most}, got {value}")
 
 
-def _per_row(weight: float | Tensor) -> float | Tensor:
-    return weight[:, None] if isinstance(weight, Tensor) and weight.ndim == 1 else weight
+def _check_numbers(value: Any, key: str) -> None:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_numbers(part, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _check_numbers(part, key)
+    elif isinstance(value, int | float) and not abs(value) <= MAX_OPTION:
+        raise ValueError(f"{key} must be in [-{MAX_OPTION}, {MAX_OPTION}], got {value}")
+
+
+def _named(network: Network, num_outputs: int, channels: int) -> nn.Module:
+    if network.name in OWN:
+        if network.pretrained:
+            raise ValueError(f"there are no published weights of our own {network.name}")
+        constructor = own_constructor(network.name)
+        return constructor(num_classes=num_outputs, in_chans=channels, **network.options)
+    from vision.networks.libraries import library_network  # timm and torchvision take seconds
+
+    return library_network(network, num_outputs, channels)

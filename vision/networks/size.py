@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from coe_core import count_macs
-from vision.networks.network import _OWN, Network, build_network
+from vision.networks.network import Network, build_network
+from vision.networks.own import OWN, own_constructor
 
 
 class Size(NamedTuple):
@@ -97,8 +98,8 @@ def constructor_arguments(
         >>> constructor_arguments(Network("wide_resnet50_2"))["base_width"]
         128
     """
-    if network.name in _OWN:
-        given = inspect.signature(_OWN[network.name]).parameters.values()
+    if network.name in OWN:
+        given = inspect.signature(own_constructor(network.name)).parameters.values()
         return {p.name: p.default for p in given if p.default is not p.empty} | network.options
     cls = type(build_meta(network, num_classes, channels))
     original, seen = cls.__init__, []

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float, Int, UInt8
-from timm.data import ImageNetInfo, resolve_model_data_config
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, one_hot
 
-from vision.networks.network import Network, build_network
+from vision.networks.network import Network, build_network, check_options
+
+# Among a teacher's options, read here and not by its constructor; other networks have no such options.
+OWN_WEIGHTS, OWN_SETTINGS = "checkpoint_path", "pretrained_cfg_overlay"
+_SETTINGS = ("mean", "std", "input_size")
 
 
 class Teacher:
@@ -35,6 +37,9 @@ class Teacher:
 
     def __init__(self, network: Network, weight: float, classes: list[str]):
         self.weight = weight
+        import timm  # a second; a recipe without a teacher needs none of it
+        from timm.data import resolve_model_data_config
+
         if network.pretrained:
             published = timm.get_pretrained_cfg(network.name.removeprefix("timm/"))
             count = published.num_classes if published else None
@@ -44,11 +49,16 @@ class Teacher:
                     f"{len(classes)}: choose a teacher of these classes"
                 )
             _check_order(network.name, classes)
-        plain = replace(network, size=None)
-        self.network = build_network(plain, len(classes)).eval().requires_grad_(False)
+        own = (OWN_WEIGHTS, OWN_SETTINGS)
+        options = {name: v for name, v in network.options.items() if name not in own}
+        built = build_network(replace(network, size=None, options=options), len(classes))
+        built.pretrained_cfg = {**built.pretrained_cfg, **network.options.get(OWN_SETTINGS, {})}
+        if OWN_WEIGHTS in network.options:
+            _load_weights(built, network.options[OWN_WEIGHTS])
+        self.network = built.eval().requires_grad_(False)
         settings = resolve_model_data_config(self.network)
-        own = (network.size,) * 2 if network.size else settings["input_size"][1:]
-        self.size: tuple[int, int] = tuple(own)
+        own_size = (network.size,) * 2 if network.size else settings["input_size"][1:]
+        self.size: tuple[int, int] = tuple(own_size)
         self._mean = torch.tensor(settings["mean"]).view(-1, 1, 1)
         self._std = torch.tensor(settings["std"]).view(-1, 1, 1)
 
@@ -77,8 +87,23 @@ class Teacher:
         return torch.lerp(truth.to(taught.dtype), taught, self.weight)
 
 
+def _load_weights(network: nn.Module, path: str) -> None:
+    """A file of the user's own, of numbers alone: nothing in it runs."""
+    from timm.models import load_checkpoint
+
+    try:
+        load_checkpoint(network, path, weights_only=True)
+    except Exception as error:  # unpickling raises almost anything on a damaged file
+        raise ValueError(
+            f"train.teacher: the weights {path} cannot be used ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]})"
+        ) from error
+
+
 def _check_order(name: str, classes: list[str]) -> None:
     """Of ImageNet's 1000 classes: the order is that of the sorted synsets, or the data's are numbered."""
+    from timm.data import ImageNetInfo
+
     known = ImageNetInfo("imagenet-1k").label_names()
     if len(classes) != len(known) or classes in (known, [str(i) for i in range(len(known))]):
         return
@@ -104,6 +129,14 @@ options.checkpoint_path to weights of your own
     """
     if network is None:
         return
+    import timm
+
+    check_options(network, "train.teacher", allowed=(OWN_WEIGHTS, OWN_SETTINGS))
+    settings = network.options.get(OWN_SETTINGS, {})
+    if not (isinstance(settings, dict) and set(settings) <= set(_SETTINGS)):
+        raise ValueError(
+            f"train.teacher.options.{OWN_SETTINGS} has keys of {', '.join(_SETTINGS)}; got {settings}"
+        )
     if not 0 < weight <= 1:
         raise ValueError(f"train.teacher_weight must be above 0 and at most 1, got {weight}")
     if network.name.startswith("torchvision/") or not timm.is_model(
@@ -113,7 +146,7 @@ options.checkpoint_path to weights of your own
             f"train.teacher {network.name!r} is not a network of timm, which alone tells the "
             "preprocessing that its weights need"
         )
-    if not network.pretrained and "checkpoint_path" not in network.options:
+    if not network.pretrained and OWN_WEIGHTS not in network.options:
         raise ValueError(
             f"train.teacher {network.name} has random weights: set pretrained: true, or "
             "options.checkpoint_path to weights of your own"

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from vision.networks.network import Network, Team, build_network
+from vision.networks.network import Network, build_network
 from vision.networks.own.small_resnet import SmallResNet
+from vision.networks.team import Team
 
 
 @pytest.mark.parametrize(

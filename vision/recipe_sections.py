@@ -1,0 +1,175 @@
+"""Sections of a recipe: the objective, the optimisation, the budget that it promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from coe_core.labels import LabelKind
+from coe_core.objective import Scores
+from coe_core.weights import Scope
+from vision.networks.network import Network
+from vision.networks.teacher import check_teacher
+from vision.typed import check_ranges
+
+_MANY = "[1, 1000000]"
+_PART, _BELOW_ONE = "[0, 1]", "[0, 1)"
+_WEIGHT, _RATE = "[0, 1000000]", "(0, 1000]"
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How delegator and experts are trained together; see docs/method.md, section 3.
+
+    Args:
+        shared_start: part of the training, in [0, 1), in which all experts are one network; then
+            each is a copy that specialises (OURS). Needs equal expert networks; 0 is off. Off by default:
+            where experts are small for the task it costs accuracy, elsewhere it is level; what it
+            saves is training time (docs/results.md).
+        focus: r in [0, 1]: how much each expert's loss is weighted towards its portion; 0 trains
+            an ordinary ensemble.
+        focus_warmup: part of the training after the shared start over which the focus rises from 0.
+        scope: over which samples portions are balanced: batch, queue or dataset.
+        queue_size: samples kept for scope queue.
+        scores: by what the data are partitioned: selection, evidence, their sum, or random (a control).
+        labels: kind of selection label: families, of classes that the delegator confuses (OURS); or by
+            the experts' evidence: balanced, soft_balanced, hard or soft.
+        settling: for labels families: part of the training after which they are fixed, where there is
+            no shared start (else at its end); until then the focus is 0.
+        temperature: of the soft label kinds, in nats.
+        variance_weighting: weight the selection loss by how much the choice matters (VCM).
+        selection_weight: beta, weight of the selection loss.
+        agreement: term between the experts: none, distil, js or mutual.
+        agreement_weight: its weight.
+        held_out: part of the training images, in [0, 1), on which no expert learns and which alone teach
+            the selection (OURS).
+        shares: relative size of each expert's portion; null means equal.
+    """
+
+    shared_start: float = 0.0
+    focus: float = 0.6
+    focus_warmup: float = 0.3
+    scope: Scope = "batch"
+    queue_size: int = 0
+    scores: Scores = "selection"
+    labels: Literal["families"] | LabelKind = "balanced"
+    settling: float = 0.1
+    temperature: float = 1.0
+    variance_weighting: bool = True
+    selection_weight: float = 0.5
+    agreement: Literal["none", "distil", "js", "mutual"] = "none"
+    agreement_weight: float = 0.0
+    held_out: float = 0.0
+    shares: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, _OBJECTIVE_RANGES, "objective.")
+
+
+_OBJECTIVE_RANGES = {
+    **dict.fromkeys(("focus", "focus_warmup"), _PART),
+    **dict.fromkeys(("queue_size", "selection_weight", "agreement_weight", "shares"), _WEIGHT),
+    "temperature": "(0, 1000000]",
+    "held_out": _BELOW_ONE,
+}
+
+
+@dataclass(frozen=True)
+class Train:
+    """Optimisation: the same for the team and its controls.
+
+    Args:
+        epochs: over the training set.
+        batch_size: of the whole step, over all processes.
+        optimizer: any name of timm.optim.create_optimizer_v2, such as sgd, adamw, lamb, rmsprop.
+        lr: peak learning rate.
+        momentum: for optimizers that have one.
+        weight_decay: on weights, not on biases and normalisation.
+        warmup: part of the steps over which the learning rate rises; a cosine afterwards.
+        start_lr: from which it rises; null: lr / 25.
+        final_lr: to which the cosine falls; null: start_lr / 10,000.
+        decay: instead of the cosine, multiply the learning rate by this every decay_epochs.
+        decay_epochs: see decay.
+        label_smoothing: in [0, 1).
+        ema_decay: keep an exponential moving average of the weights and use it; 0 is off.
+        statistics_epochs: of PWLU activations: ReLU until then, to see what reaches them; then learned.
+        teacher: a timm network from whose probabilities all networks learn too, see
+            `vision.networks.teacher`: its name alone stands for its published weights.
+        teacher_weight: part of the targets, in (0, 1], that the teacher's probabilities make up.
+        compile: torch.compile each network; needs a C++ compiler on a CPU, and a minute at the start.
+        precision: auto takes bf16 where the processor multiplies it fast (AMX, AVX512-BF16, a GPU),
+            else fp32; or any precision Lightning knows, such as 32-true, bf16-mixed, 16-mixed.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.1
+    start_lr: float | None = None
+    final_lr: float | None = None
+    decay: float | None = None
+    decay_epochs: float = 1.0
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    statistics_epochs: int = 5
+    teacher: Network | None = None
+    teacher_weight: float = 0.5
+    compile: bool = False
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(
+                "train.epochs and train.batch_size must be at least 1, got "
+                f"{self.epochs} and {self.batch_size}"
+            )
+        if self.statistics_epochs < 0:
+            raise ValueError(
+                f"train.statistics_epochs must be at least 0, got {self.statistics_epochs}"
+            )
+        for name in ("lr", "start_lr", "final_lr", "decay", "decay_epochs"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"train.{name} must be above 0, got {value}")
+        if self.decay is not None and self.final_lr is not None:
+            raise ValueError("train.decay replaces the cosine that train.final_lr is for: give one")
+        check_ranges(self, _TRAIN_RANGES, "train.")
+        check_teacher(self.teacher, self.teacher_weight)
+
+
+_TRAIN_RANGES = {
+    "epochs": _MANY,
+    "batch_size": _MANY,
+    **dict.fromkeys(("lr", "start_lr", "final_lr"), _RATE),
+    **dict.fromkeys(("momentum", "warmup"), _PART),
+    "weight_decay": "[0, 1000]",
+    "decay": "(0, 10]",
+    "decay_epochs": "(0, 1000000]",
+    **dict.fromkeys(("label_smoothing", "ema_decay"), _BELOW_ONE),
+    "statistics_epochs": "[0, 1000000]",
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a recipe promises to cost per image: `coe-vision train RECIPE --dry-run` counts it.
+
+    Args:
+        mmacs: million multiply-adds, the mean of the collaboration, or of the first ensemble where
+            there is none.
+        exit_rate: part of the images, in [0, 1], that end early.
+        tolerance: relative.
+    """
+
+    mmacs: float
+    exit_rate: float = 0.0
+    tolerance: float = 0.03
+
+    def __post_init__(self) -> None:
+        if not (self.mmacs > 0 and 0 <= self.exit_rate <= 1 and self.tolerance >= 0):
+            raise ValueError(
+                f"a budget has mmacs above 0, exit_rate in [0, 1], tolerance at least 0; got {self}"
+            )
