@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -136,20 +136,6 @@ class Recipe:
             yield f"experts[{index}]" if len(self.experts) > 1 else "experts", network
         yield from ((f"controls.{name}", network) for name, network in self.controls.items())
         yield from ((f"ensembles.{name}.network", e.network) for name, e in self.ensembles.items())
-
-    def without_downloads(self) -> Recipe:
-        """The recipe of networks whose weights are at hand: published ones need not be fetched."""
-
-        def plain(network: Network) -> Network:
-            return replace(network, pretrained=False)
-
-        return replace(
-            self,
-            delegator=None if self.delegator is None else plain(self.delegator),
-            experts=[plain(network) for network in self.experts],
-            controls={name: plain(network) for name, network in self.controls.items()},
-            ensembles={n: replace(e, network=plain(e.network)) for n, e in self.ensembles.items()},
-        )
 
     @property
     def equal_experts(self) -> bool:

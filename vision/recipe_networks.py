@@ -14,6 +14,9 @@ from vision.divide.ensemble import EnsembleNetworks
 from vision.networks.network import build_network
 from vision.networks.team import Team
 from vision.recipe import Recipe, recipe_from_dict
+from vision.typed import from_plain
+
+MAX_CLASSES = 1_000_000
 
 
 class Networks(nn.Module):
@@ -31,8 +34,11 @@ class Networks(nn.Module):
     def __init__(self, recipe: dict[str, Any], classes: list[str], preprocess: dict[str, Any]):
         super().__init__()
         self.recipe: Recipe = recipe_from_dict(recipe)
-        self.classes = list(classes)
-        self.preprocess = Preprocess.from_dict(preprocess)
+        self.classes = _class_names(classes)
+        try:
+            self.preprocess = from_plain(Preprocess, preprocess)
+        except ValueError as error:
+            raise ValueError(f"preprocess: {error}") from error
         channels = self.recipe.data.channels
         num_classes, num_experts = len(classes), self.recipe.num_experts
         # None: the recipe has no delegator, only ensembles and controls.
@@ -70,6 +76,14 @@ class Networks(nn.Module):
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 images -> normalised ones in the memory format that convolutions are fastest with."""
         return self.preprocess.normalise(images).contiguous(memory_format=torch.channels_last)
+
+
+def _class_names(classes: Any) -> list[str]:
+    if not isinstance(classes, list | tuple) or not all(type(name) is str for name in classes):
+        raise ValueError("classes are not a list of names")
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        raise ValueError(f"there are 2 to {MAX_CLASSES} classes, got {len(classes)}")
+    return list(classes)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def dotted(values: Any, location: Location) -> str:
     for part in location:
         if isinstance(part, int):
             key += f"[{part}]" if isinstance(values, list) and len(values) > 1 else ""
-        elif isinstance(values, dict) or not part.startswith("literal["):  # pydantic's of unions
+        elif isinstance(values, dict):  # else a branch of a union, which pydantic names
             key += f".{part}" if key else part
         try:
             values = values[part]
@@ -140,9 +140,7 @@ def type_at(kind: Any, location: Location) -> Any:
             origin, arguments = typing.get_origin(kind), typing.get_args(kind)
         if origin is dict:
             kind = arguments[1]
-        elif str(part).startswith("literal["):
-            continue
-        else:
+        elif dataclasses.is_dataclass(kind):
             kind = _fields(kind).get(str(part), Any)
     return kind
 

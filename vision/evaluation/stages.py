@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from coe_core import StageCost, TwoStage, confidence, fit_rough_weight, mean_quality
 from vision.evaluation.predictions import Predictions
-from vision.networks.network import Team
+from vision.networks.team import Team
 from vision.recipe_networks import RunMacs
 
 COE, CASCADE = "CoE", "cascade"

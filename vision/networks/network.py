@@ -173,6 +173,10 @@ def check_options(network: Network, key: str = "network", allowed: tuple[str, ..
             reason = _OUTPUTS
         if reason is not None and name not in allowed:
             raise ValueError(f"{key}.options.{name[:80]} is refused: {reason}")
+    if network.activation_options and network.activation is None:
+        raise ValueError(
+            f"{key}.activation_options without {key}.activation: name it, or remove them"
+        )
     for kind in ("options", "activation_options"):
         _check_numbers(getattr(network, kind), f"{key}.{kind}")
     for name, value, most in (("size", network.size, 8192), ("condconv", network.condconv, 1024)):
