@@ -40,14 +40,17 @@ if TYPE_CHECKING:
     from coe_core.labels import choice_variance, selection_labels, sinkhorn
     from coe_core.macs import count_macs, mixture_macs
     from coe_core.objective import CoTrainingLoss, CoTrainingObjective
-    from coe_core.operating_points import (
-        CalibratedCurve,
-        OperatingPoint,
-        StoredPoints,
-        check_fitted_with,
-    )
+    from coe_core.operating_points import CalibratedCurve, OperatingPoint, check_fitted_with
     from coe_core.routing import Groups, group_rows, select_expert
     from coe_core.shared_start import are_one, check_one, share_gradient, start_as_one
+    from coe_core.stored_points import (
+        StoredPoints,
+        load_curve,
+        load_points,
+        save_curve,
+        save_points,
+        stored_point,
+    )
     from coe_core.trade_off import TradeOffCurve, corpus_trade_off_curve, trade_off_curve
     from coe_core.transport import Assignment, balanced_assignment, even_demand
     from coe_core.two_stage import Reached, StageCost, StageQuality, TwoStage, mean_quality
@@ -106,7 +109,6 @@ _HOMES = {  # module -> the public names that it defines
     "operating_points": (
         "CalibratedCurve",
         "OperatingPoint",
-        "StoredPoints",
         "check_fitted_with",
     ),
     "routing": (
@@ -119,6 +121,14 @@ _HOMES = {  # module -> the public names that it defines
         "check_one",
         "share_gradient",
         "start_as_one",
+    ),
+    "stored_points": (
+        "StoredPoints",
+        "load_curve",
+        "load_points",
+        "save_curve",
+        "save_points",
+        "stored_point",
     ),
     "trade_off": (
         "TradeOffCurve",
@@ -213,6 +223,8 @@ __all__ = [
     "group_rows",
     "infer",
     "js_divergence",
+    "load_curve",
+    "load_points",
     "mean_quality",
     "mixture_macs",
     "mutual_learning",
@@ -220,10 +232,13 @@ __all__ = [
     "ramped_agreement",
     "ramped_focus",
     "sample_weights",
+    "save_curve",
+    "save_points",
     "select_expert",
     "selection_labels",
     "share_gradient",
     "sinkhorn",
     "start_as_one",
+    "stored_point",
     "trade_off_curve",
 ]

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 
 from coe_core.calibration import fit_threshold
+from coe_core.support.files import as_number
 from coe_core.trade_off import TradeOffCurve
 
 MAX_POINTS = 512  # of a stored curve: a threshold between two of them is off by 0.2% of the samples
-COE = "CoE"  # the system of a file that names none
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class OperatingPoint:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; an infinite threshold becomes a string, "inf" or "-inf"."""
-        return {**asdict(self), "threshold": _plain(self.threshold)}
+        return _plain(asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OperatingPoint:
@@ -120,17 +120,17 @@ class OperatingPoint:
             ValueError: a field that is missing, unknown, or of another type.
         """
         _check_fields(cls, values, "an operating point")
-        point = {**values, "threshold": _number("threshold", values["threshold"], infinite=True)}
+        point = {**values, "threshold": as_number(values["threshold"], "threshold")}
         for name in ("exit_rate", "quality", "cost"):
-            point[name] = _number(name, values[name])
-        point["rough_weight"] = _number("rough_weight", values.get("rough_weight", 0.0))
+            point[name] = _finite(name, values[name])
+        point["rough_weight"] = _finite("rough_weight", values.get("rough_weight", 0.0))
         for name in ("value", "guarantee"):
             if values.get(name) is not None:
-                point[name] = _number(name, values[name])
+                point[name] = _finite(name, values[name])
         for name in ("name", "aim", "cost_unit", "data", "date"):
-            _check_type(name, values[name], str, "a text")
-        _check_type("num_samples", values["num_samples"], int, "a whole number")
-        _check_type("fitted_with", values.get("fitted_with", {}), dict, "an object")
+            check_type(name, values[name], str, "a text")
+        check_type("num_samples", values["num_samples"], int, "a whole number")
+        check_type("fitted_with", values.get("fitted_with", {}), dict, "an object")
         if not 0 <= point["exit_rate"] <= 1:
             raise ValueError(f"exit_rate must be in [0, 1], got {point['exit_rate']}")
         return cls(**point)
@@ -169,7 +169,7 @@ class CalibratedCurve:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; the infinite threshold becomes a string."""
-        return {**asdict(self), "threshold": [_plain(t) for t in self.threshold]}
+        return _plain(asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CalibratedCurve:
@@ -181,15 +181,16 @@ class CalibratedCurve:
         _check_fields(cls, values, "a trade-off curve")
         columns = {}
         for name in ("threshold", "exit_rate", "quality", "macs"):
-            _check_type(name, values[name], list, "a list")
-            infinite = name == "threshold"
-            columns[name] = [_number(name, number, infinite) for number in values[name]]
+            check_type(name, values[name], list, "a list")
+            columns[name] = [as_number(number, name) for number in values[name]]
+            if name != "threshold" and not all(map(math.isfinite, columns[name])):
+                raise ValueError(f"{name} must be finite numbers")
         rest = {name: value for name, value in values.items() if name not in columns}
-        rest["rough_weight"] = _number("rough_weight", values["rough_weight"])
+        rest["rough_weight"] = _finite("rough_weight", values["rough_weight"])
         for name in ("data", "date"):
-            _check_type(name, values[name], str, "a text")
-        _check_type("num_samples", values["num_samples"], int, "a whole number")
-        _check_type("fitted_with", values.get("fitted_with", {}), dict, "an object")
+            check_type(name, values[name], str, "a text")
+        check_type("num_samples", values["num_samples"], int, "a whole number")
+        check_type("fitted_with", values.get("fitted_with", {}), dict, "an object")
         if len({len(column) for column in columns.values()}) > 1 or not columns["macs"]:
             raise ValueError("not a trade-off curve: its columns differ in length or are empty")
         return cls(**columns, **rest)
@@ -255,84 +256,6 @@ def _short(value: Any) -> str:
     return f"{text[:12]}..." if is_digest else text
 
 
-class StoredPoints(NamedTuple):
-    """A file of operating points."""
-
-    points: dict[str, list[OperatingPoint]]  # by system: "CoE", "cascade"
-    provenance: dict[str, Any]  # of the file; often empty
-
-    def named(self, system: str = COE) -> dict[str, OperatingPoint]:
-        """One system's by their names; of equal names the last counts."""
-        return {point.name: point for point in self.points.get(system, [])}
-
-
-def points_to_dict(task: str, stored: StoredPoints) -> dict[str, Any]:
-    """The one schema of both tasks, plain values for a JSON file.
-
-    Args:
-        task: "vision" or "translation".
-        stored: what to write.
-    """
-    plain = {system: [point.to_dict() for point in some] for system, some in stored.points.items()}
-    return {"task": task, "points": plain, "provenance": stored.provenance}
-
-
-def points_from_dict(task: str, values: Any) -> StoredPoints:
-    """Inverse of `points_to_dict`; also of the two schemas of older versions.
-
-    Args:
-        task: that the points must be of.
-        values: of a JSON file.
-
-    Raises:
-        ValueError: points of another task, or no operating points at all.
-
-    Example:
-        >>> stored = StoredPoints({"CoE": []}, {"commit": "1234"})
-        >>> points_from_dict("vision", points_to_dict("vision", stored)) == stored
-        True
-        >>> points_from_dict("vision", points_to_dict("translation", stored))
-        Traceback (most recent call last):
-        ValueError: operating points of the task translation, not of vision
-    """
-    _check_type("the file", values, dict, "an object")
-    if "points" not in values:  # vision's older schema: points by name, of one system
-        values = {"points": {COE: list(values.values())}}
-    _check_task(task, values, "operating points")
-    provenance = values.get("provenance", {})
-    _check_type("points", values["points"], dict, "an object")
-    _check_type("provenance", provenance, dict, "an object")
-    points = {}
-    for system, some in values["points"].items():
-        _check_type(f"points of {system}", some, list, "a list")
-        for point in some:
-            _check_type(f"a point of {system}", point, dict, "an object")
-        points[system] = [OperatingPoint.from_dict(point) for point in some]
-    return StoredPoints(points, provenance)
-
-
-def curve_to_dict(task: str, curve: CalibratedCurve) -> dict[str, Any]:
-    """A stored curve with its task, plain values for a JSON file."""
-    return {"task": task, **curve.to_dict()}
-
-
-def curve_from_dict(task: str, values: Any) -> CalibratedCurve:
-    """Inverse of `curve_to_dict`; older files name no task.
-
-    Raises:
-        ValueError: a curve of another task, or no curve.
-    """
-    _check_type("the file", values, dict, "an object")
-    _check_task(task, values, "a trade-off curve")
-    return CalibratedCurve.from_dict({k: v for k, v in values.items() if k != "task"})
-
-
-def _check_task(task: str, values: Mapping[str, Any], what: str) -> None:
-    written_for = values.get("task", task)
-    if written_for != task:
-        raise ValueError(f"{what} of the task {written_for}, not of {task}")
-
-
 def _check_fields(record: type, values: Mapping[str, Any], what: str) -> None:
     known = {entry.name for entry in fields(record)}
     needed = {
@@ -348,25 +271,21 @@ def _check_fields(record: type, values: Mapping[str, Any], what: str) -> None:
         )
 
 
-def _check_type(name: str, value: Any, kind: type, called: str) -> None:
+def check_type(name: str, value: Any, kind: type, called: str) -> None:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{name} must be {called}, got {value!r:.60}")
 
 
-def _number(name: str, value: Any, infinite: bool = False) -> float:
-    """A stored number; infinite ones are texts."""
-    if infinite and value in ("inf", "-inf", "Infinity", "-Infinity"):
-        return float(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} must be a number, got {value!r:.60}")
-    try:
-        number = float(value)
-    except OverflowError:  # a whole number of hundreds of digits
-        number = math.inf
-    if math.isnan(number) or (math.isinf(number) and not infinite):
+def _finite(name: str, value: Any) -> float:
+    number = as_number(value, name)
+    if math.isinf(number):
         raise ValueError(f"{name} must be a finite number, got {number}")
     return number
 
 
-def _plain(number: float) -> float | str:
-    return str(number) if math.isinf(number) else number
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """With infinite thresholds as texts."""
+    threshold = fields["threshold"]
+    several = threshold if isinstance(threshold, list) else [threshold]
+    texts = [str(number) if math.isinf(number) else number for number in several]
+    return {**fields, "threshold": texts if isinstance(threshold, list) else texts[0]}

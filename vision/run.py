@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import platform
 import shlex
@@ -20,25 +18,19 @@ from typing import Any
 import torch
 
 from coe_core import CalibratedCurve, OperatingPoint, StoredPoints
-from coe_core.operating_points import (
-    COE,
-    curve_from_dict,
-    curve_to_dict,
-    points_from_dict,
-    points_to_dict,
-)
+from coe_core.stored_points import COE, load_curve, load_points, save_curve, save_points
+from coe_core.support.files import sha256_of
+from vision.checkpoints import LAST, PARAMETERS, find_checkpoint, load_checkpoint
 from vision.data.load import ImageData, load_data
 from vision.errors import RunError
 from vision.precision import choose_precision
-from vision.recipe import Recipe
+from vision.recipe import Recipe, recipe_from_dict
 from vision.recipe_networks import Networks
 
-LAST = Path("checkpoints/last.ckpt")
 POINTS = Path("operating_points.json")
 CONFIDENCE = "max_probability"  # that exits are decided by
 TASK = "vision"  # of stored points
 CURVE = Path("trade_off_curve.json")
-_PARAMETERS = ("recipe", "classes", "preprocess")  # what `Networks` is built from
 _PREFIX = "networks."  # of the networks' weights in a checkpoint of the training module
 
 
@@ -67,9 +59,7 @@ class Run:
     @cached_property
     def fitted_with(self) -> dict[str, str]:
         """What its thresholds depend on, see `coe_core.check_fitted_with`: they hold for these weights."""
-        with self.checkpoint.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"checkpoint": digest, "confidence": CONFIDENCE}
+        return {"checkpoint": sha256_of(self.checkpoint), "confidence": CONFIDENCE}
 
     def operating_point(self, name: str) -> OperatingPoint:
         """A stored operating point.
@@ -86,12 +76,12 @@ class Run:
         """Keep an operating point with the run, replacing one of the same name."""
         self.operating_points[point.name] = point
         stored = StoredPoints({COE: list(self.operating_points.values())}, {})
-        write_text(self.folder / POINTS, json.dumps(points_to_dict(TASK, stored), indent=2) + "\n")
+        save_points(self.folder / POINTS, TASK, stored)
 
     def store_curve(self, curve: CalibratedCurve) -> None:
         """Keep the trade-off curve with the run."""
         self.curve = curve
-        write_text(self.folder / CURVE, json.dumps(curve_to_dict(TASK, curve)) + "\n")
+        save_curve(self.folder / CURVE, TASK, curve)
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
@@ -112,40 +102,6 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Content of a checkpoint of ours, loaded with ``weights_only=True``.
-
-    Raises:
-        RunError: missing, unreadable, or not a checkpoint of this toolkit.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise RunError(
-            f"there is no checkpoint {path}; give a run folder or a .ckpt file"
-        ) from error
-    except Exception as error:  # unpickling raises almost anything on a damaged file
-        raise RunError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}); it is damaged or "
-            "something else"
-        ) from error
-    parameters = content.get("hyper_parameters") if isinstance(content, dict) else None
-    missing = [name for name in _PARAMETERS if name not in (parameters or {})]
-    if missing:
-        raise RunError(f"{path} is not a checkpoint of coe-vision: it holds no {missing[0]}")
-    return content
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint of a run folder (its last), or the file itself."""
-    path = Path(path)
-    if path.is_dir():
-        if not (path / LAST).is_file():
-            raise RunError(f"{path} is not a run folder: it has no {LAST}")
-        return path / LAST
-    return path
-
-
 def load_run(path: str | Path, team: bool = True) -> Run:
     """Load a run from its folder or from a checkpoint file; nothing else is needed.
 
@@ -158,9 +114,7 @@ def load_run(path: str | Path, team: bool = True) -> Run:
     """
     checkpoint = find_checkpoint(path)
     content = load_checkpoint(checkpoint)
-    parameters = content["hyper_parameters"]
-    parameters["recipe"] = without_downloads(parameters["recipe"])
-    networks = Networks(**{name: parameters[name] for name in _PARAMETERS})
+    networks = _build(checkpoint, content["hyper_parameters"])
     if team and networks.team is None:
         raise RunError(
             f"{path} trained ensembles only, no delegator and experts; `coe-vision evaluate` and "
@@ -182,9 +136,9 @@ def load_run(path: str | Path, team: bool = True) -> Run:
     in_run = checkpoint.parent.name == LAST.parent.name
     run = Run(checkpoint.parent.parent if in_run else checkpoint.parent, checkpoint, networks)
     run.operating_points = _stored(
-        run.folder / POINTS, lambda stored: points_from_dict(TASK, stored).named(), {}
+        run.folder / POINTS, lambda path: load_points(path, TASK).named(), {}
     )
-    run.curve = _stored(run.folder / CURVE, lambda stored: curve_from_dict(TASK, stored), None)
+    run.curve = _stored(run.folder / CURVE, lambda path: load_curve(path, TASK), None)
     return run
 
 
@@ -214,13 +168,28 @@ def load_run_data(
     return data
 
 
-def _stored(path: Path, read: Callable[[Any], Any], missing: Any) -> Any:
+def _build(checkpoint: Path, parameters: dict[str, Any]) -> Networks:
+    """The networks of a checkpoint, whose stored values may be damaged or anyone's."""
+    values = {name: parameters[name] for name in PARAMETERS}
+    try:
+        recipe = recipe_from_dict(parameters["recipe"], str(checkpoint))
+        values["recipe"] = without_downloads(recipe.to_dict())
+        return Networks(**values)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RunError(
+            f"the networks of {checkpoint} cannot be built: {reason[:300]}; was it written with other "
+            "versions of timm or torchvision? provenance.json names those it was trained with"
+        ) from error
+
+
+def _stored(path: Path, read: Callable[[Path], Any], missing: Any) -> Any:
     """What `calibrate` left in a JSON file of the run."""
     if not path.is_file():
         return missing
     try:
-        return read(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError, TypeError) as error:
+        return read(path)
+    except ValueError as error:
         raise RunError(
             f"{path} is damaged ({error}); remove it and run `coe-vision calibrate` again"
         ) from error

@@ -127,6 +127,8 @@ def run_command(
         status = arguments.call(arguments) or DONE
         sys.stdout.flush()
         return status
+    except SystemExit as end:  # of argparse: help was shown, or what is wrong was said
+        return end.code if isinstance(end.code, int) else DONE if end.code is None else REFUSED
     except BrokenPipeError:  # the reader, such as head, has seen enough
         _drop(sys.stdout)
         return 128 + signal.SIGPIPE

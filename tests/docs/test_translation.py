@@ -9,7 +9,8 @@ import pytest
 from fairseq import options
 
 import translation
-from translation.commands.cli import _parser
+from coe_core.support.command import parse
+from translation.commands.cli import COMMANDS, parser
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/translation.md").read_text(encoding="utf-8")
@@ -47,16 +48,15 @@ def test_commands_are_understood():
     seen = set()
     for name, *words in commands():
         if name == "coe-translation":
-            arguments, more = _parser().parse_known_args(words)
+            arguments = parse(parser(), words)
             seen.add(arguments.name)
             if arguments.name == "decode":
-                by_fairseq("fairseq-generate", [arguments.data, "--path", arguments.path, *more])
-            else:
-                assert more == []
+                of_fairseq = [arguments.data, "--path", arguments.path, *arguments.more]
+                by_fairseq("fairseq-generate", of_fairseq)
         elif name in FAIRSEQ:
             seen.add(name)
             by_fairseq(name, words)
-    ours = set(_parser()._subparsers._group_actions[0].choices)
+    ours = {command.name for command in COMMANDS}
     assert seen == (ours | set(FAIRSEQ)) - {"user-dir"}  # it stands inside other commands
 
 

@@ -20,10 +20,7 @@ def cli() -> Callable[..., int]:
     from vision.commands.cli import main
 
     def call(*arguments: object) -> int:
-        try:
-            return main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse
-            return int(stop.code or 0)
+        return main([str(argument) for argument in arguments])
 
     return call
 

@@ -2,88 +2,104 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-from collections.abc import Sequence
-from datetime import date
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from coe_core import AimNotReachableError, OperatingPoint, fit_threshold
-from translation.evaluation.metrics import CorpusQuality
-from translation.evaluation.systems import CASCADE, COE, Routed, routed_systems
-from translation.evaluation.translations import Translations
+import coe_core
+from coe_core import (
+    AimNotReachableError,
+    OperatingPoint,
+    StoredPoints,
+    check_fitted_with,
+    fit_threshold,
+)
+from coe_core.support.aims import Aim, parse_aim
+from translation.evaluation.metrics import Scoring
+from translation.evaluation.systems import CASCADE, COE, RoutedSystem, routed_systems
+from translation.evaluation.translations import DELEGATOR_ALONE, EXPERT_ALONE, Translations
 
-AIMS = "best, bleu_drop=POINTS, chrf_drop=POINTS, macs=AMOUNT, latency=MILLISECONDS"
-_UNITS = {"k": 1e3, "M": 1e6, "G": 1e9}
+TASK = "translation"  # of stored points
+KINDS = ("best", "bleu_drop", "chrf_drop", "macs", "latency")
+_ROUTERS = {COE: "learned", CASCADE: "cascade"}
+_REMEDY = "decode and calibrate with these settings (coe-translation decode, calibrate)"
 
 
-def parse_aim(text: str) -> tuple[str, float | None]:
-    """Kind and value of an aim: a budget may be an amount (20M), or a part of that of no exits (60%).
+def fitted_with(provenance: Mapping[str, Any], system: str) -> dict[str, Any]:
+    """What a system's thresholds depend on, out of the provenance of decoded translations.
 
-    A part is returned as a negative number, -0.6.
+    The names are those of the points' ``fitted_with``: checkpoint (SHA-256), confidence, beam, lenpen,
+    router, direction (such as de-en); of a cascade the digests of its two networks in place of the team's.
+    What a file of an older version does not know is left out.
 
-    Raises:
-        ValueError: unknown, or a value that is not a number above 0 (a drop may be 0).
+    Args:
+        provenance: of `Translations`.
+        system: "CoE" or "cascade".
 
     Example:
-        >>> parse_aim("macs=20M"), parse_aim("macs=60%"), parse_aim("bleu_drop=0.5"), parse_aim("best")
-        (('macs', 20000000.0), ('macs', -0.6), ('bleu_drop', 0.5), ('best', None))
+        >>> fitted_with({"confidence": "probability", "beam": 5, "date": "2026-01-01"}, "CoE")
+        {'confidence': 'probability', 'beam': 5, 'router': 'learned'}
     """
-    kind, sign, value = text.partition("=")
-    if kind not in ("best", "bleu_drop", "chrf_drop", "macs", "latency"):
-        raise ValueError(f"unknown aim {text!r}; known: {AIMS}")
-    if kind == "best":
-        if sign:
-            raise ValueError(f"aim 'best' takes no value, got {text!r}")
-        return kind, None
-    scale = 1.0
-    if value[-1:] in _UNITS and kind == "macs":
-        value, scale = value[:-1], _UNITS[value[-1]]
-    elif value.endswith("%") and kind in ("macs", "latency"):
-        value, scale = value[:-1], -0.01
-    try:
-        number = float(value)
-    except ValueError:
-        number = math.nan
-    if not (0 <= number < math.inf) or (number == 0 and not kind.endswith("drop")):
-        raise ValueError(f"aim {text!r} needs a number; known: {AIMS}")
-    return kind, number * scale
+    settings = {name: provenance.get(name) for name in ("confidence", "beam", "lenpen")}
+    settings |= {"router": _ROUTERS[system], "direction": provenance.get("direction")}
+    if system == CASCADE:
+        digests = provenance.get("controls_sha256") or {}
+        settings |= {name: digests.get(name) for name in (DELEGATOR_ALONE, EXPERT_ALONE)}
+    else:
+        settings["checkpoint"] = provenance.get("checkpoint_sha256")
+    return {name: value for name, value in settings.items() if value is not None}
 
 
-def fit(system: Routed, made: Translations, aim: str, data: str) -> OperatingPoint:
-    """The operating point of a system that serves an aim best on these translations.
+def check_points(
+    points: Sequence[OperatingPoint], provenance: Mapping[str, Any], system: str
+) -> None:
+    """Refuse thresholds that were fitted with other settings than translations were decoded with.
+
+    Raises:
+        ValueError: as `check_fitted_with`.
+    """
+    settings = fitted_with(provenance, system)
+    for point in points:
+        check_fitted_with(
+            f"threshold {point.name!r} of {system}", point.fitted_with, settings, _REMEDY
+        )
+
+
+def fit(
+    system: RoutedSystem, aim: Aim, data: str, settings: Mapping[str, Any] | None = None
+) -> OperatingPoint:
+    """The operating point of a system that serves an aim best on the translations that it is made of.
 
     Budgets and "best" go by BLEU. Latencies are in milliseconds a sentence, as the set was decoded.
 
+    Args:
+        system: see `routed_systems`.
+        aim: see `coe_core.support.aims`.
+        data: which data these are.
+        settings: that they were decoded with, see `fitted_with`.
+
     Raises:
-        ValueError: as `parse_aim`.
         AimNotReachableError: the aim is below what the delegator alone spends.
     """
-    kind, value = parse_aim(aim)
-    quality = CorpusQuality("chrF" if kind == "chrf_drop" else "BLEU", made.reference)
-    curve = system.curve(quality, "seconds" if kind == "latency" else "macs")
+    metric = "chrF" if aim.kind == "chrf_drop" else "BLEU"
     unit = "macs"
-    if kind == "latency":
-        curve, unit = curve._replace(cost=curve.cost * 1000), "ms"
-    wanted = value
-    if value is not None and value < 0:
-        wanted = -value * float(curve.cost[0])
-    how = {"bleu_drop": "accuracy_drop", "chrf_drop": "accuracy_drop"}.get(kind, kind)
-    place = fit_threshold(curve, how, wanted)
-    return OperatingPoint(
-        name=aim,
-        threshold=float(curve.threshold[place]),
-        aim=kind,
-        value=wanted,
-        exit_rate=float(curve.exit_rate[place]),
-        quality=float(curve.quality[place]),
-        cost=float(curve.cost[place]),
+    if aim.kind == "latency":
+        curve, unit = system.stages.curve(metric, "seconds"), "ms"
+        curve = curve._replace(cost=curve.cost * 1000)
+    else:
+        curve = system.stages.curve(metric, "macs")
+    value = aim.absolute(float(curve.cost[0]))
+    kind = "accuracy_drop" if aim.kind in ("bleu_drop", "chrf_drop") else aim.kind
+    return OperatingPoint.at_index(
+        curve,
+        fit_threshold(curve, kind, value),
+        name=aim.text,
+        aim=aim.kind,
+        value=value,
         cost_unit=unit,
-        num_samples=len(made),
+        num_samples=len(system.first.text),
         data=data,
-        date=date.today().isoformat(),
+        fitted_with=settings,
     )
 
 
@@ -94,40 +110,45 @@ class AllPoints(NamedTuple):
     unmet: list[str]  # a line about each aim that a system cannot meet
 
 
-def fit_all(made: Translations, aims: Sequence[str], data: str) -> AllPoints:
+def fit_all(
+    translations: Translations, aims: Sequence[str], data: str, scoring: Scoring | None = None
+) -> AllPoints:
     """Operating points of CoE and of the cascade, if it was decoded, for every aim that each can meet.
 
+    Args:
+        translations: of a validation set.
+        aims: as typed, see `coe_core.support.aims`.
+        data: which data these are.
+        scoring: see `routed_systems`.
+
     Raises:
-        ValueError: as `parse_aim`.
+        ValueError: an aim that is not understood.
         AimNotReachableError: CoE can meet none of them.
     """
-    systems = routed_systems(made)
-    found: dict[str, list[OperatingPoint]] = {}
+    parsed = [parse_aim(aim, KINDS) for aim in aims]
+    systems = routed_systems(translations, scoring)
+    points: dict[str, list[OperatingPoint]] = {}
     unmet = []
     for name in (COE, CASCADE):
         if name not in systems:
             continue
-        found[name] = []
-        for aim in aims:
+        settings = fitted_with(translations.provenance, name)
+        points[name] = []
+        for aim in parsed:
             try:
-                found[name].append(fit(systems[name], made, aim, data))
+                points[name].append(fit(systems[name], aim, data, settings))
             except AimNotReachableError as error:
-                unmet.append(f"{name}, {aim}: {error}")
-        if name == COE and not found[name]:
+                unmet.append(f"{name}, {aim.text}: {error}")
+        if name == COE and not points[name]:
             raise AimNotReachableError("; ".join(unmet))
-    return AllPoints(found, unmet)
+    return AllPoints(points, unmet)
 
 
 def save_points(
-    path: str | Path, points: dict[str, list[OperatingPoint]], provenance: dict
+    path: str | Path, points: dict[str, list[OperatingPoint]], provenance: dict[str, Any]
 ) -> None:
-    """Write them as JSON, whole or not at all."""
-    part = Path(f"{path}.part")
-    plain = {system: [one.to_dict() for one in some] for system, some in points.items()}
-    part.write_text(
-        json.dumps({"points": plain, "provenance": provenance}, indent=1, ensure_ascii=False) + "\n"
-    )
-    os.replace(part, path)
+    """Write them as JSON, whole or not at all, see `coe_core.save_points`."""
+    coe_core.save_points(path, TASK, StoredPoints(points, provenance))
 
 
 def load_points(path: str | Path) -> dict[str, list[OperatingPoint]]:
@@ -138,28 +159,19 @@ def load_points(path: str | Path) -> dict[str, list[OperatingPoint]]:
     """
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file; coe-translation calibrate writes it")
-    try:
-        points = json.loads(Path(path).read_text(encoding="utf-8"))["points"]
-        return {
-            system: [OperatingPoint.from_dict(one) for one in some]
-            for system, some in points.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: not what coe-translation calibrate writes ({error!r})"
-        ) from error
+    return coe_core.load_points(path, TASK).points
 
 
-def stored_threshold(text: str) -> float:
+def stored_threshold(text: str, settings: Mapping[str, Any] | None = None) -> float:
     """The threshold of CoE that FILE:NAME names, such as thresholds.json:macs=60%.
 
+    Args:
+        text: file and name.
+        settings: that it is to be used with, by the names of `fitted_with`; those left out are not compared.
+
     Raises:
-        ValueError: no such file or name (says which there are).
+        ValueError: no such file or name (says which there are), or it was fitted with other settings.
     """
-    path, _, name = text.rpartition(":")
-    points = load_points(path).get(COE, [])
-    for point in points:
-        if point.name == name:
-            return point.threshold
-    known = ", ".join(point.name for point in points)
-    raise ValueError(f"{path} has no threshold named {name!r}; it has: {known}")
+    point = coe_core.stored_point(text, TASK)
+    check_fitted_with(f"threshold {text!r}", point.fitted_with, settings or {}, _REMEDY)
+    return point.threshold

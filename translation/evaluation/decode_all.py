@@ -13,6 +13,7 @@ import torch
 from fairseq import checkpoint_utils, options, tasks, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
+from coe_core.support.files import sha256_of
 from translation.evaluation.translations import (
     DELEGATOR,
     ENSEMBLE,
@@ -108,7 +109,10 @@ def decode_all(
     selection = _select(team, batches, task.source_dictionary)
     provenance = {
         "checkpoint": paths[0],
+        "checkpoint_sha256": sha256_of(paths[0]),
+        "direction": f"{task.cfg.source_lang}-{task.cfg.target_lang}",
         "controls": controls,
+        "controls_sha256": {name: sha256_of(path) for name, path in controls.items()},
         "data": str(cfg.task.data),
         "subset": subset,
         "skipped": skipped,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from coe_core import TradeOffCurve, corpus_trade_off_curve, select_expert
-from translation.evaluation.metrics import CorpusQuality
+from coe_core import StageCost, StageQuality, TwoStage, select_expert
+from translation.evaluation.metrics import METRICS, CorpusQuality, Scoring
 from translation.evaluation.translations import (
     DELEGATOR,
     DELEGATOR_ALONE,
@@ -26,54 +28,6 @@ COSTS = ("macs", "seconds")
 NO_EXITS = float("inf")
 
 
-class Routed(NamedTuple):
-    """A first network for all sentences, and for each a second one that runs unless the first is sure.
-
-    Where no sentence can exit (threshold inf) the first does not translate: what is left of it is the
-    selection, and nothing of a cascade's.
-    """
-
-    first: OfNetwork
-    second: OfNetwork  # sentence by sentence, that of the expert it is sent to
-    selected: Int[Tensor, " n"]  # which expert that is
-    selection: Selection | None = None
-
-    def curve(self, quality: CorpusQuality, cost: str) -> TradeOffCurve:
-        """Quality and mean cost per sentence at every threshold.
-
-        Args:
-            quality: of the set that was translated.
-            cost: "macs" or "seconds". Seconds are those of batches as they were decoded; with batches
-                of more than one sentence the routed groups are smaller, so they are an estimate.
-        """
-        curve = corpus_trade_off_curve(
-            torch.tensor(self.first.confidence, dtype=torch.float64),
-            quality.counts(self.first.text),
-            quality.counts(self.second.text),
-            quality.scores,
-            float(_column(self.first, cost).mean()),
-            _column(self.second, cost),
-        )
-        curve.cost[0] = float(self._cost(cost, NO_EXITS).mean())
-        return curve
-
-    def _cost(self, cost: str, threshold: float) -> Float[Tensor, " n"]:
-        """What every sentence costs."""
-        second = _column(self.second, cost)
-        if threshold == NO_EXITS:
-            return second if self.selection is None else _column(self.selection, cost) + second
-        stays = torch.tensor(self.first.confidence, dtype=torch.float64) < threshold
-        return _column(self.first, cost) + second * stays
-
-    def at(self, threshold: float) -> Mixture:
-        """What the system translates with that threshold, and what it spends."""
-        first, second = self.first, self.second
-        exits = [sure >= threshold for sure in first.confidence]
-        text = [a if out else b for out, a, b in zip(exits, first.text, second.text, strict=True)]
-        spent = {cost: float(self._cost(cost, threshold).mean()) for cost in COSTS}
-        return Mixture(text, spent["macs"], spent["seconds"], sum(exits) / len(exits))
-
-
 class Mixture(NamedTuple):
     """Translations of a whole set, and what they cost on average."""
 
@@ -81,6 +35,74 @@ class Mixture(NamedTuple):
     macs: float
     seconds: float
     exit_rate: float | None = None  # None: the system has no early termination
+
+
+@dataclass(frozen=True)
+class RoutedSystem:
+    """A first network for all sentences, and for each a second one that runs unless the first is confident.
+
+    Where no sentence can exit (threshold inf) the first does not translate: what is left of it is the
+    selection, and nothing of a cascade's.
+    """
+
+    first: OfNetwork
+    second: OfNetwork  # sentence by sentence, that of the expert it is sent to
+    selected_expert: Int[Tensor, " n"]  # which expert that is
+    stages: TwoStage  # qualities by metric, costs "macs" and "seconds" per sentence
+
+    def at(self, threshold: float) -> Mixture:
+        """What the system translates with that threshold, and what it spends."""
+        reached = self.stages.at(threshold)
+        texts = zip(reached.exits.tolist(), self.first.text, self.second.text, strict=True)
+        text = [rough if exited else final for exited, rough, final in texts]
+        return Mixture(text, reached.cost["macs"], reached.cost["seconds"], reached.exit_rate)
+
+
+class _CorpusQualities(Mapping[str, StageQuality]):
+    """Qualities by metric; the counts of each are taken when they are asked for, and kept."""
+
+    def __init__(self, first: OfNetwork, second: OfNetwork, reference: list[str], scoring: Scoring):
+        self.texts, self.reference, self.scoring = (first.text, second.text), reference, scoring
+        self.known: dict[str, StageQuality] = {}
+
+    def __getitem__(self, metric: str) -> StageQuality:
+        if metric not in self.known:
+            quality = CorpusQuality(metric, self.reference, self.scoring)
+            counts = [quality.counts(text) for text in self.texts]
+            self.known[metric] = StageQuality(*counts, quality.scores)
+        return self.known[metric]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(METRICS)
+
+    def __len__(self) -> int:
+        return len(METRICS)
+
+
+def _routed(
+    translations: Translations,
+    first: OfNetwork,
+    second: OfNetwork,
+    selected_expert: Tensor,
+    selection: Selection | None,
+    scoring: Scoring,
+) -> RoutedSystem:
+    """``selection``: what is left of the first network where nothing can exit; None: nothing.
+
+    Seconds are those of batches as they were decoded; with batches of more than one sentence the
+    routed groups are smaller, so they are an estimate.
+    """
+    costs = {
+        cost: StageCost(
+            float(_column(first, cost).mean()),
+            _column(second, cost),
+            0.0 if selection is None else float(_column(selection, cost).mean()),
+        )
+        for cost in COSTS
+    }
+    confidence = torch.tensor(first.confidence, dtype=torch.float64)
+    qualities = _CorpusQualities(first, second, translations.reference, scoring)
+    return RoutedSystem(first, second, selected_expert, TwoStage(confidence, qualities, costs))
 
 
 def _column(network: OfNetwork | Selection, cost: str) -> Float[Tensor, " n"]:
@@ -94,48 +116,64 @@ def _by_expert(experts: list[OfNetwork], selected: Tensor) -> OfNetwork:
     )
 
 
-def routed_systems(made: Translations) -> dict[str, Routed]:
+def routed_systems(
+    translations: Translations, scoring: Scoring | None = None
+) -> dict[str, RoutedSystem]:
     """Every system with early termination.
 
     "CoE" sends a sentence to the selected expert, "random" to one drawn by its words, "oracle" to
     the one whose translation has the best chrF of the sentence (it looks at the reference: a bound,
     not a system). "cascade" is the delegator and the expert that were trained alone, if they are
     among the controls: no selection.
+
+    Args:
+        translations: by all networks.
+        scoring: of the metrics; None: sacreBLEU's defaults.
     """
-    experts, k = made.experts(), made.num_experts
-    chrf = CorpusQuality("chrF", made.reference)
+    scoring = scoring or Scoring()
+    experts, k = translations.experts(), translations.num_experts
+    chrf = CorpusQuality("chrF", translations.reference, scoring)
     each = torch.stack([chrf.of_sentences(expert.text) for expert in experts], 1)
-    drawn = [zlib.crc32(text.encode()) % k for text in made.source]
+    drawn = [zlib.crc32(text.encode()) % k for text in translations.source]
     choices = {
-        COE: select_expert(torch.tensor(made.selection.logits)),
+        COE: select_expert(torch.tensor(translations.selection.logits)),
         RANDOM: torch.tensor(drawn),
         ORACLE: each.argmax(1),
     }
-    first = made.networks[DELEGATOR]
-    found = {
-        name: Routed(first, _by_expert(experts, selected), selected, made.selection)
+    first = translations.networks[DELEGATOR]
+    systems = {
+        name: _routed(
+            translations,
+            first,
+            _by_expert(experts, selected),
+            selected,
+            translations.selection,
+            scoring,
+        )
         for name, selected in choices.items()
     }
-    if {DELEGATOR_ALONE, EXPERT_ALONE} <= made.networks.keys():
-        found[CASCADE] = Routed(
-            made.networks[DELEGATOR_ALONE],
-            made.networks[EXPERT_ALONE],
-            torch.zeros(len(made), dtype=torch.long),
+    if {DELEGATOR_ALONE, EXPERT_ALONE} <= translations.networks.keys():
+        systems[CASCADE] = _routed(
+            translations,
+            translations.networks[DELEGATOR_ALONE],
+            translations.networks[EXPERT_ALONE],
+            torch.zeros(len(translations), dtype=torch.long),
+            None,
+            scoring,
         )
-    return found
+    return systems
 
 
-def single_systems(made: Translations) -> dict[str, Mixture]:
+def single_systems(translations: Translations) -> dict[str, Mixture]:
     """Every system that has no choice: the team's parts, their ensemble, and the controls."""
-    named = {
-        name: made.networks[name]
-        for name in (DELEGATOR, *(f"expert-{j}" for j in range(made.num_experts)), ENSEMBLE)
-        if name in made.networks
-    }
-    named |= {name: one for name, one in made.networks.items() if name not in named}
+    own = (DELEGATOR, *(f"expert-{j}" for j in range(translations.num_experts)), ENSEMBLE)
+    named = {name: translations.networks[name] for name in own if name in translations.networks}
+    named |= {name: network for name, network in translations.networks.items() if name not in named}
     return {
         name: Mixture(
-            one.text, float(_column(one, "macs").mean()), float(_column(one, "seconds").mean())
+            network.text,
+            float(_column(network, "macs").mean()),
+            float(_column(network, "seconds").mean()),
         )
-        for name, one in named.items()
+        for name, network in named.items()
     }

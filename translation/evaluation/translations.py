@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from coe_core.support.files import as_number, read_json, write_json
 
 DELEGATOR, ENSEMBLE = "delegator", "ensemble"
 DELEGATOR_ALONE, EXPERT_ALONE = "delegator-alone", "expert-alone"
@@ -59,11 +59,13 @@ class Translations:
         return [self.networks[name] for name in self._experts()]
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, whole or not at all."""
-        part = Path(f"{path}.part")
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, ensure_ascii=False)
-        os.replace(part, path)
+        """Write as JSON, whole or not at all.
+
+        Raises:
+            ValueError: parts that do not fit together, or numbers that are none.
+        """
+        self.check(str(path))
+        write_json(path, asdict(self), indent=None)
 
     @classmethod
     def load(cls, path: str | Path) -> Translations:
@@ -74,17 +76,24 @@ class Translations:
         """
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file; coe-translation decode writes it")
+        values = read_json(path)
         try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-            networks = {name: OfNetwork(**one) for name, one in fields.pop("networks").items()}
-            selection = Selection(**fields.pop("selection"))
-            found = cls(**fields, selection=selection, networks=networks)
+            networks = {
+                name: OfNetwork(**_columns(network, OfNetwork, name))
+                for name, network in values.pop("networks").items()
+            }
+            selection = Selection(**_columns(values.pop("selection"), Selection, "the selection"))
+            translations = cls(**values, selection=selection, networks=networks)
+            for name in ("source", "reference"):
+                _check_texts(getattr(translations, name), name)
+            if not isinstance(translations.provenance, dict):
+                raise ValueError(f"provenance is {translations.provenance!r:.60}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}: not what coe-translation decode writes ({error!r})"
             ) from error
-        found.check(str(path))
-        return found
+        translations.check(str(path))
+        return translations
 
     def check(self, name: str) -> None:
         """Raise ValueError unless there is one of everything for each sentence."""
@@ -103,3 +112,39 @@ class Translations:
         for network, values in {"selection": self.selection, **self.networks}.items():
             if not all(map(math.isfinite, (*values.macs, *values.seconds))):
                 raise ValueError(f"{name}: costs of {network} that are not finite")
+        if len({len(row) for row in self.selection.logits}) > 1:
+            raise ValueError(f"{name}: selection logits of different numbers of experts")
+        numbers = {"selection logits": [x for row in self.selection.logits for x in row]}
+        numbers |= {f"confidence of {k}": values.confidence for k, values in self.networks.items()}
+        for what, column in numbers.items():
+            undefined = sum(map(math.isnan, column))
+            if undefined:
+                raise ValueError(
+                    f"{name}: {undefined} of {len(column)} values of {what} are no numbers (NaN); the "
+                    "network has diverged: train it again with a lower learning rate"
+                )
+
+
+def _columns(values: Any, record: type, name: str) -> dict[str, list]:
+    """Columns of one network, each value of the type it should have."""
+    columns = {}
+    for entry in fields(record):
+        column = values[entry.name]
+        if not isinstance(column, list):
+            raise ValueError(f"{entry.name} of {name} is {column!r:.60}, not a list")
+        if entry.name == "text":
+            _check_texts(column, f"text of {name}")
+            columns["text"] = column
+        elif entry.name == "logits":
+            columns["logits"] = [[as_number(x, f"logits of {name}") for x in row] for row in column]
+        else:
+            columns[entry.name] = [as_number(x, f"{entry.name} of {name}") for x in column]
+    unknown = set(values) - set(columns)
+    if unknown:
+        raise ValueError(f"unknown columns of {name}: {sorted(unknown)}")
+    return columns
+
+
+def _check_texts(column: Any, name: str) -> None:
+    if not isinstance(column, list) or not all(isinstance(text, str) for text in column):
+        raise ValueError(f"{name} is not a list of texts")

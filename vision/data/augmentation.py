@@ -123,6 +123,11 @@ class Augmentation:
         self.padding = max(1, size // 8)
         self._transforms: dict[str, Callable[[Tensor], Tensor]] = {}  # made when views are drawn
 
+    def prepare(self) -> None:
+        """Make the transforms now, so that not every worker process imports what they need."""
+        if not (self._transforms or self.cheap):
+            self._transforms = _transforms(self._numbered, self.size)
+
     @property
     def cheap(self) -> bool:
         """Whether drawing takes microseconds per image, so that no worker process is needed."""
@@ -159,8 +164,7 @@ class Augmentation:
         self, name: str, images: Sequence[Tensor] | Tensor, seeds: np.ndarray, position: int
     ) -> Tensor:
         """Run one v2 transform image by image; v2 draws from torch's global generator."""
-        if name not in self._transforms:
-            self._transforms = _transforms(self._numbered, self.size)
+        self.prepare()
         generator, transform = torch.default_generator, self._transforms[name]
         state, threads = generator.get_state(), torch.get_num_threads()
         torch.set_num_threads(1)  # waking others for one small image costs more than they do

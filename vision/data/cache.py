@@ -47,6 +47,7 @@ FOLDER_VARIABLE, BYTES_VARIABLE = "COE_CACHE", "COE_CACHE_BYTES"
 MAX_BYTES = 4 * 2**30  # of all entries together, where the variable does not say otherwise
 _FORMAT = 1
 _HEADER = 128  # bytes before the pixels of a .npy file, enough for every shape
+_BYTES_BESIDE = 48  # of each image: where it came from, its digest and shape
 _LEFT_BEHIND = 24 * 3600  # seconds after which half an entry is no longer being written
 _PATIENCE = 0.2  # seconds between looks at another process's lock
 
@@ -108,7 +109,7 @@ class PixelCache:
                 with self._alone(key, split):  # another process may have written it by now
                     entry = self._reuse(key, len(paths), split, remove=True)
                     if entry is None:
-                        self._make_room(num_bytes)
+                        self._make_room(num_bytes + _BYTES_BESIDE * (len(paths) + 64))
                         self._write(key, paths, form, split)
                         entry = _read(self.folder / key, len(paths))
         except (OSError, _DamagedError) as error:

@@ -111,6 +111,9 @@ class ResumableLoader(DataLoader):
         collate: Callable[[list[dict]], Batch] | None = None,
     ) -> None:
         share = sampler.batch_size // sampler.world_size
+        augmentation = getattr(images, "augmentation", None)
+        if augmentation is not None:
+            augmentation.prepare()
         super().__init__(
             images,
             batch_sampler=BatchSampler(sampler, share, drop_last=True),

@@ -15,13 +15,14 @@ import yaml
 from lightning.pytorch import Callback, Trainer, callbacks, loggers, seed_everything
 from torch.utils.data import Subset
 
+from vision.checkpoints import LAST, load_checkpoint
 from vision.data.load import ImageData, load_data
 from vision.data.loaders import default_workers, eval_loader, train_loader
 from vision.errors import RunError
 from vision.precision import choose_precision
 from vision.recipe import Recipe, recipe_from_dict
 from vision.recipe_networks import run_macs
-from vision.run import LAST, load_checkpoint, provenance, write_text
+from vision.run import provenance, write_text
 from vision.training.callbacks import (
     AtomicCheckpoints,
     MetricsFile,

@@ -185,7 +185,8 @@ def test_average(said, team, plain, generate, tmp_path):
         average([])
 
 
-def test_a_command_that_is_written_wrongly(said, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main(["inspect", "x.pt", "--beam", "5"])
-    assert "unrecognized arguments: --beam 5" in capsys.readouterr().err
+def test_a_command_that_is_written_wrongly(said):
+    status, _, error = said("inspect", "x.pt", "--beam", "5")
+    assert status == 2
+    assert error.startswith("coe-translation inspect: unrecognized arguments: --beam 5")
+    assert error.count("\n") == 1

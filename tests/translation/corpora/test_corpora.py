@@ -107,4 +107,4 @@ def test_corpus_command(capsys, tmp_path):
     assert "takes no file, got x" in said("numbers", "x", "--out", tmp_path)[2]
     assert "needs a file or folder" in said("tatoeba", "--out", tmp_path)[2]
     error = said("numbers", "--held-out", 0, "--out", tmp_path)[2]
-    assert "--held-out must be at least 1, got 0" in error
+    assert "argument --held-out: must be at least 1, got 0" in error

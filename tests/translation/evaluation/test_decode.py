@@ -8,9 +8,9 @@ import torch
 from sacrebleu import corpus_bleu, corpus_chrf
 
 from coe_core import AimNotReachableError
+from coe_core.support.aims import parse_aim
 from translation.commands.cli import main
-from translation.evaluation.calibrate import fit, load_points, parse_aim
-from translation.evaluation.metrics import CorpusQuality
+from translation.evaluation.calibrate import KINDS, fit, load_points
 from translation.evaluation.systems import routed_systems, single_systems
 from translation.evaluation.translations import OfNetwork, Selection, Translations
 
@@ -140,9 +140,8 @@ def test_curves_are_sacrebleus_scores_at_every_threshold(made):
     systems = routed_systems(made)
     assert set(systems) == {"CoE", "random", "oracle", "cascade"}
     for metric, score in (("BLEU", corpus_bleu), ("chrF", corpus_chrf)):
-        quality = CorpusQuality(metric, made.reference)
         for name, system in systems.items():
-            curve = system.curve(quality, "macs")
+            curve = system.stages.curve(metric, "macs")
             for place in range(0, len(curve.threshold), 5):
                 mixture = system.at(float(curve.threshold[place]))
                 wanted = score(mixture.text, [made.reference]).score
@@ -269,16 +268,16 @@ def test_sentences_over_the_limit(said, decode, generate, tmp_path):
 
 
 def test_aims():
-    assert parse_aim("macs=2G") == ("macs", 2e9)
-    assert parse_aim("bleu_drop=0") == ("bleu_drop", 0)
+    assert parse_aim("macs=2G", KINDS)[:2] == ("macs", 2e9)
+    assert parse_aim("bleu_drop=0", KINDS)[:2] == ("bleu_drop", 0)
     for wrong in ("fast", "best=1", "macs", "macs=0", "macs=-3", "latency=x", "bleu_drop=nan"):
         with pytest.raises(ValueError, match="aim"):
-            parse_aim(wrong)
+            parse_aim(wrong, KINDS)
 
 
 def test_a_budget_below_the_delegator(made, said, file, tmp_path):
     with pytest.raises(AimNotReachableError, match="below the delegator's own"):
-        fit(routed_systems(made)["CoE"], made, "macs=1", "x")
+        fit(routed_systems(made)["CoE"], parse_aim("macs=1"), "x")
     status, _, error = said("calibrate", file, "macs=1", "--out", tmp_path / "x")
     assert (status, "below the delegator's own" in error) == (1, True)
     assert not (tmp_path / "x").exists()
@@ -295,9 +294,9 @@ def test_files_that_are_not_what_they_should_be(said, file, made, tmp_path):
         (("calibrate", tmp_path / "no", "best", "--out", tmp_path / "x"), "no: no such file"),
         (
             ("curve", file, "--points", junk, "--out", tmp_path / "x"),
-            "not what coe-translation cal",
+            "no operating points of ours: it has no points",
         ),
-        (("curve", file, *("--points", junk) * 2, "--out", tmp_path / "x"), "not what"),
+        (("curve", file, *("--points", junk) * 2, "--out", tmp_path / "x"), "no operating points"),
     ):
         status, _, error = said(*words)
         assert (status, message in error) == (2, True), error

@@ -372,6 +372,12 @@ def test_mixing(alphas):
     assert not any(torch.equal(a["image"], b["image"]) for a, b in itertools.pairwise(first))
 
 
+def test_transforms_are_made_before_the_worker_processes_are():
+    data = images(names=["rotate"])
+    train_loader(Data(), data, 4, seed=0)
+    assert data.augmentation._transforms
+
+
 def test_mixup_equals_torchvisions():
     samples = images(names=None).__getitems__([(i, 7 + i) for i in range(4)])
     got = MixSamples(3, mixup=0.4)(samples)
@@ -409,7 +415,8 @@ def test_a_number_in_brackets():
     assert 0.15 < share_erased("random_erasing") < 0.35
     assert share_erased("random_erasing(1)") == 1
     draw = Augmentation(["random_resized_crop(1.0)"], 16)
-    draw(images(names=None)._images, np.arange(22))
+    assert draw._transforms == {}  # torchvision is imported for training alone
+    draw.prepare()
     whole = draw._transforms["random_resized_crop"]
     assert whole.scale == (1.0, 1.0)
     assert Augmentation(["random_resized_crop(0.1)"], 16).crops_originals

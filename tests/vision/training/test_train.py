@@ -210,9 +210,9 @@ def test_resume_on_other_data(cli, trained, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"cannot be read as a checkpoint \(EOFError\)"),
+        (b"", "is empty: writing it was broken off, or the disk was full"),
         (b"no checkpoint at all", "cannot be read as a checkpoint"),
-        ("half", "cannot be read as a checkpoint"),
+        ("half", "is damaged: it is cut short, its end is missing"),
         ({"weights": 1}, "not a checkpoint of coe-vision: it holds no recipe"),
         ({"hyper_parameters": None}, "not a checkpoint of coe-vision: it holds no recipe"),
         ([1, 2], "not a checkpoint of coe-vision"),

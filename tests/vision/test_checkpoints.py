@@ -1,0 +1,166 @@
+"""Checkpoints that are damaged, or anyone's: one line from every command, and nothing in them runs."""
+
+import copy
+import os
+import pickle
+import re
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coe_core import CoEError
+from vision.checkpoints import LAST, load_checkpoint
+from vision.run import load_run
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
+
+
+@pytest.fixture(scope="module")
+def content(trained):
+    whole = torch.load(trained / LAST, weights_only=True)
+    return {name: whole[name] for name in ("hyper_parameters", "state_dict")}
+
+
+def refused(path):
+    """The message, in one line."""
+    with pytest.raises((CoEError, ValueError), match=r".") as error:
+        load_run(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def with_pickle(path, target, payload):
+    """The checkpoint with another pickle in it, its checksum right."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as changed:
+        for record in source.infolist():
+            is_pickle = record.filename.endswith("/data.pkl")
+            changed.writestr(record.filename, payload if is_pickle else source.read(record))
+
+
+def test_flipped_bits_in_the_weights_are_found_by_every_command(cli, trained, tmp_path, capsys):
+    flipped = bytearray((trained / LAST).read_bytes())
+    flipped[len(flipped) // 2] ^= 4
+    path = tmp_path / "run" / LAST
+    path.parent.mkdir(parents=True)
+    path.write_bytes(flipped)
+    run = tmp_path / "run"
+    commands = [["evaluate", run], ["calibrate", run, "best"], ["predict", run, "x.png"]]
+    commands += [["inspect", run], ["export", run, "--to", "onnx"], ["serve", run]]
+    commands += [["train", trained / "recipe.yaml", "--out", run, "--resume"]]
+    for command in commands:
+        assert cli(*command) == 2
+        error = capsys.readouterr().err
+        assert re.search(rf"{path} is damaged: .*' in it does not match its checksum", error)
+        assert error.count("\n") == 1
+    assert path.read_bytes() == flipped
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_that_would_run_something_runs_nothing(trained, tmp_path):
+    path = tmp_path / "x.ckpt"
+    with_pickle(trained / LAST, path, pickle.dumps(Payload(tmp_path / "made"), protocol=2))
+    assert "cannot be read as a checkpoint (UnpicklingError)" in refused(path)
+    assert not (tmp_path / "made").exists()
+
+
+def test_values_that_name_each_other_take_no_memory(trained, content, tmp_path):
+    """Forty lists, each twice in the next: 2 ** 40 values in a kilobyte."""
+    nested = ["x"]
+    for _ in range(40):
+        nested = [nested, nested]
+    for place in ("recipe", "classes", "preprocess"):
+        changed = copy.copy(content)
+        changed["hyper_parameters"] = {**content["hyper_parameters"], place: {"a": nested}}
+        torch.save(changed, tmp_path / "x.ckpt")
+        assert "not plain values, or too many" in refused(tmp_path / "x.ckpt")
+
+
+WRONG = [None, 3, -1.5, "text", [], {}, [1], ["a", 2], {"a": None}, True, float("nan"), 10**400]
+WRONG += ["x" * 999, ["a"] * 3, {"size": "large"}, 0, 10**9]
+
+
+@pytest.mark.parametrize(
+    "place", ["hyper_parameters", "recipe", "classes", "preprocess", "state_dict"]
+)
+def test_other_types_in_one_line(content, tmp_path, place):
+    path = tmp_path / "x.ckpt"
+    messages = set()
+    for value in [*WRONG, "missing"]:
+        changed = copy.copy(content)
+        changed["hyper_parameters"] = dict(content["hyper_parameters"])
+        inner = changed if place in changed else changed["hyper_parameters"]
+        inner[place] = value
+        if value == "missing":
+            del inner[place]
+        torch.save(changed, path)
+        messages.add(refused(path))
+    assert all(str(path) in message for message in messages)
+
+
+# What `Networks` reads off the stored values.
+PLACES = [("recipe", "delegator"), ("recipe", "experts"), ("recipe", "num_experts")]
+PLACES += [("recipe", "data"), ("recipe", "train"), ("recipe", "objective"), ("recipe", "controls")]
+PLACES += [("recipe", "ensembles"), ("recipe", "seed"), ("recipe", "budget"), ("recipe", "unknown")]
+PLACES += [
+    ("preprocess", name) for name in ("size", "channels", "mean", "std", "resize", "unknown")
+]
+
+
+@settings(max_examples=max(1, EXAMPLES // 4))  # each builds a recipe
+@given(place=st.sampled_from(PLACES), value=st.sampled_from(WRONG))
+def test_stored_values_of_any_kind_in_one_line(content, tmp_path_factory, place, value):
+    changed = copy.deepcopy(content)
+    changed["hyper_parameters"][place[0]][place[1]] = value
+    path = tmp_path_factory.getbasetemp() / "fuzzed.ckpt"
+    torch.save(changed, path)
+    try:
+        load_run(path)
+    except (CoEError, ValueError) as error:
+        assert "\n" not in str(error)  # noqa: PT017  some values are as good as what was there
+
+
+@settings(max_examples=EXAMPLES)
+@given(data=st.data())
+def test_damaged_bytes_in_one_line_or_the_same_weights(
+    trained, content, tmp_path_factory, same, data
+):
+    stored = bytearray((trained / LAST).read_bytes())
+    at = data.draw(st.integers(0, len(stored) - 1))
+    if data.draw(st.booleans()):
+        stored[at] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        del stored[at:]
+    path = tmp_path_factory.getbasetemp() / "damaged.ckpt"
+    path.write_bytes(stored)
+    try:
+        loaded = load_checkpoint(path)
+    except CoEError as error:
+        assert str(path) in str(error)  # noqa: PT017  a flipped bit between records harms nothing
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert same(loaded["state_dict"], content["state_dict"])
+
+
+def test_what_is_no_file(cli, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    for path, message in (
+        (tmp_path / "pipe.ckpt", "is a pipe or a device, not a checkpoint"),
+        ("/dev/zero", "is a pipe or a device, not a checkpoint"),
+        (tmp_path, r"is not a run folder: it has no checkpoints/last\.ckpt"),
+        (tmp_path / "missing.ckpt", "there is no checkpoint"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        assert cli("predict", path, "x.png") == 2
+        error = capsys.readouterr().err
+        assert re.search(message, error)
+        assert error.count("\n") == 1

@@ -1,0 +1,87 @@
+"""Checkpoints of fairseq: their mean, what they hold, one network taken out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from coe_core.support.files import whole_file
+
+
+def add_average_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `coe-translation average`."""
+    parser.add_argument(
+        "checkpoints", nargs="+", help="in any order; two after as many updates count once"
+    )
+    parser.add_argument("--out", required=True, help="file to write; it is replaced")
+
+
+def run_average(arguments: argparse.Namespace) -> None:
+    """Average the parameters of checkpoints of one training."""
+    import torch
+
+    from translation.plugin.checkpoints import average, load_state
+
+    loaded = (load_state(path) for path in arguments.checkpoints)
+    by_updates = {state["optimizer_history"][-1]["num_updates"]: state for state in loaded}
+    states = [by_updates[updates] for updates in sorted(by_updates)]
+    with whole_file(arguments.out) as temporary:
+        torch.save(average(states), temporary)
+    updates = ", ".join(map(str, sorted(by_updates)))
+    print(f"{arguments.out}: mean of {len(states)} checkpoints, after {updates} updates")
+
+
+def add_inspect_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `coe-translation inspect`."""
+    parser.add_argument("checkpoint")
+
+
+def run_inspect(arguments: argparse.Namespace) -> None:
+    """Networks, sizes and settings of a checkpoint."""
+    from translation.plugin.checkpoints import load_state, network_names, take_network
+
+    state = load_state(arguments.checkpoint)
+    first = take_network(state, "delegator")  # says what is wrong with another checkpoint
+    config = state["cfg"]
+    num_experts = config["model"]["num_experts"]
+    print(f"{config['model']['_name']}, {num_experts} experts")
+    print(f"updates {state['optimizer_history'][-1]['num_updates']}")
+    print(f"{'network':12} {'encoder':>8} {'decoder':>8} {'width':>6} {'parameters':>12}")
+    for name in network_names(num_experts):
+        network = first if name == "delegator" else take_network(state, name)
+        model = network["cfg"]["model"]
+        # Shared tensors are listed under each of their names, and counted once here.
+        seen = {one.data_ptr(): one.numel() for one in _tensors(state, name)}
+        print(
+            f"{name:12} {model['encoder_layers']:8} {model['decoder_layers']:8} "
+            f"{model['encoder_embed_dim']:6} {sum(seen.values()):12,}"
+        )
+    shown = ("focus", "focus_warmup", "selection_labels", "selection_weight", "agreement")
+    for name in shown:
+        print(f"{name} {config['criterion'].get(name)}")
+
+
+def add_take_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `coe-translation take`."""
+    parser.add_argument("checkpoint")
+    parser.add_argument("network", help="delegator, expert-0, expert-1, ...")
+    parser.add_argument("--out", required=True, help="file to write")
+
+
+def run_take(arguments: argparse.Namespace) -> None:
+    """Take one network out, as a plain fairseq checkpoint."""
+    import torch
+
+    from translation.plugin.checkpoints import load_state, take_network
+
+    if Path(arguments.out).exists():
+        raise ValueError(f"{arguments.out} exists; it is not overwritten")
+    network = take_network(load_state(arguments.checkpoint), arguments.network)
+    with whole_file(arguments.out) as temporary:
+        torch.save(network, temporary)
+
+
+def _tensors(state: dict, name: str) -> list:
+    prefix = "delegator." if name == "delegator" else f"experts.{name.removeprefix('expert-')}."
+    own = (value for key, value in state["model"].items() if key.startswith(prefix))
+    return [value for value in own if value.dim() > 0 and value.numel() > 1]

@@ -1,0 +1,149 @@
+"""Translations by every network, the thresholds fitted on them, and their trade-off."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from coe_core.support.files import write_text
+from translation.commands.plugin import load_fairseq
+
+
+def add_decode_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `coe-translation decode`."""
+    parser.add_argument("data", help="folder that fairseq-preprocess made")
+    parser.add_argument("--path", required=True, help="checkpoint of the team")
+    parser.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="NAME=CHECKPOINT",
+        help="a plain transformer; expert-alone and delegator-alone are the parts of the cascade",
+    )
+    parser.add_argument("--reference", help="target text as it was before it was cut into pieces")
+    parser.add_argument("--out", required=True, help="file to write (JSON)")
+    parser.set_defaults(more=[])  # options of fairseq-generate
+
+
+def run_decode(arguments: argparse.Namespace) -> None:
+    """Translate a data set by every network of a team and by every control."""
+    load_fairseq()
+    from translation.corpora.lines import read_lines
+    from translation.evaluation.decode_all import decode_all, generation_options
+
+    controls = _pairs(arguments.control, "--control", "NAME=CHECKPOINT")
+    for path in (arguments.path, *controls.values()):
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such file")
+    reference = None if arguments.reference is None else read_lines(arguments.reference)
+    cfg = generation_options([arguments.data, "--path", arguments.path, *arguments.more])
+    decode_all(cfg, controls, reference, tell=lambda line: print(line, flush=True)).save(
+        arguments.out
+    )
+
+
+def add_calibrate_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `coe-translation calibrate`."""
+    parser.add_argument("translations", help="what decode wrote, of held-out data")
+    parser.add_argument(
+        "aims",
+        nargs="+",
+        metavar="AIM",
+        help="best, bleu_drop=0.5 (points), chrf_drop=0.5 (points), macs=20M or macs=60%% (of no exits), "
+        "latency=20 (milliseconds a sentence) or latency=60%%",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        help="file to write (JSON); --threshold FILE:AIM of fairseq-generate reads it",
+    )
+
+
+def run_calibrate(arguments: argparse.Namespace) -> None:
+    """Fit thresholds for stated aims on a translated validation set."""
+    from translation.evaluation.calibrate import fit_all, save_points
+    from translation.evaluation.translations import Translations
+
+    made = Translations.load(arguments.translations)
+    points, unmet = fit_all(made, arguments.aims, arguments.translations)
+    save_points(arguments.out, points, made.provenance)
+    print(f"{'system':8} {'aim':16} {'threshold':>9} {'exits %':>8} {'quality':>8} {'cost':>14}")
+    for system, of_system in points.items():
+        for point in of_system:
+            in_macs = point.cost_unit == "macs"
+            cost = f"{point.cost / 1e6:.2f} MMACs" if in_macs else f"{point.cost:.2f} ms"
+            print(
+                f"{system:8} {point.name:16} {point.threshold:9.4f} {100 * point.exit_rate:8.1f} "
+                f"{point.quality:8.2f} {cost:>14}"
+            )
+    for line in unmet:
+        print(f"left out: {line}", file=sys.stderr)
+
+
+def add_curve_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `coe-translation curve`."""
+    parser.add_argument(
+        "translations", nargs="+", help="what decode wrote, of one test set; a file for each seed"
+    )
+    parser.add_argument(
+        "--points",
+        action="append",
+        default=[],
+        help="what calibrate wrote: once for all, or once for each seed",
+    )
+    parser.add_argument("--out", required=True, help="folder to write to")
+
+
+def run_curve(arguments: argparse.Namespace) -> None:
+    """BLEU and chrF against MACs and seconds: table, CSV and PNG, with all controls."""
+    from translation.evaluation import table
+    from translation.evaluation.calibrate import load_points
+    from translation.evaluation.metrics import METRICS, CorpusQuality
+    from translation.evaluation.translations import Translations
+
+    seeds = [Translations.load(path) for path in arguments.translations]
+    if any(made.reference != seeds[0].reference for made in seeds):
+        raise ValueError("the files are of different test sets; give seeds of one set")
+    points = [load_points(path) for path in arguments.points] or [{}]
+    if len(points) not in (1, len(seeds)):
+        raise ValueError(
+            f"{len(points)} files of --points for {len(seeds)} seeds; give one for all, or one for each"
+        )
+    points *= len(seeds) // len(points)
+    folder = Path(arguments.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    of_seeds = [table.rows(made, own) for made, own in zip(seeds, points, strict=True)]
+    found = table.summary(of_seeds)
+    table.write_csv(folder / "table.csv", found)
+    for place, (made, rows) in enumerate(zip(seeds, of_seeds, strict=True)):
+        end = f"-{place}" if len(seeds) > 1 else ""
+        table.write_curves(folder / f"trade_off{end}.csv", made)
+        table.draw(folder / f"trade_off{end}.png", made, Path(arguments.translations[place]).stem)
+        texts = folder / f"translations{end}"
+        texts.mkdir(exist_ok=True)
+        for row in rows:
+            if row.text is not None:
+                name = row.name.replace(", ", "_").replace(" ", "_")
+                write_text(texts / name, "".join(f"{line}\n" for line in row.text))
+        load = ", ".join(f"{100 * part:.1f}" for part in table.loads(made))
+        print(
+            f"{arguments.translations[place]}: {len(made)} sentences, load of the experts {load} %"
+        )
+    print(table.shown(found))
+    for metric in METRICS:
+        print(f"{metric}: {CorpusQuality(metric, seeds[0].reference).signature}")
+
+
+def _pairs(words: Sequence[str], option: str, form: str) -> dict[str, str]:
+    """NAME=VALUE words by name."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not (name and sign and value):
+            raise ValueError(f"{option} must be {form}, got {word!r}")
+        if name in found:
+            raise ValueError(f"{option} {name} is given twice")
+        found[name] = value
+    return found

@@ -1,0 +1,102 @@
+"""Parallel text: check it, learn a vocabulary, make a recipe's, cut it into pieces."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from coe_core.support.command import at_least
+
+
+def add_check_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `coe-translation check`."""
+    parser.add_argument("texts", nargs="+", help="source and target, one sentence a line, UTF-8")
+
+
+def run_check(arguments: argparse.Namespace) -> None:
+    """Check parallel text before fairseq-preprocess."""
+    from translation.corpora.text import check_parallel
+
+    found = check_parallel(arguments.texts)
+    print(f"{found.num_lines} lines")
+    for path in arguments.texts:
+        print(f"{path}: {found.num_empty[path]} empty, longest {found.longest[path]} words")
+
+
+def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `coe-translation vocabulary`."""
+    parser.add_argument("texts", nargs="+", help="both languages, one sentence a line, UTF-8")
+    parser.add_argument("--size", type=at_least(1), required=True, help="number of pieces")
+    parser.add_argument(
+        "--kind", choices=("unigram", "bpe"), default="unigram", help="how words are cut"
+    )
+    parser.add_argument("--out", required=True, help="file to write, such as joint.model")
+
+
+def run_vocabulary(arguments: argparse.Namespace) -> None:
+    """Learn a joint SentencePiece vocabulary."""
+    from translation.corpora.vocabulary import train_vocabulary
+
+    train_vocabulary(arguments.texts, arguments.size, arguments.out, arguments.kind)
+    print(f"{arguments.out}: {arguments.size} pieces")
+
+
+def add_corpus_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `coe-translation corpus`."""
+    parser.add_argument(
+        "kind",
+        choices=("numbers", "tatoeba", "iwslt14"),
+        help="numbers: dates, times, numbers, amounts, durations, made by Babel and num2words; tatoeba: "
+        "deu-eng.zip of manythings.org, split without a sentence in common; iwslt14: de-en of de-en.tgz",
+    )
+    parser.add_argument("source", nargs="?", help="file or folder; none for numbers")
+    parser.add_argument("--out", required=True, help="folder to write to")
+    parser.add_argument(
+        "--train", type=at_least(1), default=12000, help="pairs to train on, of numbers"
+    )
+    parser.add_argument(
+        "--held-out", type=at_least(1), default=2000, help="pairs of valid, and of test"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of numbers and tatoeba")
+    parser.add_argument("--lowercase", action="store_true", help="as IWSLT'14's published baseline")
+
+
+def run_corpus(arguments: argparse.Namespace) -> None:
+    """Make the parallel text of a recipe: NAME.de and NAME.en."""
+    from translation.corpora import published
+    from translation.corpora.numbers import number_pairs
+
+    if (arguments.source is None) != (arguments.kind == "numbers"):
+        which = "takes no file" if arguments.kind == "numbers" else "needs a file or folder"
+        raise ValueError(f"corpus {arguments.kind} {which}, got {arguments.source}")
+    held_out = arguments.held_out
+    if arguments.kind == "numbers":
+        pairs = number_pairs(arguments.train + 2 * held_out, arguments.seed)
+        parts = {"valid": pairs[:held_out], "test": pairs[held_out : 2 * held_out]}
+        parts["train"] = pairs[2 * held_out :]
+    elif arguments.kind == "tatoeba":
+        pairs = published.tatoeba_pairs(arguments.source)
+        sizes = {"valid": held_out, "test": held_out}
+        parts = published.split_apart(pairs, sizes, arguments.seed)
+    else:
+        parts = published.iwslt14_splits(arguments.source, arguments.lowercase)
+    published.write_splits(parts, arguments.out, ("de", "en"))
+    for name, some in parts.items():
+        print(f"{arguments.out}/{name}: {len(some)} pairs")
+
+
+def add_encode_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `coe-translation encode`."""
+    parser.add_argument("texts", nargs="+", help="one sentence a line; NAME becomes OUT/NAME")
+    parser.add_argument("--model", required=True, help="SentencePiece model")
+    parser.add_argument("--out", required=True, help="folder to write to")
+
+
+def run_encode(arguments: argparse.Namespace) -> None:
+    """Write texts as SentencePiece pieces, for fairseq-preprocess."""
+    from translation.corpora.vocabulary import encode_file, encoded_names
+
+    names = encoded_names(arguments.texts, arguments.out)
+    Path(arguments.out).mkdir(parents=True, exist_ok=True)
+    for text, out in names.items():
+        print(f"{out}: {encode_file(arguments.model, text, out)} pieces")
