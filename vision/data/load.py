@@ -23,6 +23,7 @@ from vision.data.files import printable
 from vision.data.images import ImageSet
 from vision.data.preprocess import Preprocess, UnreadableImageError, to_image, to_tensor
 from vision.data.section import Data
+from vision.data.shards import COMPRESSED
 from vision.data.sources import SOURCES, Samples, Source, join
 
 SPLITS = ("train", "validation", "test")
@@ -160,6 +161,11 @@ def _one_source(name: str, path: str | None) -> Source:
         raise ValueError(f"data.path: {name} needs the folder it lies in; none given")
     folder = Path(path).expanduser()
     shards = facts.in_shards and path.endswith(".tar")
+    if facts.in_shards and path.endswith(COMPRESSED):
+        raise ValueError(
+            f"data.path: {printable(path)} is compressed; unpack it to plain .tar files: samples are read "
+            "at random"
+        )
     if not shards and not folder.is_dir():
         raise FileNotFoundError(f"data.path: there is no folder {printable(folder)}")
     return SOURCES[name](folder)

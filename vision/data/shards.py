@@ -8,20 +8,20 @@ in a file system (a fast one: reads are as random as those of single files).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from vision.data.files import image_formats
-from vision.progress import progress
+from vision.data.files import open_regular, printable
 
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+MAX_SHARDS, MAX_NAMES_BYTES = 100_000, 2**26
 _HEADER = 512  # bytes in front of every member of a tar file
 _SPLITS = (("train", "train"), ("val", "validation"), ("test", "test"))
 
@@ -41,7 +41,7 @@ class Member:
     size: int
 
     def _read(self, start: int, count: int) -> bytes:
-        with open(self.shard, "rb", buffering=0) as file:
+        with open_regular(self.shard) as file:
             file.seek(start)
             return file.read(count)
 
@@ -55,9 +55,9 @@ class Member:
         return self._read(self.offset - _HEADER, 100).rstrip(b"\0").decode(errors="replace")
 
     def __str__(self) -> str:
-        with contextlib.suppress(OSError):
-            return f"{self.shard}/{self.name}"
-        return f"{self.shard}, byte {self.offset}"
+        with contextlib.suppress(OSError, ValueError):
+            return printable(f"{self.shard}/{self.name}")
+        return f"{printable(self.shard)}, byte {self.offset}"
 
 
 class Members(Sequence[Member]):
@@ -89,7 +89,14 @@ class Members(Sequence[Member]):
         return Members(self.shards, *parts)
 
 
-def find_shards(path: str) -> tuple[Path, dict[str, list[str]]]:
+class SplitShards(NamedTuple):
+    """File names by split (train, validation, test), and the folder of the first of them."""
+
+    folder: Path
+    splits: dict[str, list[str]]
+
+
+def find_shards(path: str) -> SplitShards:
     """The shards of every split (train, validation, test), told by their names.
 
     Args:
@@ -97,19 +104,16 @@ def find_shards(path: str) -> tuple[Path, dict[str, list[str]]]:
             Of a pattern every shard must be there; of a folder no number between first and last may
             lack (that the last ones lack cannot be seen).
 
-    Returns:
-        The folder of the first shard, and file names by split.
-
     Raises:
         FileNotFoundError: no shards, or some are missing; names them.
         ValueError: a name that tells no split.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
-        names = sorted(str(file) for file in folder.glob("*.tar"))
+        names = sorted(str(file) for file in folder.glob("*.tar") if not file.name.startswith("."))
         missing = [name for name in _gaps(names) if not Path(name).exists()]
     else:
-        names = list(_expanded(str(folder)))
+        names = _expanded(str(folder))
         missing = [name for name in names if not Path(name).is_file()]
     if missing:
         listed = ", ".join(Path(name).name for name in missing[:10])
@@ -117,18 +121,28 @@ def find_shards(path: str) -> tuple[Path, dict[str, list[str]]]:
             f"data.path: {len(missing)} of {len({*names, *missing})} shards are missing: {listed}"
             f"{', ...' * (len(missing) > 10)}; fetch them, or give a pattern of those there are"
         )
+    compressed = []
+    if folder.is_dir() and not names:
+        compressed = sorted(p.name for p in folder.iterdir() if p.name.endswith(COMPRESSED))
+    if compressed:
+        raise ValueError(
+            f"data.path: {len(compressed)} compressed shards ({compressed[0]}, ...); unpack them to plain "
+            ".tar files: samples are read at random"
+        )
     splits: dict[str, list[str]] = {}
     for name in names:
         split = next((s for part, s in _SPLITS if part in Path(name).name), None)
         if split is None:
-            raise ValueError(f"{name}: the name of a shard must hold its split: train, val or test")
+            raise ValueError(
+                f"{printable(name)}: the name of a shard must hold its split: train, val or test"
+            )
         splits.setdefault(split, []).append(name)
     if "train" not in splits:
         raise FileNotFoundError(f"data.path: no train shards (*train*.tar) in {folder}")
-    return Path(splits["train"][0]).parent, splits
+    return SplitShards(Path(splits["train"][0]).parent, splits)
 
 
-def _expanded(pattern: str) -> Iterator[str]:
+def _expanded(pattern: str) -> list[str]:
     try:
         from braceexpand import braceexpand
     except ImportError as error:
@@ -136,7 +150,10 @@ def _expanded(pattern: str) -> Iterator[str]:
             "a pattern of shards needs the package braceexpand: "
             "pip install 'collaboration-of-experts[shards]'; or give the folder that holds them"
         ) from error
-    return braceexpand(pattern)
+    names = list(itertools.islice(braceexpand(pattern), MAX_SHARDS + 1))
+    if len(names) > MAX_SHARDS:
+        raise ValueError(f"data.path: {pattern} stands for more than {MAX_SHARDS} shards")
+    return names
 
 
 def _gaps(names: list[str]) -> list[str]:
@@ -153,93 +170,47 @@ def _gaps(names: list[str]) -> list[str]:
     ]
 
 
-def read_shards(shards: list[str], split: str) -> tuple[Members, Int[Tensor, " n"]]:
-    """Images and labels of one split, in the order of the shards.
-
-    A sample is what webdataset makes of consecutive files that share their name up to its first dot:
-    one image, and a ``.cls`` file with the number of its class. The index is kept beside the first
-    shard where that can be written, and used while the shards have the same sizes and times.
-
-    Args:
-        shards: file names.
-        split: for messages and the name of the index.
-
-    Raises:
-        ValueError: a damaged shard, or a sample without image or class; named.
-    """
-    files = [Path(shard).stat() for shard in shards]
-    state = np.array([(file.st_size, file.st_mtime_ns) for file in files], dtype=np.int64)
-    kept = Path(shards[0]).parent / f"coe-index-{split}.npz"
-    names = np.array([Path(shard).name for shard in shards])
-    with contextlib.suppress(OSError, ValueError, KeyError):  # none yet, or damaged
-        index = np.load(kept, allow_pickle=False)
-        if np.array_equal(index["names"], names) and np.array_equal(index["state"], state):
-            members = Members(shards, index["shard"], index["offset"], index["size"])
-            return members, torch.from_numpy(index["label"])
-    rows = [
-        (number, *sample)
-        for number, shard in enumerate(progress(shards, len(shards), f"indexing {split}", "shards"))
-        for sample in _samples(shard)
-    ]
-    shard, offset, size, label = np.array(rows, dtype=np.int64).reshape(-1, 4).T.copy()
-    shard = shard.astype(np.int32)
-    index = {"shard": shard, "offset": offset, "size": size, "label": label}
-    with contextlib.suppress(OSError):  # a folder for reading only
-        temporary = kept.with_name(f".{kept.name}.{np.random.default_rng().integers(2**32)}.npz")
-        np.savez(temporary, names=names, state=state, **index)
-        temporary.replace(kept)
-    return Members(shards, shard, offset, size), torch.from_numpy(label)
-
-
-def _samples(shard: str) -> Iterator[tuple[int, int, int]]:
-    """Offset and size of the image, and the label, of every sample of a shard."""
-    key, image, label = None, None, None
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for entry in tar:
-                tar.members = []  # else they are all kept
-                base = PurePosixPath(entry.name)
-                stem, _, extension = base.name.partition(".")
-                if not entry.isfile() or not stem:
-                    continue
-                if key != (base.parent, stem):
-                    yield from _sample(shard, key, image, label)
-                    key, image, label = (base.parent, stem), None, None
-                if f".{extension.lower()}" in image_formats().endings:
-                    image = entry.offset_data, entry.size
-                elif extension == "cls":
-                    label = tar.extractfile(entry).read().decode(errors="replace")
-        yield from _sample(shard, key, image, label)
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{shard}: damaged shard ({error}); fetch it again") from error
-
-
-def _sample(
-    shard: str, key: tuple | None, image: tuple[int, int] | None, label: str | None
-) -> Iterator[tuple[int, int, int]]:
-    if key is None:
-        return
-    name = f"{shard}: sample {key[0] / key[1]}"
-    if image is None or label is None:
-        lacks = f"image ({', '.join(image_formats().endings)})" if image is None else ".cls file"
-        raise ValueError(f"{name} has no {lacks}; a sample is an image and the number of its class")
-    if not label.strip().isdecimal():
-        raise ValueError(f"{name}: its .cls holds {label[:20]!r}, not the number of a class")
-    yield *image, int(label)
-
-
 def class_names(folder: Path, labels: Tensor) -> list[str]:
     """From ``classes.txt`` beside the shards, a name in each line; else the numbers.
 
     Raises:
-        ValueError: fewer names than classes.
+        ValueError: fewer names than classes, or see `read_class_names`.
     """
     count = int(labels.max()) + 1 if len(labels) else 0
     file = folder / "classes.txt"
     if not file.is_file():
         return [str(label) for label in range(count)]
-    names = file.read_text(encoding="utf-8").split("\n")
-    names = [name.strip() for name in names if name.strip()]
+    names = read_class_names(file)
     if len(names) < count:
-        raise ValueError(f"{file}: {len(names)} names for {count} classes; give each a line")
+        raise ValueError(
+            f"{printable(file)}: {len(names)} names for {count} classes; give each a line"
+        )
+    return names
+
+
+def read_class_names(file: Path) -> list[str]:
+    """The names in a text file of UTF-8, one a line; empty lines count for nothing.
+
+    Raises:
+        ValueError: not a text of UTF-8, larger than any list of classes, or names that cannot be printed.
+    """
+    name = printable(file)
+    try:
+        with open_regular(file) as opened:
+            content = opened.read(MAX_NAMES_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{name}: {error.strerror}") from error
+    if len(content) > MAX_NAMES_BYTES:
+        raise ValueError(f"{name}: more than {MAX_NAMES_BYTES} bytes are no list of classes")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    names = [line.strip() for line in text.replace("\r\n", "\n").split("\n")]
+    names = [line for line in names if line]
+    odd = [line for line in names if not line.isprintable()]
+    if odd:
+        raise ValueError(
+            f"{name}: {len(odd)} names that cannot be printed: {', '.join(map(ascii, odd[:5]))}"
+        )
     return names

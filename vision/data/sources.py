@@ -17,7 +17,8 @@ from torch import Tensor
 
 from vision.data import published
 from vision.data.files import find_images, image_formats, is_image, printable
-from vision.data.shards import Members, class_names, find_shards, read_shards
+from vision.data.shard_index import read_shards
+from vision.data.shards import Members, class_names, find_shards
 
 FASHION_MNIST = [
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),

@@ -2,14 +2,18 @@
 
 import io
 import json
+import os
 import pickle
 import struct
+import warnings
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
+from vision.data.files import image_formats
 from vision.data.preprocess import Preprocess, UnreadableImageError
 
 RGB = Preprocess(4, 3, (0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
@@ -140,6 +144,156 @@ def test_too_many_pixels_are_an_error(tmp_path, monkeypatch, limit):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(UnreadableImageError, match=r"a\.png.*(exceeds limit|above the limit)"):
         GREY.load(path)
+
+
+# Formats, and what is asked before anything is decoded
+
+
+def chunk(kind, content):
+    whole = kind + content
+    return struct.pack(">I", len(content)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+
+def png(width, height, *others):
+    """A grey PNG that says it has so many pixels, of which hardly any are there."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(1000))
+    parts = [chunk(b"IHDR", header), *others, chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def icon(content, count=1):
+    entry = struct.pack("<4B2H2I", 8, 8, 0, 0, 1, 32, len(content), 6 + 16 * count)
+    return struct.pack("<3H", 0, 1, count) + entry * count + content
+
+
+def bitmap(width, height):
+    return struct.pack("<IiiHHIIiiII", 40, width, height, 1, 32, 0, 0, 0, 0, 0, 0)
+
+
+def gif(width, height):
+    frame = struct.pack("<BHHHHB", 0x2C, 0, 0, width, height, 0)
+    start = struct.pack("<6sHHBBB", b"GIF89a", 4, 4, 0x80, 0, 0) + bytes(6)
+    return start + frame + bytes([2, 2, 0x4C, 1, 0, 0x3B])
+
+
+def saved(kind, size=(300, 200), **options):
+    buffer = io.BytesIO()
+    mode = "RGBA" if kind == "ico" else "RGB"
+    Image.new(mode, size).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+SIDE = 2000
+TOO_LARGE = {
+    "png": png(SIDE, SIDE),
+    "apng": png(SIDE, SIDE, chunk(b"acTL", struct.pack(">II", 2, 0))),
+    "icon with a png": icon(png(SIDE, SIDE)),
+    "icon with a bitmap": icon(bitmap(SIDE, 2 * SIDE)),
+    "icon with two": icon(png(SIDE, SIDE), count=2),
+    "gif": gif(SIDE, SIDE),
+    "ppm": b"P6 2000 2000 255 " + bytes(100),
+    "bmp": saved("bmp", (SIDE, SIDE)),
+    "jpeg": saved("jpeg", (SIDE, SIDE)),
+    "webp": saved("webp", (SIDE, SIDE)),
+    "tiff": saved("tiff", (SIDE, SIDE), save_all=True, append_images=[Image.new("RGB", (9, 9))]),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_LARGE)
+def test_pixels_are_counted_before_they_are_decoded(tmp_path, monkeypatch, kind):
+    decoded = []
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(
+        ImageFile.ImageFile, "load", lambda self: (decoded.append(self.size), load(self))[1]
+    )
+    (tmp_path / "a.img").write_bytes(TOO_LARGE[kind])
+    with pytest.raises(
+        UnreadableImageError, match="2000 x 2000 pixels, above the limit of 1000000"
+    ):
+        GREY.load(tmp_path / "a.img", max_pixels=10**6)
+    assert decoded == []
+
+
+def test_tiles_of_a_tiff_count_as_pixels(tmp_path):
+    tags = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 277: 1, 322: 4000, 323: 4000, 324: 8, 325: 64}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(100)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(UnreadableImageError, match="4000 x 4000 pixels, above the limit"):
+        GREY.load(tmp_path / "a.tif", max_pixels=10**6)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [png(0, 5), icon(png(0, 5)), gif(0, 0)[:6] + bytes(4) + gif(0, 0)[10:], b"P5 0 3 255 "],
+)
+def test_images_without_pixels_are_refused(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UnreadableImageError, match=r"cannot read the image .*a\.png"):
+        GREY.load(tmp_path / "a.png")
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+REFUSED = {
+    "eps": EPS,
+    "pdf": b"%PDF-1.4\n" + bytes(50),
+    "wmf": b"\xd7\xcd\xc6\x9a" + bytes(100),
+    "fits": b"SIMPLE  =                    T" + bytes(2880),
+    "hdf5": b"\x89HDF\r\n\x1a\n" + bytes(100),
+    "icns": b"icns" + bytes(100),
+    "psd": b"8BPS" + bytes(100),
+    "tga": saved("tga"),
+    "pcx": saved("pcx"),
+    "im": saved("im"),
+    "jpeg 2000": saved("jpeg2000"),
+    "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("name", ["a.jpg", "a.eps"])
+def test_formats_that_are_not_meant_are_refused(tmp_path, kind, name):
+    (tmp_path / name).write_bytes(REFUSED[kind])
+    with pytest.raises(
+        UnreadableImageError, match=r"cannot identify it as one of .*: JPEG, PNG, WEBP"
+    ):
+        RGB.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "bmp", "gif", "tiff", "ppm", "ico", "mpo"])
+def test_formats_that_are_meant_are_read(kind):
+    assert RGB.load(io.BytesIO(saved(kind, (64, 48)))).shape == (3, 4, 4)
+
+
+@pytest.mark.skipif("AVIF" not in image_formats().formats, reason="Pillow without AVIF")
+def test_avif(tmp_path):
+    path = save(tmp_path / "a.avif", corner((32, 32)))
+    assert GREY.load(path)[0, 0, 0] > 240
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_limits_above_pillows_own(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", Image.new("L", (20, 20), 7))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UnreadableImageError, match=r"too many pixels|above the limit of 100"):
+        GREY.load(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nor is it warned of
+        assert GREY.load(path, max_pixels=400).unique().tolist() == [7]
+    with pytest.raises(UnreadableImageError, match="20 x 20 pixels, above the limit of 399"):
+        GREY.load(path, max_pixels=399)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_special_files_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UnreadableImageError, match=r"a\.png is a FIFO, not a regular file"):
+        RGB.load(tmp_path / "a.png")
+    with pytest.raises(UnreadableImageError, match="is a folder"):
+        RGB.load(tmp_path)
+    with pytest.raises(UnreadableImageError, match="is a device"):
+        RGB.load("/dev/zero")
 
 
 def test_too_elongated_for_a_crop(tmp_path, monkeypatch):

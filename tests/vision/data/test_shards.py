@@ -1,8 +1,10 @@
 """WebDataset shards, as the library itself writes them: the same data as in class folders."""
 
+import gzip
 import io
 import itertools
 import json
+import os
 import tarfile
 import warnings
 
@@ -15,7 +17,8 @@ from webdataset import TarWriter
 from vision.data.load import load_data
 from vision.data.loaders import train_loader
 from vision.data.section import Data
-from vision.data.shards import Member, find_shards, read_shards
+from vision.data.shard_index import read_shards
+from vision.data.shards import Member, find_shards
 
 SIDE, CLASSES = 12, 3
 
@@ -141,6 +144,166 @@ def test_missing_shards_are_named(tmp_path):
     (root / "in-train-0001.tar").write_bytes(b"")
     (root / "other.tar").write_bytes(b"")
     with pytest.raises(ValueError, match=r"other\.tar: the name of a shard must hold its split"):
+        load_data(data(root))
+
+
+def ends(shard):
+    """Where each file in a tar ends, in blocks of 512 bytes."""
+    with tarfile.open(shard) as tar:
+        return [(entry.offset_data + entry.size + 511) // 512 * 512 for entry in tar]
+
+
+def test_a_shard_cut_between_two_samples_is_refused(tmp_path):
+    root = write_shards(tmp_path / "in")
+    shard = root / "in-train-0001.tar"
+    whole, places = shard.read_bytes(), ends(shard)
+    for place in (places[2], places[5], places[-1]):  # three files a sample
+        shard.write_bytes(whole[:place])
+        message = rf"in-train-0001\.tar: cut at byte {place}, without the mark at the end of a tar"
+        with pytest.raises(ValueError, match=message):
+            load_data(data(root))
+    shard.write_bytes(whole[: places[-1] + 512])  # one block of the mark tells all
+    assert len(quietly(data(root)).train) == 18
+
+
+def test_what_stands_behind_the_end_of_a_shard_is_not_lost_silently(tmp_path):
+    root = write_shards(tmp_path / "in")
+    shard, other = root / "in-train-0001.tar", root / "in-train-0000.tar"
+    whole, places = shard.read_bytes(), ends(shard)
+    broken = bytearray(whole)
+    broken[places[2] : places[2] + 512] = b"x" * 512
+    for content in (whole + other.read_bytes(), bytes(broken)):
+        shard.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=r"0001\.tar: damaged at byte .*or several archives in one"
+        ):
+            load_data(data(root))
+
+
+def test_compressed_shards_say_what_to_do(tmp_path):
+    root = write_shards(tmp_path / "in", shards=1)
+    shard = root / "in-train-0000.tar"
+    shard.write_bytes(gzip.compress(shard.read_bytes()))
+    with pytest.raises(
+        ValueError, match=r"0000\.tar: a compressed shard; unpack it to a plain \.tar"
+    ):
+        load_data(data(root))
+    shard.rename(root / "in-train-0000.tar.gz")
+    with pytest.raises(
+        ValueError, match=r"1 compressed shards \(in-train-0000\.tar\.gz, \.\.\.\); unpack"
+    ):
+        load_data(data(root))
+    with pytest.raises(ValueError, match=r"0000\.tar\.gz is compressed; unpack"):
+        load_data(data(root / "in-train-0000.tar.gz"))
+
+
+def test_a_shard_that_is_no_file_is_not_waited_for(tmp_path):
+    root = write_shards(tmp_path / "in", shards=1)
+    os.mkfifo(root / "in-train-0001.tar")
+    with pytest.raises(ValueError, match=r"in-train-0001\.tar is a FIFO, not a regular file"):
+        load_data(data(root))
+
+
+def test_a_pattern_of_too_many_shards_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="stands for more than 100000 shards"):
+        load_data(data(tmp_path / "in-train-{0..99999999}.tar"))
+
+
+def changed(index, **values):
+    with np.load(index) as content:
+        np.savez(index, **{**content, **values})
+
+
+@pytest.mark.parametrize(
+    "damage", ["cut", "flip", "field", "far", "shard", "label", "text", "bomb"]
+)
+def test_a_damaged_index_is_made_anew(tmp_path, damage):
+    root = write_shards(tmp_path / "in")
+    _, shards = find_shards(str(root))
+    whole = read_shards(shards["train"], "train")
+    index = root / "coe-index-train.npz"
+    content = bytearray(index.read_bytes())
+    content[len(content) // 3] ^= 255
+    with np.load(index) as fields:
+        count = len(fields["label"])
+    {
+        "cut": lambda: index.write_bytes(content[:1000]),
+        "flip": lambda: index.write_bytes(content),
+        "field": lambda: changed(index, offset=np.zeros(3, np.int64)),
+        "far": lambda: changed(index, offset=np.full(count, 2**62)),
+        "shard": lambda: changed(index, shard=np.full(count, 7)),
+        "label": lambda: changed(index, label=np.full(count, -1)),
+        "text": lambda: changed(index, label=np.array(["nan"] * count)),
+        "bomb": lambda: np.savez_compressed(index, names=np.zeros(10**7)),
+    }[damage]()
+    members, labels = read_shards(shards["train"], "train")
+    assert torch.equal(labels, whole.labels)
+    assert [m.read_bytes() for m in members] == [m.read_bytes() for m in whole.members]
+    with np.load(index) as fields:
+        assert fields["label"].tolist() == labels.tolist()
+
+
+def test_an_index_of_pickled_objects_is_not_loaded(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    root = write_shards(tmp_path / "in")
+    _, shards = find_shards(str(root))
+    read_shards(shards["train"], "train")
+    changed(root / "coe-index-train.npz", label=np.array([Evil()], dtype=object))
+    assert len(read_shards(shards["train"], "train").labels) == 24
+    assert not (tmp_path / "made").exists()
+
+
+def test_labels_as_people_write_them(tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    with TarWriter(str(root / "train-0.tar"), encoder=False) as tar:
+        for number, (ending, text) in enumerate(
+            [("cls", b"0"), ("CLS", b"1\n"), ("Cls", b" 0 \r\n"), ("cls", "\ufeff1".encode())] * 2
+        ):
+            tar.write({"__key__": f"s{number}", "png": picture(number), ending: text})
+    (root / "classes.txt").write_bytes("\ufeffcat\r\n\r\ndog\r\n".encode())
+    loaded = quietly(data(root))
+    assert loaded.classes == ["cat", "dog"]
+    assert len(loaded.train) + len(loaded.validation) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"1e10", r"its \.cls holds '1e10', not the number of a class"),
+        (b"10000000000", r"its \.cls holds 10000000000; classes are counted from 0, to 999999"),
+        (b"9" * 60, r"its \.cls holds 9+; classes are counted from 0"),
+        (b"-1", r"holds '-1', not the number"),
+        (b"nan", r"holds 'nan', not the number"),
+        ("²".encode(), r"holds '²', not the number"),
+        (b"", r"holds '', not the number"),
+        (b"0" * 65, r"cls has 65 bytes; a \.cls file holds the number of a class"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, text, message):
+    root = write_shards(tmp_path / "in")
+    with TarWriter(str(root / "in-train-0003.tar"), encoder=False) as tar:
+        tar.write({"__key__": "a/b", "png": picture(0), "cls": text})
+    with pytest.raises(ValueError, match=message):
+        load_data(data(root))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("cat\ndog\ncow".encode("utf-16"), r"classes\.txt: not UTF-8 at byte 0"),
+        (b"cat\ndog", "2 names for 3 classes"),
+        (b"cat\nd\rg\ncow", r"1 names that cannot be printed: 'd\\rg'"),
+        (b"caf\xe9\nb\nc", "not UTF-8 at byte 3"),
+    ],
+)
+def test_lists_of_classes_that_are_none(tmp_path, content, message):
+    root = write_shards(tmp_path / "in")
+    (root / "classes.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
         load_data(data(root))
 
 
