@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import coe_core
+import translation
+import vision
 
 
 def test_all_is_sorted_without_repeats():
@@ -16,21 +18,35 @@ def test_all_is_sorted_without_repeats():
     assert coe_core.__all__ == sorted(set(coe_core.__all__))
 
 
+def checked_imports(package) -> dict[str, str]:
+    """Name -> module of what the package imports for type checkers."""
+    tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
+    (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
+    return {alias.name: node.module for node in checked.body for alias in node.names}
+
+
 def test_all_is_what_the_package_hands_out():
     """Lazily at run time, and the same for a type checker, which reads the imports."""
-    tree = ast.parse(Path(coe_core.__file__).read_text(encoding="utf-8"))
-    (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
-    imported = {
-        alias.name: node.module.removeprefix("coe_core.")
-        for node in checked.body
-        for alias in node.names
-    }
-    assert imported == coe_core._HOME_OF
-    assert sorted(imported) == coe_core.__all__
+    homes = {name: f"coe_core.{module}" for name, module in coe_core._HOME_OF.items()}
+    assert checked_imports(coe_core) == homes
+    assert sorted(homes) == coe_core.__all__
     assert set(coe_core.__all__) <= set(dir(coe_core))
     star: dict = {}
     exec("from coe_core import *", star)
     assert set(coe_core.__all__) == set(star) - {"__builtins__"}
+
+
+def test_the_face_of_vision():
+    assert checked_imports(vision) == vision._HOME_OF
+    assert sorted(vision._HOME_OF) == vision.__all__
+    assert set(vision.__all__) <= set(dir(vision))
+    for name in vision.__all__:
+        thing = getattr(vision, name)
+        assert thing.__module__ == vision._HOME_OF[name]
+        assert thing.__doc__
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = vision.nothing
+    assert vision.__version__ == translation.__version__ == coe_core.__version__
 
 
 def test_what_the_package_does_not_have():

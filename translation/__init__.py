@@ -24,5 +24,14 @@ def register() -> None:
     guard_fairseq()
 
 
+def __getattr__(name: str) -> str:
+    """``__version__``, looked up on first use (PEP 562)."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from coe_core.support.provenance import toolkit_version
+
+    return toolkit_version()
+
+
 if "fairseq" in sys.modules:
     register()
