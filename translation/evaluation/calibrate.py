@@ -160,18 +160,3 @@ def load_points(path: str | Path) -> dict[str, list[OperatingPoint]]:
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file; coe-translation calibrate writes it")
     return coe_core.load_points(path, TASK).points
-
-
-def stored_threshold(text: str, settings: Mapping[str, Any] | None = None) -> float:
-    """The threshold of CoE that FILE:NAME names, such as thresholds.json:macs=60%.
-
-    Args:
-        text: file and name.
-        settings: that it is to be used with, by the names of `fitted_with`; those left out are not compared.
-
-    Raises:
-        ValueError: no such file or name (says which there are), or it was fitted with other settings.
-    """
-    point = coe_core.stored_point(text, TASK)
-    check_fitted_with(f"threshold {text!r}", point.fitted_with, settings or {}, _REMEDY)
-    return point.threshold

@@ -58,8 +58,12 @@ class Router(NamedTuple):
         return select_expert(selection_logits)
 
 
-def parse_router(name: str, num_experts: int) -> Router:
+def parse_router(name: str, num_experts: int | None) -> Router:
     """The router of that name.
+
+    Args:
+        name: as `ROUTERS` lists them.
+        num_experts: None: not known yet, so any number is taken.
 
     Raises:
         ValueError: unknown name, or an expert that does not exist.
@@ -73,7 +77,7 @@ def parse_router(name: str, num_experts: int) -> Router:
     numbered = re.fullmatch(r"always-(\d+)", name)
     if not numbered:
         raise ValueError(f"unknown router {name!r}; known: {ROUTERS}")
-    if int(numbered[1]) >= num_experts:
+    if num_experts is not None and int(numbered[1]) >= num_experts:
         raise ValueError(
             f"router {name!r} names an expert that does not exist: there are {num_experts} experts, "
             f"numbered 0 to {num_experts - 1}"

@@ -12,13 +12,15 @@ from fairseq.utils import resolve_max_positions, split_paths
 from torch import Tensor
 
 from coe_core import check_one, share_gradient
+from coe_core.support.files import sha256_of
 from translation.corpora.vocabulary import fingerprint
-from translation.evaluation.calibrate import stored_threshold
 from translation.generation.generator import CollaborativeGenerator, by_longest_source
 from translation.generation.routers import ROUTERS, Router, check_threshold, parse_router
 from translation.plugin.batches import TypedDataset, WholePairDataset
 from translation.plugin.model import CoETransformerModel
 from translation.plugin.routes import RouteWriter
+from translation.plugin.thresholds import CASCADE, is_stored, threshold_from
+from translation.plugin.trust import last_loaded
 
 CRITERION = "coe_label_smoothed_cross_entropy"
 _DECODES_AGAIN = (
@@ -74,16 +76,9 @@ class CoETranslationTask(TranslationTask):
         self.state.merge_state_dict(
             {"dictionaries": {side: fingerprint(words.symbols) for side, words in entries.items()}}
         )
-        try:
-            threshold = float(cfg.threshold)
-        except ValueError:
-            if ":" not in cfg.threshold:
-                raise ValueError(
-                    "threshold must be a number such as 0.6, or inf, or FILE:AIM of what "
-                    f"coe-translation calibrate wrote; got {cfg.threshold!r}"
-                ) from None
-            threshold = stored_threshold(cfg.threshold)
         self.confidence = str(cfg.confidence)
+        kind = parse_router(cfg.router, num_experts=None).kind
+        threshold = threshold_from(cfg.threshold, kind, self._settings(kind))
         self.threshold = check_threshold(threshold, self.confidence)
         self.num_updates = 0
         self.epoch = 1
@@ -96,6 +91,7 @@ class CoETranslationTask(TranslationTask):
             None  # built for training, not from a checkpoint
         )
         self._checked = False  # whether experts that train as one are known to be one
+        self._loaded: list[str] = []  # checkpoints of the models that were built, in their order
         self._routes = RouteWriter(cfg.routes)
         self._typed = 0  # lines that fairseq-interactive has read
         self._numbers: deque[Tensor] = deque()  # of the lines of each batch of them
@@ -124,8 +120,15 @@ class CoETranslationTask(TranslationTask):
     def router(self) -> Router:
         return parse_router(self.cfg.router, self.num_experts or 0)
 
+    def _settings(self, router: str) -> dict[str, str]:
+        """What a stored threshold must have been fitted with; the search is known once there is one."""
+        direction = f"{self.cfg.source_lang}-{self.cfg.target_lang}"
+        return {"confidence": self.confidence, "router": router, "direction": direction}
+
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)
+        if from_checkpoint and (path := last_loaded()) is not None:
+            self._loaded.append(path)
         if isinstance(model, CoETransformerModel):
             self.num_experts, self.equal_experts = model.num_experts, model.equal_experts
             self.new_team = None if from_checkpoint else model
@@ -273,6 +276,7 @@ class CoETranslationTask(TranslationTask):
         else:
             experts = [over([expert]) for expert in team.experts]
         delegator = over([team.delegator])
+        self._check_stored_threshold(args)
         return CollaborativeGenerator(
             delegator,
             _listen_to_selection(delegator, team),
@@ -284,6 +288,23 @@ class CoETranslationTask(TranslationTask):
             pad=self.source_dictionary.pad(),
             eos=self.source_dictionary.eos(),
             by_length=by_longest_source(args),
+        )
+
+    def _check_stored_threshold(self, args) -> None:
+        """Refuse a stored threshold of another checkpoint or another search."""
+        if not is_stored(self.cfg.threshold) or not self._loaded:
+            return
+        kind = self.router.kind
+        own = "checkpoint" if kind != CASCADE else "expert-alone"
+        threshold_from(
+            self.cfg.threshold,
+            kind,
+            {
+                **self._settings(kind),
+                own: sha256_of(self._loaded[-1]),
+                "beam": getattr(args, "beam", 5),
+                "lenpen": getattr(args, "lenpen", 1.0),
+            },
         )
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):

@@ -200,6 +200,14 @@ def check_sizes(state: Mapping[str, Any], path: str) -> None:
             )
 
 
+_loaded: list[str] = []  # files of the checkpoints that fairseq has loaded, in their order
+
+
+def last_loaded() -> str | None:
+    """File of the checkpoint that fairseq loaded last: it builds each model right after loading it."""
+    return _loaded[-1] if _loaded else None
+
+
 def guard_fairseq() -> None:
     """Let fairseq load a checkpoint only after `check_configuration`. Calling it again has no effect."""
     from fairseq import checkpoint_utils
@@ -214,6 +222,7 @@ def guard_fairseq() -> None:
     def guarded(path, arg_overrides=None, *more, **named):
         local = checkpoint_utils.PathManager.get_local_path(path)
         check_configuration(load_state(local, only_look=True), str(path), arg_overrides)
+        _loaded.append(str(local))
         return load(path, arg_overrides, *more, **named)
 
     guarded.guarded = True

@@ -175,6 +175,51 @@ def test_calibrate_stores_thresholds_that_generation_reads(said, file, made, pri
     assert "it has: best, bleu_drop" in printed_error(printed, out)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--confidence", "log_probability"), "with confidence probability, not log_probability"),
+        (("--beam", "2"), "with beam 3, not 2"),
+        (("--lenpen", "0.5"), "with lenpen 1.0, not 0.5"),
+        (("--router", "always-1"), "with router learned, not always"),
+        (("--source-lang", "en", "--target-lang", "de"), "with direction de-en, not en-de"),
+    ],
+)
+def test_thresholds_are_refused_with_other_settings(
+    said, file, generate, tmp_path, options, message
+):
+    out = tmp_path / "thresholds.json"
+    assert said("calibrate", file, "best", "--out", out)[0] == 0
+    log = generate("--threshold", f"{out}:best", *options, fails=True).log
+    assert message in log
+    assert "decode and calibrate with these settings" in log
+
+
+def test_thresholds_are_refused_with_another_checkpoint(
+    said, file, generate, team, shell, corpus, tmp_path
+):
+    out, other = tmp_path / "thresholds.json", tmp_path / "other.pt"
+    assert said("calibrate", file, "best", "--out", out)[0] == 0
+    assert said("average", team / "checkpoint_last.pt", "--out", other)[0] == 0
+    log = generate("--threshold", f"{out}:best", path=other, fails=True).log
+    assert "was fitted with checkpoint " in log
+    words = (corpus.binary, *shell.PLUGIN, "--cpu", "--beam", "2", "--threshold", f"{out}:best")
+    log = shell(
+        "fairseq-interactive", *words, "--path", team / "checkpoint_last.pt", fails=True
+    ).log
+    assert "with beam 3, not 2" in log
+
+
+def test_a_cascade_has_thresholds_of_its_own(said, file, generate, team, parts, tmp_path):
+    out = tmp_path / "thresholds.json"
+    assert said("calibrate", file, "macs=90%", "--out", out)[0] == 0
+    threshold = ("--router", "cascade", "--threshold", f"{out}:macs=90%")
+    both = f"{team / 'checkpoint_last.pt'}:{parts / 'expert-0.pt'}"
+    assert len(generate(*threshold, path=both).table("H")) == 24
+    both = f"{team / 'checkpoint_last.pt'}:{parts / 'delegator.pt'}"
+    assert "was fitted with expert-alone " in generate(*threshold, path=both, fails=True).log
+
+
 def printed_error(printed, out):
     return printed_fails(printed, "--threshold", f"{out}:macs=1%")
 
@@ -279,7 +324,7 @@ def test_a_budget_below_the_delegator(made, said, file, tmp_path):
     with pytest.raises(AimNotReachableError, match="below the delegator's own"):
         fit(routed_systems(made)["CoE"], parse_aim("macs=1"), "x")
     status, _, error = said("calibrate", file, "macs=1", "--out", tmp_path / "x")
-    assert (status, "below the delegator's own" in error) == (1, True)
+    assert (status, "below the delegator's own" in error) == (2, True)
     assert not (tmp_path / "x").exists()
     status, _, error = said("calibrate", file, "best", "macs=1", "--out", tmp_path / "x")
     assert (status, "left out: CoE, macs=1: a mean cost of 1 is below" in error) == (0, True)
