@@ -18,8 +18,10 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--points", help="what calibrate wrote: thresholds to store by their names")
     parser.add_argument("--at", metavar="NAME", help="of them, the default; without it none exits")
     parser.add_argument("--sentencepiece", metavar="MODEL", help="then the runner takes plain text")
-    parser.add_argument("--beam", type=at_least(1), default=5, help="of the runner, by default")
-    parser.add_argument("--lenpen", type=float, default=1.0, help="of the runner, by default")
+    parser.add_argument(
+        "--beam", type=at_least(1), help="of the runner (default: that of --at, or 5)"
+    )
+    parser.add_argument("--lenpen", type=float, help="of the runner (default: that of --at, or 1)")
     parser.add_argument(
         "--max-len-b", type=at_least(1), default=200, help="of the runner, by default"
     )
@@ -33,43 +35,57 @@ def run_export(arguments: argparse.Namespace) -> None:
     """Write a team as CTranslate2 models with a runner that routes; compare it with fairseq."""
     from translation.evaluation.calibrate import COE, load_points
 
-    thresholds = {}
+    points = {}
     if arguments.points is not None:
-        found = load_points(arguments.points).get(COE, [])
-        thresholds = {point.name: point.threshold for point in found}
-    if arguments.at is not None and arguments.at not in thresholds:
-        known = ", ".join(thresholds) or "none: give --points"
+        points = {point.name: point for point in load_points(arguments.points).get(COE, [])}
+    if arguments.at is not None and arguments.at not in points:
+        known = ", ".join(points) or "none: give --points"
         raise ValueError(f"no threshold named {arguments.at!r}; known: {known}")
     for path in (arguments.checkpoint, arguments.sentencepiece):
         if path is not None and not Path(path).is_file():
             raise ValueError(f"{path}: no such file")
     load_fairseq()
-    from translation.export.export import Search, compare, export_team, load_team
+    from translation.export.check import compare
+    from translation.export.export import Search, export_team, load_team
 
     folder = Path(arguments.out)
     team = load_team(arguments.checkpoint, arguments.data)
-    default = thresholds[arguments.at] if arguments.at is not None else float("inf")
+    fitted = points[arguments.at].fitted_with if arguments.at is not None else {}
+    search = Search(
+        arguments.beam or fitted.get("beam", Search().beam),
+        fitted.get("lenpen", Search().lenpen) if arguments.lenpen is None else arguments.lenpen,
+        arguments.max_len_b,
+    )
+    longest = team.model.max_decoder_positions() - 1
+    if search.max_length > longest:
+        print(f"translations end after {longest} pieces: the networks have no more positions")
+    threshold = points[arguments.at].threshold if arguments.at is not None else float("inf")
+    compared = []
+
+    def check(part: Path) -> None:
+        if arguments.check > 0:
+            compared.append(compare(team, part, arguments.subset, arguments.check, threshold))
+
     sizes = export_team(
         team,
         arguments.data,
         folder,
         int8=arguments.int8,
-        search=Search(arguments.beam, arguments.lenpen, arguments.max_len_b),
-        thresholds=thresholds,
-        default=default,
+        search=search,
+        points=points,
+        at=arguments.at,
         sentencepiece=Path(arguments.sentencepiece) if arguments.sentencepiece else None,
         checkpoint=arguments.checkpoint,
+        check=check,
     )
     for name, size in sizes.items():
         print(f"{folder / name.replace('-', '_')}: {size / 1e6:.2f} MB")
-    if arguments.check > 0:
-        found = compare(team, folder, arguments.subset, arguments.check, default)
-        print(
-            f"beside fairseq on {found.sentences} sentences of {arguments.subset}: "
-            f"{100 * found.same_text:.1f} % the same text, {100 * found.same_route:.1f} % the same "
-            f"route, confidence differs by {found.confidence:.1g} (median)"
-        )
-        for one in found.engines:
+    for comparison in compared:
+        parity = comparison.parity
+        print(f"beside fairseq on {parity.num_samples} sentences of {arguments.subset}:")
+        print(f"{parity.line('confidences')}, {comparison.median_difference:.1g} (median)")
+        for engine in comparison.engines:
             print(
-                f"{one.name:8} BLEU {one.bleu:6.2f}  {one.milliseconds:8.2f} ms of processor time each"
+                f"{engine.name:8} BLEU {engine.bleu:6.2f}  {engine.milliseconds:8.2f} ms of processor "
+                "time each"
             )

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-import json
+import math
 import shutil
 import tempfile
-import time
-from datetime import date
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sacrebleu.metrics import BLEU
 
-from coe_core import CoEError
+from coe_core import CoEError, OperatingPoint, check_fitted_with
+from coe_core.support.exports import provenance_of, write_routing
+from coe_core.support.files import sha256_of, whole_folder
 from translation.export import runner as ctranslate2_runner
-from translation.generation.routers import certainty
-from translation.plugin.checkpoints import load_state, network_names, take_network
+from translation.plugin.checkpoints import load_state, network_names, num_updates, take_network
 from translation.plugin.model import CoETransformerModel
-
-FORMAT = 1  # of routing.json
 
 
 class ExportError(CoEError):
@@ -67,94 +63,140 @@ def export_team(
     *,
     int8: bool = False,
     search: Search = Search(),  # noqa: B008
-    thresholds: dict[str, float] | None = None,
-    default: float = float("inf"),
+    points: Mapping[str, OperatingPoint] | None = None,
+    at: str | None = None,
     sentencepiece: Path | None = None,
     checkpoint: str = "",
+    check: Callable[[Path], Any] | None = None,
 ) -> dict[str, int]:
     """Write a team to a folder that needs neither fairseq, nor torch, nor this package.
 
     ``delegator``, ``expert_0``, ... are plain CTranslate2 models, each of use alone; ``selection`` is the
-    delegator's encoder and the selection head; ``routing.json`` and ``runner.py`` put them together.
+    delegator's encoder and the selection head; ``routing.json`` and ``runner.py`` put them together. The
+    folder is there once all of it is written and checked, or not at all.
 
     Args:
         team: of `load_team`.
         data: folder of the dictionaries.
         folder: new or empty.
         int8: weights in 8 bits; the selection stays in float32, so experts are selected as before.
-        search: defaults of the runner.
-        thresholds: stored ones, by name.
-        default: threshold if none is named.
+        search: defaults of the runner; translations are as long as the networks allow, at most.
+        points: stored thresholds, by name. What they were fitted with must be this team and search; the
+            confidence is theirs.
+        at: name of the one that holds if none is named; None: no sentence ends early.
         sentencepiece: model that cuts the text; None: the runner takes text that is cut already.
-        checkpoint: where the team came from, for the provenance.
+        checkpoint: file that the team came from.
+        check: called with the folder before it takes its place; where it raises, nothing stays.
 
     Returns:
         Bytes of each network.
 
     Raises:
         ExportError: a network that CTranslate2 does not take (says why), or a folder in use.
+        ValueError: a threshold that is not stored, or that was fitted with something else.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} exists and is not empty; choose another folder with --out")
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    names = network_names(team.model.num_experts)
+    points = points or {}
+    if at is not None and at not in points:
+        known = ", ".join(points) or "none: give --points"
+        raise ValueError(f"no threshold named {at!r}; known: {known}")
+    routing = _routing(team, points, at, search, "int8" if int8 else "float32", checkpoint)
     sizes = {}
-    for name in names:
-        out = part / name.replace("-", "_")
-        _convert(team, name, data, out, "int8" if int8 else None)
-        sizes[name] = sum(file.stat().st_size for file in out.iterdir())
-    _write_selection(team, part / "selection")
-    sizes["selection"] = sum(file.stat().st_size for file in (part / "selection").iterdir())
-    if sentencepiece is not None:
-        shutil.copy(sentencepiece, part / "sentencepiece.model")
-    routing = {
-        "format": FORMAT,
-        "num_experts": team.model.num_experts,
-        "confidence": team.task.confidence,
-        "thresholds": thresholds or {},
-        "default": default,
-        "search": search._asdict(),
-        "end": team.task.source_dictionary.eos_word,
-        "max_source_tokens": team.model.max_positions()[0],
-        "sentencepiece": None if sentencepiece is None else "sentencepiece.model",
-        "weights": "int8" if int8 else "float32",
-        "provenance": {
-            "checkpoint": checkpoint,
-            "updates": team.state["optimizer_history"][-1]["num_updates"],
-            "date": date.today().isoformat(),
-        },
-    }
-    (part / "routing.json").write_text(
-        json.dumps(_plain(routing), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    shutil.copy(ctranslate2_runner.__file__, part / "runner.py")
-    if folder.exists():
-        folder.rmdir()
-    part.rename(folder)
+    with whole_folder(folder) as part:
+        for name in network_names(team.model.num_experts):
+            out = part / name.replace("-", "_")
+            _convert(team, name, data, out, "int8" if int8 else None)
+            sizes[name] = _bytes(out)
+        _write_selection(team, part / "selection")
+        sizes["selection"] = _bytes(part / "selection")
+        if sentencepiece is not None:
+            shutil.copyfile(sentencepiece, part / "sentencepiece.model")
+            routing["sentencepiece"] = "sentencepiece.model"
+        write_routing(part, routing, ctranslate2_runner)
+        if check is not None:
+            check(part)
     return sizes
 
 
-def _plain(value: Any) -> Any:
-    """Infinite thresholds as words: JSON has no numbers for them."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    return str(value) if value in (float("inf"), float("-inf")) else value
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def _routing(
+    team: Team,
+    points: Mapping[str, OperatingPoint],
+    at: str | None,
+    search: Search,
+    weights: str,
+    checkpoint: str,
+) -> dict[str, Any]:
+    """What a runner must know beside the networks, see `coe_core.support.routing_file`."""
+    config = team.task.cfg
+    digest = {"checkpoint": sha256_of(checkpoint)} if Path(checkpoint).is_file() else {}
+    used = {
+        **{"beam": search.beam, "lenpen": search.lenpen, "router": "learned", **digest},
+        "direction": f"{config.source_lang}-{config.target_lang}",
+        "confidence": confidence_of(points, team.task.confidence),
+    }
+    for name, point in points.items():
+        remedy = "decode and calibrate again, or give these settings to the export"
+        check_fitted_with(f"threshold {name!r}", point.fitted_with, used, remedy)
+    default: dict[str, Any] = {"name": None, "threshold": math.inf, "rough_weight": 0.0}
+    if at is not None:
+        kept = ("name", "threshold", "rough_weight", "fitted_with")
+        default = {name: getattr(points[at], name) for name in kept}
+    longest = team.model.max_decoder_positions()
+    return {
+        "task": ctranslate2_runner.TASK,
+        "confidence": used["confidence"],
+        "delegator": {"file": "delegator", "macs": None, "weights": weights},
+        "experts": [
+            {"file": f"expert_{j}", "macs": None, "weights": weights}
+            for j in range(team.model.num_experts)
+        ],
+        "default": default,
+        "operating_points": {name: point.to_dict() for name, point in points.items()},
+        "search": search._replace(max_length=min(search.max_length, longest - 1))._asdict(),
+        "end": team.task.source_dictionary.eos_word,
+        "max_source_tokens": team.model.max_positions()[0],
+        "max_target_tokens": longest,
+        "selection": "selection",
+        "sentencepiece": None,
+        "provenance": provenance_of(
+            Path(checkpoint).name,
+            ("torch", "fairseq-fixed", "ctranslate2"),
+            updates=num_updates(team.state),
+        ),
+    }
+
+
+def confidence_of(points: Mapping[str, OperatingPoint], otherwise: str) -> str:
+    """The kind of confidence that thresholds are of: as they say, or by their range.
+
+    Raises:
+        ValueError: thresholds of both kinds.
+    """
+    kinds = {}
+    for name, point in points.items():
+        if kind := point.fitted_with.get("confidence"):
+            kinds[kind] = name
+        elif -math.inf < point.threshold < 0:  # a probability has none below 0
+            kinds["log_probability"] = name
+    if len(kinds) > 1:
+        said = ", ".join(f"{name!r} of {kind}" for kind, name in sorted(kinds.items()))
+        raise ValueError(f"thresholds of one export are of one kind of confidence, got {said}")
+    return next(iter(kinds), otherwise)
 
 
 def _convert(team: Team, name: str, data: str, out: Path, quantization: str | None) -> None:
-    """One network by CTranslate2's own converter, which reads checkpoints of the older kind."""
+    """One network by CTranslate2's own converter, from what `coe-translation take` writes."""
     from ctranslate2.converters import FairseqConverter
 
-    state = take_network(team.state, name)
     config = team.task.cfg
-    arguments = argparse.Namespace(**state["cfg"]["model"])
-    arguments.arch, arguments.task = "transformer", "translation"
-    arguments.source_lang, arguments.target_lang = config.source_lang, config.target_lang
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "plain.pt"
-        torch.save({"args": arguments, "model": state["model"]}, path)
+        torch.save(take_network(team.state, name), path)
         try:
             FairseqConverter(
                 str(path), data, source_lang=config.source_lang, target_lang=config.target_lang
@@ -209,84 +251,3 @@ def _activation(name: str) -> Any:
 
 def _array(value: torch.Tensor) -> np.ndarray:
     return value.detach().float().numpy()
-
-
-class Engine(NamedTuple):
-    """What one engine made of the sentences that both translated."""
-
-    name: str
-    bleu: float
-    milliseconds: float  # of processor time a sentence, all threads together
-
-
-class Parity(NamedTuple):
-    """How an export agrees with fairseq on the same sentences."""
-
-    sentences: int
-    same_text: float  # part of the sentences
-    same_route: float
-    confidence: float  # median difference
-    engines: tuple[Engine, Engine]  # fairseq, export
-
-
-def compare(team: Team, folder: Path, subset: str, limit: int, threshold: float) -> Parity:
-    """Translate some sentences by fairseq and by the export, and say how often they agree.
-
-    Args:
-        team: that was exported.
-        folder: of the export.
-        subset: of the data, such as "valid".
-        limit: sentences, the first of the set.
-        threshold: of both.
-    """
-    runner = ctranslate2_runner.Runner(folder)
-    search = Search(**runner.routing["search"])
-    task, dictionary = team.task, team.task.target_dictionary
-    # Where none may exit the delegator would not translate, and could not be compared.
-    threshold = min(threshold, certainty(task.confidence))
-    task.threshold, task.cfg.router = threshold, "learned"
-    task.load_dataset(subset)
-    dataset = task.dataset(subset)
-    options = argparse.Namespace(
-        beam=search.beam, lenpen=search.lenpen, max_len_b=search.max_length
-    )
-    generator = task.build_generator([team.model], options)
-    rows = list(range(min(limit, len(dataset))))
-    by_length = sorted(rows, key=dataset.src.sizes.__getitem__)  # as CTranslate2 cuts its batches
-    started, theirs = time.process_time(), {}
-    for start in range(0, len(rows), runner.batch_size):
-        batch = dataset.collater(
-            [dataset[row] for row in by_length[start : start + runner.batch_size]]
-        )
-        with torch.no_grad():
-            found = generator.generate([team.model], batch)
-        for row, best, route in zip(batch["id"].tolist(), found, generator.routes, strict=True):
-            theirs[row] = (dictionary.string(best[0]["tokens"]), *route)
-    middle = time.process_time()
-    sources = [task.source_dictionary.string(dataset[row]["source"]).split() for row in rows]
-    started_export = time.process_time()
-    exported = runner.decode(sources, threshold=threshold)
-    ended = time.process_time()
-
-    def text(pieces: str) -> str:
-        return runner.pieces.decode(pieces.split()) if runner.pieces else pieces
-
-    reference = [text(dictionary.string(dataset[row]["target"])) for row in rows]
-    texts = [text(theirs[row][0]) for row in rows], [one.text for one in exported]
-    pairs = [(theirs[row], one) for row, one in zip(rows, exported, strict=True)]
-    spent = middle - started, ended - started_export
-    engines = (
-        Engine(
-            name,
-            BLEU().corpus_score(of_engine, [reference]).score,
-            1000 * seconds / len(rows),
-        )
-        for name, of_engine, seconds in zip(("fairseq", "export"), texts, spent, strict=True)
-    )
-    return Parity(
-        len(rows),
-        sum(one == other for one, other in zip(*texts, strict=True)) / len(rows),
-        sum(route == one.network for (_, route, _), one in pairs) / len(rows),
-        sorted(abs(sure - one.confidence) for (_, _, sure), one in pairs)[len(rows) // 2],
-        tuple(engines),
-    )

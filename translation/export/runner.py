@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -18,10 +17,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import ctranslate2
 import numpy as np
 
+from coe_core.support.routing_file import (
+    DamagedExportError,
+    read_routing,
+    run_as_command,
+    stored_setting,
+    verify_files,
+)
+
+if TYPE_CHECKING:
+    import ctranslate2
+
+TASK = "translation"
 BLOCK = 1024  # lines of the command line that are routed together
 
 
@@ -48,6 +59,11 @@ class Runner:
         threads: of each network; 0 lets CTranslate2 choose.
         compute_type: as CTranslate2 has it; "default" keeps the type the networks were exported in.
         batch_size: sentences that one network decodes at a time.
+        verify: compare every file with its digest in routing.json; takes about a second for a gigabyte.
+
+    Raises:
+        ValueError: a file that is missing or damaged (DamagedExportError, which names it), or a number
+            out of its range.
     """
 
     def __init__(
@@ -57,44 +73,86 @@ class Runner:
         threads: int = 0,
         compute_type: str = "default",
         batch_size: int = 32,
+        verify: bool = True,
     ):
+        _at_least("threads", threads, 0)
+        _at_least("batch_size", batch_size, 1)
         folder = Path(folder)
-        self.routing = json.loads((folder / "routing.json").read_text(encoding="utf-8"))
+        self.routing = read_routing(folder, TASK, verify)
         self.batch_size = batch_size
-        how = {"device": device, "intra_threads": threads}
-        self.delegator = ctranslate2.Translator(
-            str(folder / "delegator"), compute_type=compute_type, **how
-        )
-        self.experts = [
-            ctranslate2.Translator(str(folder / f"expert_{j}"), compute_type=compute_type, **how)
-            for j in range(self.routing["num_experts"])
-        ]
-        self.encoder = ctranslate2.Encoder(str(folder / "selection"), **how)
-        with np.load(folder / "selection" / "head.npz", allow_pickle=False) as head:
-            self.weight, self.bias = head["weight"], head["bias"]
-        self.pieces = None
-        if self.routing["sentencepiece"]:
-            import sentencepiece
+        networks = [self.routing["delegator"], *self.routing["experts"]]
+        names = [network["file"] for network in networks]
+        selection, pieces = self.routing["selection"], self.routing["sentencepiece"]
+        if verify:
+            verify_files(folder, self.routing, [*names, selection, *([pieces] if pieces else [])])
+        import ctranslate2
 
-            model = str(folder / self.routing["sentencepiece"])
-            self.pieces = sentencepiece.SentencePieceProcessor(model_file=model)
+        def load(kind: type, name: str, **options: str) -> Any:
+            path = folder / name
+            if not path.is_dir():
+                raise DamagedExportError(f"{path} is missing: copy the whole export")
+            try:
+                return kind(str(path), device=device, intra_threads=threads, **options)
+            except RuntimeError as error:
+                raise DamagedExportError(f"CTranslate2 does not load {path}: {error}") from error
+
+        self.delegator, *self.experts = (
+            load(ctranslate2.Translator, name, compute_type=compute_type) for name in names
+        )
+        self.encoder = load(ctranslate2.Encoder, selection)
+        self.weight, self.bias = _head(folder / selection / "head.npz", len(self.experts))
+        self.pieces = None if pieces is None else _pieces(folder / pieces)
 
     def limit(self, at: str | None = None, threshold: float | None = None) -> float:
         """The threshold: one of one's own, a stored one by its name, or else the export's default.
 
         Raises:
-            ValueError: an operating point that is not stored, or a threshold that cannot be one.
+            ValueError: an operating point that is not stored (lists those that are), or a threshold
+                outside the range of the export's confidence.
         """
-        points = self.routing["thresholds"]
-        if at is not None and at not in points:
-            raise ValueError(f"no threshold {at!r}; stored: {', '.join(points) or 'none'}")
-        stored = self.routing["default"] if at is None else points[at]
-        chosen = float(stored if threshold is None else threshold)
-        if math.isnan(chosen) or (chosen < 0 and self.routing["confidence"] == "probability"):
-            raise ValueError(
-                f"threshold {chosen:g} is outside the range: 0 ends all early, inf none"
-            )
-        return chosen
+        return stored_setting(self.routing, at, threshold)[0]
+
+    def search(
+        self, beam: int | None = None, lenpen: float | None = None, max_length: int | None = None
+    ) -> dict[str, Any]:
+        """The export's search with what is given in place of its own; as long as the networks allow.
+
+        Raises:
+            ValueError: a number out of its range.
+        """
+        given = {"beam": beam, "lenpen": lenpen, "max_length": max_length}
+        search = {**self.routing["search"]}
+        search |= {name: value for name, value in given.items() if value is not None}
+        _at_least("beam", search["beam"], 1)
+        _at_least("max_length", search["max_length"], 1)
+        if not math.isfinite(search["lenpen"]):
+            raise ValueError(f"lenpen must be a finite number, got {search['lenpen']}")
+        longest = self.routing.get("max_target_tokens")  # with the end of the sentence
+        if longest is not None:
+            search["max_length"] = min(search["max_length"], longest - 1)
+        return search
+
+    def _check_fitted(self, at: str | None, search: dict[str, Any]) -> None:
+        """Refuse a stored threshold with another search than it was fitted with."""
+        point = self.routing["default"] if at is None else self.routing["operating_points"][at]
+        fitted = point.get("fitted_with")
+        for name in ("beam", "lenpen"):
+            if isinstance(fitted, dict) and fitted.get(name, search[name]) != search[name]:
+                raise ValueError(
+                    f"threshold {at or point.get('name')!r} was fitted with {name} {fitted[name]}, "
+                    f"not {search[name]}: give a threshold of your own with it"
+                )
+
+    @property
+    def longest(self) -> int:
+        """Pieces of a sentence that the networks take, without its end."""
+        return self.routing["max_source_tokens"] - 1
+
+    def cut(self, lines: Sequence[str]) -> list[list[str]]:
+        """Pieces of each line: by the export's own model, or else at the spaces."""
+        if self.pieces is None:
+            return [line.split() for line in lines]
+        return [self.pieces.encode(line, out_type=str) for line in lines]
 
     def __call__(
         self,
@@ -104,8 +162,7 @@ class Runner:
         **options,
     ) -> list[Translation]:
         """Translate lines of text, in order; ``options`` as in `decode`."""
-        cut = [self.pieces.encode(line, out_type=str) for line in lines] if self.pieces else None
-        return self.decode(cut or [line.split() for line in lines], at, threshold, **options)
+        return self.decode(self.cut(lines), at, threshold, **options)
 
     def decode(
         self,
@@ -129,34 +186,36 @@ class Runner:
             ValueError: as `limit`, or a sentence longer than the networks take.
         """
         limit = self.limit(at, threshold)
-        search = {**self.routing["search"]}
-        given = {"beam": beam, "lenpen": lenpen, "max_length": max_length}
-        search |= {name: value for name, value in given.items() if value is not None}
-        longest = self.routing["max_source_tokens"] - 1  # and the end of the sentence
+        search = self.search(beam, lenpen, max_length)
+        if threshold is None:
+            self._check_fitted(at, search)
+        longest = self.longest
         for number, sentence in enumerate(sentences):
             if len(sentence) > longest:
                 raise ValueError(
                     f"sentence {number + 1} has {len(sentence)} pieces, the networks take {longest}"
                 )
         certain = 1.0 if self.routing["confidence"] == "probability" else 0.0
-        found = [Translation("", "empty", certain)] * len(sentences)
+        translations = [Translation("", "empty", certain)] * len(sentences)
         spoken = [row for row, sentence in enumerate(sentences) if sentence]
         if limit <= certain:
             rough = self._search(self.delegator, [sentences[row] for row in spoken], search)
-            sure = self.confidence([sentences[row] for row in spoken], rough)
+            confidences = self.confidence([sentences[row] for row in spoken], rough)
         else:  # none can end early
-            rough, sure = [[]] * len(spoken), [math.nan] * len(spoken)
-        for row, pieces, value in zip(spoken, rough, sure, strict=True):
-            found[row] = Translation(self._text(pieces), "delegator", value)
-        staying = [row for row, value in zip(spoken, sure, strict=True) if not value >= limit]
+            rough, confidences = [[]] * len(spoken), [math.nan] * len(spoken)
+        for row, pieces, value in zip(spoken, rough, confidences, strict=True):
+            translations[row] = Translation(self._text(pieces), "delegator", value)
+        staying = [
+            row for row, value in zip(spoken, confidences, strict=True) if not value >= limit
+        ]
         selected = self.select([sentences[row] for row in staying])
         for j in sorted(set(selected.tolist())):
             rows = [row for row, expert in zip(staying, selected, strict=True) if expert == j]
             answers = self._search(self.experts[j], [sentences[row] for row in rows], search)
             for row, pieces in zip(rows, answers, strict=True):
-                text = self._text(pieces)
-                found[row] = Translation(text, f"expert-{j}", found[row].confidence)
-        return found
+                confidence = translations[row].confidence
+                translations[row] = Translation(self._text(pieces), f"expert-{j}", confidence)
+        return translations
 
     def confidence(
         self, sentences: Sequence[list[str]], translations: Sequence[list[str]]
@@ -180,6 +239,8 @@ class Runner:
         """Expert of each sentence [n]: argmax of the head on the mean of the delegator's encoder states."""
         if len(self.experts) == 1 or not sentences:
             return np.zeros(len(sentences), dtype=np.int64)
+        import ctranslate2
+
         order = sorted(range(len(sentences)), key=lambda row: len(sentences[row]))
         selected = np.empty(len(sentences), dtype=np.int64)
         for start in range(0, len(order), self.batch_size):
@@ -212,8 +273,41 @@ class Runner:
         return self.pieces.decode(pieces) if self.pieces else " ".join(pieces)
 
 
+def _at_least(name: str, value: int, low: int) -> None:
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+def _head(path: Path, num_experts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weight and bias of the selection head."""
+    try:
+        with np.load(path, allow_pickle=False) as head:
+            weight, bias = head["weight"], head["bias"]
+    except Exception as error:  # an archive of another kind raises almost anything
+        raise DamagedExportError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+    if weight.ndim != 2 or weight.shape[0] != num_experts or bias.shape != (num_experts,):
+        raise DamagedExportError(
+            f"{path} is damaged: weight {weight.shape}, bias {bias.shape} for {num_experts} experts"
+        )
+    return weight, bias
+
+
+def _pieces(path: Path) -> Any:
+    """The SentencePiece model."""
+    import sentencepiece
+
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise DamagedExportError(f"sentencepiece does not load {path}: {error}") from error
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Lines of standard input -> translations on standard output; what was spent on standard error."""
+    """Lines of standard input -> translations on standard output; what was spent on standard error.
+
+    A line that is longer than the networks take gets an empty translation and is told on standard error.
+    Exit status: 0; 1 if a line was left empty so; 2 if nothing could be done.
+    """
     parser = argparse.ArgumentParser(description="Translate lines with an exported team.")
     parser.add_argument("--folder", default=str(Path(__file__).parent), help="of the export")
     parser.add_argument("--at", help="stored threshold")
@@ -226,35 +320,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda", "auto"])
     parser.add_argument("--compute-type", default="default", help="of CTranslate2, such as int8")
     parser.add_argument("--routes", help="file for network and confidence of every line")
+    parser.add_argument(
+        "--no-verify", action="store_true", help="do not compare files with their digests"
+    )
     chosen = parser.parse_args(arguments)
+    return run_as_command("runner.py", lambda: _translate(chosen))
+
+
+def _translate(chosen: argparse.Namespace) -> int:
     runner = Runner(
-        chosen.folder, chosen.device, chosen.threads, chosen.compute_type, chosen.batch_size
+        chosen.folder,
+        chosen.device,
+        chosen.threads,
+        chosen.compute_type,
+        chosen.batch_size,
+        not chosen.no_verify,
     )
     search = {"beam": chosen.beam, "lenpen": chosen.lenpen, "max_length": chosen.max_length}
+    how = {"at": chosen.at, "threshold": chosen.threshold, **search}
+    runner.decode([], **how)  # says what is wrong before it reads
     sys.stdout.reconfigure(encoding="utf-8")
     counts: dict[str, int] = {}
     started, done = time.perf_counter(), 0
-    try:
-        runner.limit(chosen.at, chosen.threshold)
-    except ValueError as error:
-        parser.error(str(error))
     with open(chosen.routes or os.devnull, "w", encoding="utf-8") as routes:
         while block := list(islice(sys.stdin.buffer, BLOCK)):
-            try:
-                lines = [line.decode("utf-8").rstrip("\r\n") for line in block]
-                found = runner(lines, chosen.at, chosen.threshold, **search)
-            except ValueError as error:  # not UTF-8, or too long
-                parser.error(f"in the {len(block)} lines after line {done}: {error}")
-            for one in found:
-                print(one.text)
-                print(f"R-{done}\t{one.network}\t{one.confidence:.4f}", file=routes)
-                counts[one.network] = counts.get(one.network, 0) + 1
+            for answer in _answers(runner, block, done, how):
+                print(answer.text)
+                print(f"R-{done}\t{answer.network}\t{answer.confidence:.4f}", file=routes)
+                counts[answer.network] = counts.get(answer.network, 0) + 1
                 done += 1
             sys.stdout.flush()
             rate = done / (time.perf_counter() - started)
             print(f"{done} sentences, {rate:.1f} a second", file=sys.stderr)
     print(", ".join(f"{name} {counts[name]}" for name in sorted(counts)), file=sys.stderr)
-    return 0
+    return 1 if "too-long" in counts else 0
+
+
+def _answers(runner: Runner, block: list[bytes], done: int, how: dict) -> list[Translation]:
+    """Translations of some lines; those that are too long are told and left empty."""
+    lines = []
+    for number, line in enumerate(block, done + 1):
+        try:
+            lines.append(line.decode("utf-8").removesuffix("\n").removesuffix("\r"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"line {number} is not UTF-8: {error}") from error
+    sentences = runner.cut(lines)
+    kept = [row for row, sentence in enumerate(sentences) if len(sentence) <= runner.longest]
+    answers = [Translation("", "too-long", math.nan)] * len(lines)
+    for row, answer in zip(
+        kept, runner.decode([sentences[row] for row in kept], **how), strict=True
+    ):
+        answers[row] = answer
+    for row in sorted(set(range(len(lines))) - set(kept)):
+        print(
+            f"runner.py: line {done + row + 1} has {len(sentences[row])} pieces, the networks take "
+            f"{runner.longest}; left empty",
+            file=sys.stderr,
+        )
+    return answers
 
 
 if __name__ == "__main__":

@@ -42,30 +42,34 @@ def run(arguments: argparse.Namespace) -> None:
     kind = arguments.to
     folder = Path(arguments.out) if arguments.out else run.folder / f"export_{kind}"
     choice = {"budget": arguments.at, "threshold": arguments.threshold}
-    pixels, what = export_check.images_to_check(
+    budget = resolve_budget(run, **choice)
+    pixels, what, images = export_check.images_to_check(
         run, arguments.check, arguments.data, required=arguments.int8
     )
+    said = []
+
+    def check(part: Path) -> None:
+        parities = export_check.check_export(
+            run,
+            part,
+            kind,
+            pixels,
+            budget.threshold,
+            budget.rough_weight,
+            tolerance=1.0 if arguments.int8 else export_check.TOLERANCE,
+            files=images,
+        )
+        said.extend(f"{parity.line('probabilities')}; {what}" for parity in parities)
+
     ranges = pixels[:INT8_IMAGES] if arguments.int8 else None
-    files = export_run(run, folder, kind, opset=arguments.opset, int8_pixels=ranges, **choice)
+    files = export_run(
+        run, folder, kind, opset=arguments.opset, int8_pixels=ranges, check=check, **choice
+    )
     for path in files:
         print(f"{path}  {path.stat().st_size:,} bytes")
     if kind == "onnx":
         print(f"opset {arguments.opset}")
-    budget = resolve_budget(run, **choice)
-    for parity in export_check.check_export(
-        run,
-        folder,
-        kind,
-        pixels,
-        budget.threshold,
-        budget.rough_weight,
-        tolerance=1.0 if arguments.int8 else export_check.TOLERANCE,
-    ):
-        print(
-            f"{parity.what}: {parity.same_route} of {parity.num_images} images take the run's route "
-            f"({parity.ties} are as sure as the threshold), {parity.same_label} have its label, "
-            f"probabilities differ by at most {parity.max_difference:.1e}; {what}"
-        )
+    print(*said, sep="\n")
     if kind == "onnx":
         print("milliseconds of a single image, by the networks that run:")
         for name, milliseconds in export_check.milliseconds_per_route(folder, pixels).items():

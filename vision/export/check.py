@@ -1,50 +1,50 @@
-"""An export beside the run it came from: the same routes, the same probabilities, time per route."""
+"""An export beside the run it came from: the same pixels, routes and probabilities; time per route."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from coe_core import Delegation, infer
-from vision.export.export import ExportError, Kind, example_pixels
+from coe_core.support.exports import Parity
+from vision.export.convert import ExportError
+from vision.export.graphs import Kind, example_pixels, own_run, undisturbed
+from vision.export.pictures import write_pictures
 from vision.export.runner import Routed, Runner
+from vision.export.sessions import (
+    load_programs,
+    run_one_by_one,
+    run_programs,
+    scalar,
+    team_session,
+)
 from vision.run import Run, load_run_data
 
 TIE = 1e-5  # confidences this near to the threshold may fall on either side of it
 TOLERANCE = 1e-4  # of probabilities
+NUM_FILES = 16  # of the run's own data, beside the pictures that are made for the comparison
 
 
-@dataclass(frozen=True)
-class Parity:
-    """How far an export is from its run, over the images that were compared."""
+class Samples(NamedTuple):
+    """What an export is compared on."""
 
-    what: str  # which form of the export
-    num_images: int
-    same_route: int
-    ties: int  # images whose confidence is the threshold up to `TIE`
-    same_label: int  # of those whose route is the same
-    max_difference: float  # of probabilities, likewise
-    tolerance: float = TOLERANCE
-
-    @property
-    def holds(self) -> bool:
-        """Same route but for ties, probabilities within the tolerance."""
-        different = self.num_images - self.same_route
-        return different <= self.ties and self.max_difference <= self.tolerance
+    pixels: UInt8[Tensor, "n ch size size"]  # decoded images
+    what: str  # they are
+    files: list[Path]  # some that images were decoded from; none where the data are no files
 
 
 def images_to_check(
     run: Run, count: int, data_path: str | None = None, required: bool = False
-) -> tuple[Tensor, str]:
-    """Decoded images of the run's validation and test data, and what they are.
+) -> Samples:
+    """Decoded images of the run's validation and test data, and some of their files.
 
     Args:
         run: whose data.
@@ -57,13 +57,16 @@ def images_to_check(
     except (ValueError, OSError) as error:
         if data_path is not None or required:
             raise
-        return example_pixels(run, count), f"random pixels (the data are not here: {error})"
+        what = f"random pixels (the data are not here: {error})"
+        return Samples(example_pixels(run, count), what, [])
     sets = (data.validation, data.test)
-    found = [(images, i) for images in sets for i in range(len(images))][:count]
-    return torch.stack([images[i]["image"] for images, i in found]), "of the run's data"
+    rows = [(images, i) for images in sets for i in range(len(images))][:count]
+    paths = [images.paths[i] for images, i in rows[:NUM_FILES] if images.paths is not None]
+    files = [Path(path) for path in paths if isinstance(path, str | Path)]
+    pixels = torch.stack([images[i]["image"] for images, i in rows])
+    return Samples(pixels, "of the run's data", files)
 
 
-@torch.inference_mode()
 def check_export(
     run: Run,
     folder: Path,
@@ -72,8 +75,12 @@ def check_export(
     threshold: float,
     rough_weight: float,
     tolerance: float = TOLERANCE,
+    files: Sequence[Path] = (),
 ) -> list[Parity]:
-    """Compare every form of an export with the run in fp32.
+    """Compare every form of an export with the run in fp32; the run and random numbers stay as they are.
+
+    runner.py is compared from files, too: on pictures of many sizes and modes that are written for the
+    purpose, and on ``files``. Both must decode the very same pixels.
 
     Args:
         run: that was exported.
@@ -83,48 +90,86 @@ def check_export(
         threshold: that both route by.
         rough_weight: of both.
         tolerance: of probabilities; 1 compares routes only.
+        files: images to decode.
 
     Raises:
-        ExportError: another route, or other probabilities.
+        ExportError: other pixels, another route, or other probabilities.
+        DamagedExportError: a file of the export is missing or damaged; names it.
     """
-    networks = run.networks
-    prepared = networks.prepare(pixels.to(networks.device))
-    result = networks.team.infer(prepared, threshold, rough_weight=rough_weight)
-    eager = Routed(
-        result.prediction.softmax(1).cpu().numpy(),
-        *(column.cpu().numpy() for column in result[1:4]),
-    )
-    forms: dict[str, Callable[[Tensor], Routed]]
-    if kind == "pt2":
-        programs = load_programs(folder, run.recipe.num_experts)
-        forms = {"programs": lambda p: run_programs(*programs, p, threshold, rough_weight)}
-    else:
-        runner, team = Runner(folder, threads=torch.get_num_threads()), team_session(folder)
-        forms = {
-            "runner.py": lambda p: runner.infer(p.numpy(), threshold, rough_weight),
-            "team.onnx": lambda p: _one_by_one(team, p, threshold, rough_weight),
-        }
-    found = [
-        _compare(what, eager, form(pixels), threshold, tolerance) for what, form in forms.items()
-    ]
-    for parity in found:
+    with undisturbed(), torch.inference_mode():
+        own = own_run(run)
+        eager = _eager(own, pixels, threshold, rough_weight)
+        answers: dict[str, tuple[Routed, Routed]] = {}
+        if kind == "pt2":
+            programs = load_programs(folder, run.recipe.num_experts)
+            answers["programs"] = eager, run_programs(*programs, pixels, threshold, rough_weight)
+        else:
+            runner, team = Runner(folder, threads=torch.get_num_threads()), team_session(folder)
+            answers["runner.py"] = eager, runner.infer(pixels.numpy(), threshold, rough_weight)
+            answers["team.onnx"] = (
+                eager,
+                run_one_by_one(team, pixels, threshold, rough_weight),
+            )
+            decoded = _decoded_alike(own, runner, pixels, files)
+            answers["runner.py, from files"] = (
+                _eager(own, decoded, threshold, rough_weight),
+                runner.infer(decoded.numpy(), threshold, rough_weight),
+            )
+    parities = [_compare(form, *both, threshold, tolerance) for form, both in answers.items()]
+    for parity in parities:
         if not parity.holds:
             raise ExportError(
-                f"{folder} ({parity.what}) differs from the run: {parity.same_route} of "
-                f"{parity.num_images} images take the same route ({parity.ties} are as sure as the "
+                f"the export ({parity.form}) differs from the run: {parity.same_route} of "
+                f"{parity.num_samples} images take the same route ({parity.ties} are as confident as the "
                 f"threshold), probabilities differ by up to {parity.max_difference:.2g}"
             )
-    return found
+    return parities
 
 
-def _compare(what: str, eager: Routed, found: Routed, threshold: float, tolerance: float) -> Parity:
-    ends = eager.exited & found.exited
-    stays = ~eager.exited & ~found.exited & (eager.selected_expert == found.selected_expert)
+def _eager(run: Run, pixels: Tensor, threshold: float, rough_weight: float) -> Routed:
+    """What the run itself says."""
+    prepared = run.networks.prepare(pixels)
+    result = run.networks.team.infer(prepared, threshold, rough_weight=rough_weight)
+    return Routed(result.prediction.softmax(1).numpy(), *(column.numpy() for column in result[1:4]))
+
+
+def _decoded_alike(run: Run, runner: Runner, pixels: Tensor, files: Sequence[Path]) -> Tensor:
+    """Pixels of files as the run decodes them.
+
+    Raises:
+        ExportError: the runner decodes one of them otherwise.
+    """
+    from vision.data.preprocess import UnreadableImageError
+    from vision.prediction.predictor import decode_image
+
+    preprocess, decoded = run.networks.preprocess, []
+    with TemporaryDirectory() as scratch:
+        for path in (*write_pictures(Path(scratch), pixels, preprocess), *files):
+            try:
+                expected = decode_image(preprocess, path)
+            except UnreadableImageError:
+                continue  # a damaged file of the data
+            found = runner.decode(path)
+            if not np.array_equal(found, expected.numpy()):
+                difference = np.abs(found.astype(int) - expected.numpy()).max()
+                raise ExportError(
+                    f"runner.py decodes {path.name} otherwise than the run: pixels differ by up to "
+                    f"{difference}; please report it with this picture's size and mode"
+                )
+            decoded.append(expected)
+    return torch.stack(decoded)
+
+
+def _compare(
+    form: str, eager: Routed, exported: Routed, threshold: float, tolerance: float
+) -> Parity:
+    ends = eager.exited & exported.exited
+    stays = ~eager.exited & ~exported.exited & (eager.selected_expert == exported.selected_expert)
     same = ends | stays
-    difference = np.abs(eager.probabilities - found.probabilities)[same]
-    labels = eager.probabilities.argmax(1) == found.probabilities.argmax(1)
+    difference = np.abs(eager.probabilities - exported.probabilities)[same]
+    labels = eager.probabilities.argmax(1) == exported.probabilities.argmax(1)
     return Parity(
-        what,
+        form,
         len(same),
         int(same.sum()),
         int((np.abs(eager.confidence - threshold) <= TIE).sum()),
@@ -132,56 +177,6 @@ def _compare(what: str, eager: Routed, found: Routed, threshold: float, toleranc
         float(difference.max()) if difference.size else 0.0,
         tolerance,
     )
-
-
-def team_session(folder: Path):
-    """onnxruntime's session of team.onnx, on as many threads as torch has."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # it warns that threshold and rough_weight may be given
-    return onnxruntime.InferenceSession(
-        str(folder / "team.onnx"), options, providers=["CPUExecutionProvider"]
-    )
-
-
-def _number(value: float) -> np.ndarray:
-    return np.array(value, np.float32)
-
-
-def _one_by_one(session, pixels: Tensor, threshold: float, rough_weight: float) -> Routed:
-    numbers = {"threshold": _number(threshold), "rough_weight": _number(rough_weight)}
-    rows = [session.run(None, {"images": one[None].numpy(), **numbers}) for one in pixels]
-    return Routed(*(np.concatenate(column) for column in zip(*rows, strict=True)))
-
-
-def load_programs(folder: Path, num_experts: int) -> tuple[Callable, list[Callable]]:
-    """Delegator and experts of a pt2 export."""
-    names = ["delegator", *(f"expert_{j}" for j in range(num_experts))]
-    first, *rest = (torch.export.load(folder / f"{name}.pt2").module() for name in names)
-    return first, rest
-
-
-def run_programs(
-    delegator: Callable,
-    experts: list[Callable],
-    pixels: Tensor,
-    threshold: float,
-    rough_weight: float,
-) -> Routed:
-    """Route a batch through the programs of a pt2 export."""
-    rough, sureness, selected = delegator(pixels)
-    selection = torch.nn.functional.one_hot(selected, len(experts)).float()
-    result = infer(
-        lambda _: Delegation(rough, sureness, selection),
-        experts,
-        pixels,
-        threshold,
-        combine=lambda rough, answer: answer + rough_weight * rough,
-    )
-    columns = (result.prediction.softmax(1), *result[1:])
-    return Routed(*(column.numpy() for column in columns))
 
 
 def milliseconds_per_route(folder: Path, pixels: Tensor, rounds: int = 30) -> dict[str, float]:
@@ -192,11 +187,12 @@ def milliseconds_per_route(folder: Path, pixels: Tensor, rounds: int = 30) -> di
     """
     runner, team = Runner(folder, threads=torch.get_num_threads()), team_session(folder)
     selected = runner.infer(pixels.numpy(), np.inf).selected_expert
-    one = pixels[:1].numpy()
-    calls = {"delegator": lambda: runner.delegator.run(None, {"images": one})}
-    never = {"threshold": _number(np.inf)}
-    always = {"threshold": _number(0)}
-    calls["team.onnx: exit"] = lambda: team.run(None, {"images": one, **always})
+    first = pixels[:1].numpy()
+    calls: dict[str, Callable] = {
+        "delegator": lambda: runner.delegator.run(None, {"images": first})
+    }
+    never, always = {"threshold": scalar(np.inf)}, {"threshold": scalar(0)}
+    calls["team.onnx: exit"] = lambda: team.run(None, {"images": first, **always})
     for j, expert in enumerate(runner.experts):
         rows = np.flatnonzero(selected == j)
         if not len(rows):

@@ -2,66 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import math
-import re
-import shutil
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from jaxtyping import Float, Int, UInt8
-from torch import Tensor, nn
+from jaxtyping import UInt8
+from torch import Tensor
 
-from coe_core import confidence
-from vision.data.preprocess import Preprocess
+from coe_core.support.exports import provenance_of, write_routing
+from coe_core.support.files import whole_folder
 from vision.errors import RunError
-from vision.export import runner as onnx_runner
+from vision.export.convert import (
+    MAX_BYTES,
+    OPSET,
+    ExportError,
+    check_opset,
+    converted,
+    weight_bytes,
+)
+from vision.export.graphs import Kind, example_pixels, own_run, team_graphs, undisturbed
 from vision.prediction.budgets import Budget, resolve_budget
 from vision.recipe_networks import run_macs
-from vision.run import Run, write_text
+from vision.run import Run
 
-Kind = Literal["onnx", "pt2"]
-OPSET = 18
-FORMAT = 1  # of routing.json
-MAX_BATCH = 65536
-
-
-class ExportError(RunError):
-    """A network cannot be exported; names it and the operator."""
-
-
-class DelegatorGraph(nn.Module):
-    """Pixels -> rough logits, confidence, selected expert; normalisation included."""
-
-    def __init__(self, delegator: nn.Module, preprocess: Preprocess, num_classes: int):
-        super().__init__()
-        self.delegator, self.preprocess, self.num_classes = delegator, preprocess, num_classes
-
-    def forward(
-        self, images: UInt8[Tensor, "n ch size size"]
-    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"], Int[Tensor, " n"]]:
-        outputs = self.delegator(self.preprocess.normalise(images))
-        rough = outputs[:, : self.num_classes]
-        return rough, confidence(rough), outputs[:, self.num_classes :].argmax(1)
-
-
-class ExpertGraph(nn.Module):
-    """Pixels -> logits; normalisation included."""
-
-    def __init__(self, expert: nn.Module, preprocess: Preprocess):
-        super().__init__()
-        self.expert, self.preprocess = expert, preprocess
-
-    def forward(self, images: UInt8[Tensor, "n ch size size"]) -> Float[Tensor, "n c"]:
-        return self.expert(self.preprocess.normalise(images))
-
-
-OUTPUTS = {"delegator": ["rough_logits", "confidence", "selected_expert"], "expert": ["logits"]}
+__all__ = ["ExportError", "Kind", "example_pixels", "export_run", "require", "routing_of"]
 
 
 def export_run(
@@ -73,12 +38,15 @@ def export_run(
     budget: str | float | None = None,
     threshold: float | None = None,
     int8_pixels: UInt8[Tensor, "n ch size size"] | None = None,
+    check: Callable[[Path], Any] | None = None,
 ) -> list[Path]:
     """Write a run to a folder that needs neither this package nor the run.
 
     "onnx" writes delegator.onnx, expert_0.onnx, ... for batches, team.onnx for single images (an `If`
     chooses whether and which expert runs), routing.json and runner.py, which needs numpy, Pillow
     and onnxruntime alone. "pt2" writes the networks as torch.export programs, and routing.json.
+    The folder is there once all of it is written and checked, or not at all. The run stays as it is,
+    as do the caller's random numbers.
 
     Args:
         run: trained.
@@ -88,62 +56,73 @@ def export_run(
         budget: default of the export, see `resolve_budget`.
         threshold: default of the export, instead of a budget.
         int8_pixels: images to quantise the experts by, see `quantise`; None leaves them in fp32.
+        check: called with the folder before it takes its place; where it raises, nothing stays.
 
     Returns:
-        The files written.
+        The files written, those of the networks first.
 
     Raises:
-        ExportError: a network with an operator that cannot be exported; it is named.
+        ExportError: a network with an operator that cannot be exported (it is named), or networks that
+            are too large to quantise.
         RunError: a folder in use, a package that is missing, or a budget the run cannot resolve.
-        ValueError: an opset that is too old.
+        ValueError: an opset that cannot be written, or int8 of another kind than "onnx".
     """
-    if opset < OPSET:
-        raise ValueError(f"opset must be at least {OPSET}, got {opset}")
+    if int8_pixels is not None and kind != "onnx":
+        raise ValueError("int8 is for onnx")
     default = resolve_budget(run, budget, threshold)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is not empty; choose another folder with --out")
     if kind == "onnx":
         require("onnx", "onnxscript", "onnxruntime", extra="export")
-    graphs = team_graphs(run)
-    example = example_pixels(run, 2)
-    write = _onnx_writer(opset) if kind == "onnx" else _write_program
-    # Made in memory first: a network that cannot be exported leaves no half of a folder.
-    saves = {name: _converted(write, name, graph, example) for name, graph in graphs.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{name}.{kind}" for name in saves]
-    for path, save in zip(files, saves.values(), strict=True):
-        with _quiet():
-            save(path)
-    routing = routing_of(run, kind, default, opset if kind == "onnx" else None)
-    write_text(folder / "routing.json", json.dumps(routing, indent=2) + "\n")
-    files.append(folder / "routing.json")
-    if kind == "onnx":
-        from vision.export.quantise import quantise
-        from vision.export.team_graph import join_team
-
+        check_opset(opset)
+    with undisturbed():
+        run = own_run(run)
+        graphs = team_graphs(run)
         if int8_pixels is not None:
-            for path in files[1 : len(saves)]:
-                quantise(path, int8_pixels)
-        join_team(folder, routing)
-        shutil.copyfile(onnx_runner.__file__, folder / "runner.py")
-        files += [folder / "team.onnx", folder / "runner.py"]
-    return files
+            _refuse_large({name: weight_bytes(graph) for name, graph in graphs.items()})
+        saves = converted(kind, opset, graphs, example_pixels(run, 2))
+        routing = routing_of(run, kind, default, opset, int8_pixels is not None)
+        with whole_folder(folder) as part:
+            for name, save in saves.items():
+                save(part / f"{name}.{kind}")
+            if kind == "onnx":
+                _finish_onnx(part, routing, int8_pixels)
+            else:
+                write_routing(part, routing, None)
+            if check is not None:
+                check(part)
+    return _files(folder, [f"{name}.{kind}" for name in saves])
 
 
-def team_graphs(run: Run) -> dict[str, nn.Module]:
-    """What is exported, by file name: on the CPU, in fp32, in evaluation mode."""
-    networks, preprocess = run.networks, run.networks.preprocess
-    team = networks.team.float().cpu().eval()
-    graphs = {"delegator": DelegatorGraph(team.delegator, preprocess, team.num_classes)}
-    graphs |= {f"expert_{j}": ExpertGraph(net, preprocess) for j, net in enumerate(team.experts)}
-    return {name: graph.eval() for name, graph in graphs.items()}
+def _refuse_large(sizes: dict[str, int]) -> None:
+    for name, size in sizes.items():
+        if size > MAX_BYTES:
+            raise ExportError(
+                f"{name} has {size:,} bytes of weights, int8 can be made of {MAX_BYTES:,}; export "
+                "without --int8"
+            )
 
 
-def example_pixels(run: Run, count: int) -> UInt8[Tensor, "n ch size size"]:
-    """Random pixels of the run's shape."""
-    preprocess = run.networks.preprocess
-    shape = (count, preprocess.channels, preprocess.size, preprocess.size)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.manual_seed(0))
+def _finish_onnx(part: Path, routing: dict[str, Any], int8_pixels: Tensor | None) -> None:
+    """8 bits if asked for, the single file of the team, the runner and routing.json."""
+    from vision.export import runner
+    from vision.export.quantise import quantise
+    from vision.export.sessions import team_session
+    from vision.export.team_graph import join_team
+
+    if int8_pixels is not None:
+        for expert in routing["experts"]:
+            quantise(part / expert["file"], int8_pixels)
+    join_team(part, routing)
+    write_routing(part, routing, runner)
+    runner.Runner(part, threads=1)  # loads every network: onnxruntime checks them
+    team_session(part)
+
+
+def _files(folder: Path, networks: list[str]) -> list[Path]:
+    """All files of the export: networks, routing.json, the rest."""
+    first = [folder / name for name in (*networks, "routing.json")]
+    return first + sorted(path for path in folder.iterdir() if path not in first)
 
 
 def require(*packages: str, extra: str) -> None:
@@ -155,84 +134,36 @@ def require(*packages: str, extra: str) -> None:
         )
 
 
-def routing_of(run: Run, kind: Kind, default: Budget, opset: int | None) -> dict[str, Any]:
-    """What a runner must know beside the networks: plain values, infinite thresholds as strings."""
+def routing_of(
+    run: Run, kind: Kind, default: Budget, opset: int = OPSET, int8: bool = False
+) -> dict[str, Any]:
+    """What a runner must know beside the networks, see `coe_core.support.routing_file`."""
     macs = run_macs(run.networks)
-    names = [f"expert_{j}" for j in range(run.recipe.num_experts)]
+    weights = "int8" if int8 else "float32"
     return {
-        "format": FORMAT,
+        "task": "vision",
         "classes": run.networks.classes,
         "preprocess": run.networks.preprocess.to_dict(),
         "confidence": "max_probability",
-        "delegator": {"file": f"delegator.{kind}", "macs": macs.delegator},
+        "delegator": {
+            "file": f"delegator.{kind}",
+            "macs": int(macs.delegator),
+            "weights": "float32",
+        },
         "experts": [
-            {"file": f"{name}.{kind}", "macs": cost}
-            for name, cost in zip(names, macs.experts, strict=True)
+            {"file": f"expert_{j}.{kind}", "macs": int(cost), "weights": weights}
+            for j, cost in enumerate(macs.experts)
         ],
         "default": {
             "name": default.name,
-            "threshold": str(default.threshold)
-            if math.isinf(default.threshold)
-            else default.threshold,
+            "threshold": default.threshold,
             "rough_weight": default.rough_weight,
         },
         "operating_points": {n: point.to_dict() for n, point in run.operating_points.items()},
         "curve": run.curve.to_dict() if run.curve is not None else None,
-        "opset": opset,
-        "packages": {
-            name: importlib.metadata.version(name)
-            for name in ("torch", *(("onnx", "onnxscript") if kind == "onnx" else ()))
-        },
-        "checkpoint": run.checkpoint.name,
+        "opset": opset if kind == "onnx" else None,
+        "provenance": provenance_of(
+            run.checkpoint.name,
+            ("torch", *(("onnx", "onnxscript") if kind == "onnx" else ())),
+        ),
     }
-
-
-Save = Callable[[Path], Any]
-
-
-def _converted(write: Callable, name: str, graph: nn.Module, example: Tensor) -> Save:
-    """The converted network's save function."""
-    try:
-        with _quiet():
-            return write(graph, example, OUTPUTS[name.split("_")[0]])
-    except Exception as error:  # the exporters raise almost anything
-        reasons, cause = [], error
-        while cause is not None:
-            reasons.append(str(cause))
-            cause = cause.__cause__
-        operators = re.findall(r"OpOverload\(op='([\w.]+)'", reasons[-1] + "".join(reasons))
-        what = f"the operator {operators[0]}" if operators else (reasons[-1].strip() or "?")
-        first = what.splitlines()[0]
-        raise ExportError(f"{name} cannot be exported: {first} is not supported") from error
-
-
-def _onnx_writer(opset: int) -> Callable[[nn.Module, Tensor, list[str]], Save]:
-    def write(graph: nn.Module, example: Tensor, outputs: list[str]) -> Save:
-        program = torch.onnx.export(
-            graph,
-            (example,),
-            dynamo=True,
-            dynamic_shapes={"images": {0: torch.export.Dim("n", min=1, max=MAX_BATCH)}},
-            input_names=["images"],
-            output_names=outputs,
-            opset_version=opset,
-            external_data=False,
-            verbose=False,
-        )
-        return program.save
-
-    return write
-
-
-def _write_program(graph: nn.Module, example: Tensor, outputs: list[str]) -> Save:
-    batch = torch.export.Dim("n", min=1, max=MAX_BATCH)
-    program = torch.export.export(graph, (example,), dynamic_shapes={"images": {0: batch}})
-    return lambda path: torch.export.save(program, path)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' notes to their own developers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -9,14 +9,46 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
+import os
+import stat
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from coe_core.support.routing_file import (
+    DamagedExportError,
+    read_routing,
+    run_as_command,
+    stored_setting,
+    verify_files,
+)
+
+TASK = "vision"
+# Those that coe-vision opens; others of Pillow's start programs (EPS). HEIF: where pillow-heif is.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "ICO", "AVIF", "HEIF")
+_ORIENTATION = 0x0112
+# EXIF orientation -> what sets the picture upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImageError(ValueError):
+    """A file that cannot be decoded into pixels: missing, damaged, not an image, or far too large."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +69,11 @@ class Runner:
         threads: of onnxruntime; 0 lets it choose.
         batch_size: images in one call of a network, at most.
         providers: of onnxruntime.
+        verify: compare every file with its digest in routing.json; takes about a second for a gigabyte.
+
+    Raises:
+        ValueError: a file that is missing or damaged (DamagedExportError, which names it), or a batch
+            size below 1.
     """
 
     def __init__(
@@ -45,45 +82,63 @@ class Runner:
         threads: int = 0,
         batch_size: int = 64,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        verify: bool = True,
     ):
         import onnxruntime
 
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         folder = Path(folder)
-        self.routing = json.loads((folder / "routing.json").read_text(encoding="utf-8"))
+        self.routing = read_routing(folder, TASK, verify)
         self.classes: list[str] = self.routing["classes"]
         self.batch_size = batch_size
+        networks = [self.routing["delegator"], *self.routing["experts"]]
+        if verify:
+            verify_files(folder, self.routing, [network["file"] for network in networks])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
 
         def session(network: dict) -> onnxruntime.InferenceSession:
-            return onnxruntime.InferenceSession(
-                str(folder / network["file"]), options, providers=list(providers)
-            )
+            path = folder / network["file"]
+            if not path.is_file():
+                raise DamagedExportError(f"{path} is missing: copy the whole export")
+            try:
+                return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+            except Exception as error:  # onnxruntime's errors have no common class
+                raise DamagedExportError(f"onnxruntime does not load {path}: {error}") from error
 
-        self.delegator = session(self.routing["delegator"])
-        self.experts = [session(expert) for expert in self.routing["experts"]]
+        self.delegator, *self.experts = map(session, networks)
 
     def setting(self, at: str | None = None, threshold: float | None = None) -> tuple[float, float]:
         """Threshold and rough weight of a stored operating point, or of a threshold of one's own.
 
         Raises:
-            ValueError: an operating point that is not stored; lists those that are.
+            ValueError: an operating point that is not stored (lists those that are), or a threshold
+                that is NaN or below 0.
         """
-        points = self.routing["operating_points"]
-        if at is not None and at not in points:
-            raise ValueError(f"no operating point {at!r}; stored: {', '.join(points) or 'none'}")
-        chosen = self.routing["default"] if at is None else points[at]
-        limit = float(chosen["threshold"] if threshold is None else threshold)
-        if not limit >= 0:
-            raise ValueError(f"threshold must be at least 0, got {limit}")
-        return limit, float(chosen["rough_weight"])
+        return stored_setting(self.routing, at, threshold)
 
     def infer(self, pixels: np.ndarray, threshold: float, rough_weight: float = 0.0) -> Routed:
-        """Route a batch of decoded images: uint8 [n, channels, size, size]."""
+        """Route a batch of decoded images: uint8 [n, channels, size, size].
+
+        Raises:
+            ValueError: pixels of another type or shape.
+        """
+        preprocess = self.routing["preprocess"]
+        shape = (preprocess["channels"], preprocess["size"], preprocess["size"])
+        if pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
+            raise ValueError(
+                f"pixels must be uint8 of shape n x {' x '.join(map(str, shape))}, got {pixels.dtype} "
+                f"of shape {' x '.join(map(str, pixels.shape))}"
+            )
         rough, confidence, selected = self.delegator.run(None, {"images": pixels})
         exited = confidence >= np.float32(threshold)
         logits = rough.copy()
         for j in np.unique(selected[~exited]):
+            if j >= len(self.experts):
+                raise DamagedExportError(
+                    f"the delegator selects expert {j}, routing.json names {len(self.experts)}"
+                )
             rows = np.flatnonzero((selected == j) & ~exited)
             group = pixels if len(rows) == len(pixels) else pixels[rows]
             answer = self.experts[j].run(None, {"images": group})[0]
@@ -102,14 +157,20 @@ class Runner:
         at: str | None = None,
         threshold: float | None = None,
     ) -> list[dict]:
-        """Label, probability, route, confidence and multiply-adds of each image, in order."""
-        limit, rough_weight = self.setting(at, threshold)
-        found = []
+        """Label, probability, route, confidence and multiply-adds of each image, in order.
+
+        Raises:
+            ValueError: as `setting`, or an image that cannot be decoded (UnreadableImageError).
+        """
+        if isinstance(images, str | Path | Image.Image):
+            images = [images]
+        chosen, rough_weight = self.setting(at, threshold)
+        records = []
         for start in range(0, len(images), self.batch_size):
             batch = [self.decode(image) for image in images[start : start + self.batch_size]]
-            routed = self.infer(np.stack(batch), limit, rough_weight)
-            found += [self._record(routed, i) for i in range(len(batch))]
-        return found
+            routed = self.infer(np.stack(batch), chosen, rough_weight)
+            records += [self._record(routed, i) for i in range(len(batch))]
+        return records
 
     def _record(self, routed: Routed, i: int) -> dict:
         exited, expert = bool(routed.exited[i]), int(routed.selected_expert[i])
@@ -126,11 +187,67 @@ class Runner:
 
 
 def decode(image: str | Path | Image.Image, preprocess: dict) -> np.ndarray:
-    """As coe-vision decodes: upright, over white, 8 bits, bicubic to size x size."""
-    if not isinstance(image, Image.Image):
-        with Image.open(image) as opened:
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
+    """As coe-vision decodes: upright, over white, 8 bits, bicubic to size x size.
+
+    Raises:
+        UnreadableImageError: a file that is missing, damaged or no image, too many pixels, or pixels that
+            are floating-point numbers.
+    """
+    name = "in memory" if isinstance(image, Image.Image) else image
+    try:
+        if isinstance(image, Image.Image):
+            picture = _convert(image, preprocess["channels"])
+        else:
+            picture = _open(Path(image), preprocess["channels"])
+        picture = _square(picture, preprocess["size"], preprocess["resize"] == "crop")
+    except (MemoryError, UnreadableImageError):
+        raise
+    except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
+        raise UnreadableImageError(
+            f"cannot read the image {name}: {type(error).__name__}: {error}"
+        ) from error
+    pixels = np.asarray(picture)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this installation decodes."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _open(path: Path, channels: int) -> Image.Image:
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)  # a pipe would wait for ever
+    except FileNotFoundError as error:
+        raise UnreadableImageError(f"cannot read the image {path}: no such file") from error
+    if not regular:
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise UnreadableImageError(f"cannot read the image {path}: it is {kind}, not a file")
+    with Image.open(path, formats=_formats()) as image:
+        _check_pixels(path, image.width * image.height, f"{image.width} x {image.height}")
+        image.load()
+        turn = None
+        with contextlib.suppress(Exception):  # a damaged EXIF block leaves the picture as it is
+            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+        picture = _convert(image, channels)
+        return picture if turn is None else picture.transpose(turn)
+
+
+def _check_pixels(name: str | Path, pixels: float, shown: str) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and pixels > limit:
+        raise UnreadableImageError(
+            f"cannot read the image {name}: {shown} pixels, above the limit of {limit}"
+        )
+
+
+def _convert(image: Image.Image, channels: int) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed range; save as 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -139,42 +256,55 @@ def decode(image: str | Path | Image.Image, preprocess: dict) -> np.ndarray:
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    image = image.convert("L" if preprocess["channels"] == 1 else "RGB")
-    size = preprocess["size"]
-    if preprocess["resize"] == "crop":
-        shorter = int(size * 1.15)
-        ratio = shorter / min(image.size)
-        width, height = (
-            shorter if side == min(image.size) else int(side * ratio) for side in image.size
-        )
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _square(image: Image.Image, size: int, crop: bool) -> Image.Image:
+    """To size x size; a crop is cut from the middle of the picture at a shorter side of int(1.15 size)."""
+    if not crop:
+        if image.size == (size, size):
+            return image
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    short, long = int(size * 1.15), max(image.size)
+    shown = f"{image.width} x {image.height}, enlarged for a crop of {size}, has too many"
+    _check_pixels("in memory", short**2 * long / min(image.size), shown)
+    # The longer side is rounded once, as torchvision does; a ratio kept aside would round it twice.
+    long = int(short * long / min(image.size))
+    width, height = (short, long) if image.width <= image.height else (long, short)
+    if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        image = image.crop((left, top, left + size, top + size))
-    elif image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
+    return image.crop((left, top, left + size, top + size))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """One JSON line per image; an image that cannot be read has an "error" instead."""
+    """One JSON line per image; an image that cannot be read has an "error" instead.
+
+    Exit status: 0; 1 if an image could not be read; 2 if nothing could be done.
+    """
     parser = argparse.ArgumentParser(description="Predict images with an exported team.")
     parser.add_argument("images", nargs="+")
     parser.add_argument("--folder", default=str(Path(__file__).parent), help="of the export")
     parser.add_argument("--at", help="stored operating point")
     parser.add_argument("--threshold", type=float, help="exit when confidence >= this")
+    parser.add_argument(
+        "--no-verify", action="store_true", help="do not compare files with their digests"
+    )
     chosen = parser.parse_args(arguments)
-    runner, failed = Runner(chosen.folder), 0
-    try:
-        runner.setting(chosen.at, chosen.threshold)
-    except ValueError as error:
-        parser.error(str(error))
+    return run_as_command("runner.py", lambda: _predict(chosen))
+
+
+def _predict(chosen: argparse.Namespace) -> int:
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is an error here
+    runner, failed = Runner(chosen.folder, verify=not chosen.no_verify), 0
+    runner.setting(chosen.at, chosen.threshold)
     for name in chosen.images:
         try:
             record = runner([name], chosen.at, chosen.threshold)[0]
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            record, failed = {"error": f"{type(error).__name__}: {error}"}, 1
-        print(json.dumps({"file": name, **record}))
+        except (UnreadableImageError, MemoryError) as error:
+            record, failed = {"error": str(error) or "not enough memory"}, 1
+        # Names that are not UTF-8 are written with their bytes as escapes.
+        print(json.dumps({"file": os.fspath(name), **record}), flush=True)
     return failed
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import GraphProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from coe_core.support.files import json_text
 from vision.errors import RunError
+from vision.export.convert import MAX_BYTES
 
-MAX_BYTES = 2**31 - 1  # of one protobuf file
+TEAM = "team.onnx"
 
 
 def join_team(folder: Path, routing: dict[str, Any]) -> None:
@@ -19,26 +20,38 @@ def join_team(folder: Path, routing: dict[str, Any]) -> None:
 
     Inputs: images (uint8, one image), threshold and rough_weight (both have the export's defaults).
     Outputs: probabilities [1, c], exited [1], selected_expert [1], confidence [1].
-    routing.json is stored in the file's metadata under "routing".
+    routing.json without its digests is stored in the file's metadata under "routing". What one file
+    cannot hold lies beside it in team.onnx.data.
 
     Raises:
-        RunError: the networks together exceed what one file may hold.
+        RunError: a network with control flow of its own.
     """
     names = ["delegator", *(f"expert_{j}" for j in range(len(routing["experts"])))]
-    total = sum((folder / f"{name}.onnx").stat().st_size for name in names)
-    if total > MAX_BYTES:
-        raise RunError(
-            f"the networks have {total:,} bytes, team.onnx can hold {MAX_BYTES:,}; use the files of "
-            "single networks"
-        )
+    total = sum(path.stat().st_size for name in names for path in folder.glob(f"{name}.onnx*"))
     models = [onnx.load(folder / f"{name}.onnx") for name in names]
-    delegator, experts = models[0], [model.graph for model in models[1:]]
-    graph = delegator.graph
+    team, experts = models[0], [model.graph for model in models[1:]]
     for name, expert in zip(names[1:], experts, strict=True):
         _rename(expert, name)
+    _route(team.graph, experts, routing)
+    helper.set_model_props(team, {"routing": json_text(routing, indent=None).rstrip()})
+    _save(team, folder / TEAM, beside=total > MAX_BYTES)
+
+
+def _save(team: ModelProto, path: Path, beside: bool) -> None:
+    """Check and write, the weights in a file of their own if ``beside``."""
+    if beside:
+        onnx.save(team, path, save_as_external_data=True, location=f"{path.name}.data")
+        onnx.checker.check_model(str(path), full_check=True)
+    else:
+        onnx.checker.check_model(team, full_check=True)
+        onnx.save(team, path)
+
+
+def _route(graph: GraphProto, experts: list[GraphProto], routing: dict[str, Any]) -> None:
+    """Turn the delegator's graph into that of the team."""
     rough, confidence, selected = (output.name for output in graph.output)
     nodes = [
-        helper.make_node("GreaterOrEqual", [confidence, "threshold"], ["exited"]),
+        helper.make_node("GreaterOrEqual", [confidence, "threshold"], ["exited"], name="exit"),
         helper.make_node(
             "If",
             ["exited"],
@@ -47,7 +60,7 @@ def join_team(folder: Path, routing: dict[str, Any]) -> None:
             then_branch=_branch("exit", [helper.make_node("Identity", [rough], ["exit_logits"])]),
             else_branch=_pooled(_choice(experts, 0, len(experts), selected), rough),
         ),
-        helper.make_node("Softmax", ["final_logits"], ["probabilities"], axis=-1),
+        helper.make_node("Softmax", ["final_logits"], ["probabilities"], name="softmax", axis=-1),
     ]
     graph.node.extend(nodes)
     graph.name = "team"
@@ -69,9 +82,6 @@ def join_team(folder: Path, routing: dict[str, Any]) -> None:
     )
     graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     del graph.value_info[:]  # shapes with the batch left open
-    helper.set_model_props(delegator, {"routing": json.dumps(routing)})
-    onnx.checker.check_model(delegator, full_check=True)
-    onnx.save(delegator, folder / "team.onnx")
 
 
 def _branch(name: str, nodes: list[NodeProto]) -> GraphProto:
@@ -132,6 +142,7 @@ def _rename(graph: GraphProto, prefix: str) -> None:
 
     for tensor in graph.initializer:
         tensor.name = own(tensor.name)
+    name_nodes(graph)
     for node in graph.node:
         if any(attribute.HasField("g") for attribute in node.attribute):
             raise RunError(f"{prefix} has control flow of its own ({node.op_type}); not supported")
@@ -142,3 +153,15 @@ def _rename(graph: GraphProto, prefix: str) -> None:
     del graph.input[:], graph.output[:], graph.value_info[:]
     graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
     graph.name = prefix
+
+
+def name_nodes(graph: GraphProto) -> None:
+    """Give nodes without a name one of their own: onnxruntime's fusions leave them without."""
+    taken = {node.name for node in graph.node}
+    for node in graph.node:
+        if not node.name:
+            name = f"{node.op_type}/{node.output[0]}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            node.name = name

@@ -53,15 +53,27 @@ def lines(corpus):
 
 def test_the_command_compares_itself_with_fairseq(exported):
     folder, said = exported
-    assert "on 24 sentences of test: 100.0 % the same text, 100.0 % the same route" in said
-    assert float(said.split("confidence differs by ")[1].split()[0]) < 1e-5
+    assert "beside fairseq on 24 sentences of test:" in said
+    assert "export: 24 of 24 take the same route" in said
+    assert "24 have the same answer, confidences differ by at most" in said
+    assert float(said.split(" (median)")[0].split()[-1]) < 1e-5
     scores = [line.split()[2] for line in said.splitlines() if " BLEU " in line]
     assert len(scores) == 2
     assert scores[0] == scores[1]
     assert {path.name for path in folder.iterdir()} == {
         *("delegator", "expert_0", "expert_1", "selection", "routing.json", "runner.py")
     }
-    assert not folder.with_name("team.part").exists()
+    assert [path.name for path in folder.parent.iterdir()] == ["team"]
+    routing = json.loads((folder / "routing.json").read_text())
+    assert (routing["format"], routing["task"]) == (2, "translation")
+    assert set(routing["files"]) == {
+        *(
+            f"{name}/{file}"
+            for name in ("delegator", "expert_0", "expert_1", "selection")
+            for file in ("config.json", "model.bin", "shared_vocabulary.json")
+        ),
+        "selection/head.npz",
+    } - {"selection/shared_vocabulary.json"} | {"selection/vocabulary.json"}
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.14, float("inf")])
@@ -161,7 +173,7 @@ def test_the_exported_file_alone(exported, corpus, generate, tmp_path):
         capture_output=True,
     )
     assert bad.returncode == 2
-    assert b"in the 2 lines after line 0" in bad.stderr
+    assert b"runner.py: line 2 is not UTF-8" in bad.stderr
 
 
 def test_int8(exported, team, corpus, tmp_path, capsys):
@@ -180,7 +192,9 @@ def test_int8(exported, team, corpus, tmp_path, capsys):
         for folder in (exported[0], tmp_path / "x")
     }
     assert size[tmp_path / "x"] < 0.5 * size[exported[0]]
-    assert json.loads((tmp_path / "x" / "routing.json").read_text())["weights"] == "int8"
+    assert (
+        json.loads((tmp_path / "x" / "routing.json").read_text())["experts"][0]["weights"] == "int8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,9 +232,9 @@ def test_wrong_thresholds_and_sentences(exported):
     from translation.export.runner import Runner
 
     runner = Runner(exported[0], threads=1)
-    with pytest.raises(ValueError, match="no threshold 'fast'; stored: some, none"):
+    with pytest.raises(ValueError, match="no operating point 'fast'; stored: some, none"):
         runner(["eins"], at="fast")
-    with pytest.raises(ValueError, match="threshold -1 is outside the range"):
+    with pytest.raises(ValueError, match="threshold must be at least 0, got -1"):
         runner(["eins"], threshold=-1)
     with pytest.raises(ValueError, match="sentence 2 has 2000 pieces, the networks take 1023"):
         runner(["eins", "eins " * 2000])
