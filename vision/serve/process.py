@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 
 from vision.errors import RunError
@@ -93,6 +94,7 @@ def run_server(app, listening: socket.socket, max_requests: int) -> None:
         timeout_keep_alive=int(connections.times.idle) + 1,  # the table's own time comes first
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # the same, of forms
     uvicorn.Server(config).run([listening])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vision.prediction.predictor import Predictor
 from vision.serve.app import ServerSettings, create_app
 
 SETTINGS = ServerSettings(max_bytes=20_000, body_seconds=0.3, max_batch=8, window=0.005)
@@ -67,6 +68,50 @@ def test_a_form_works_as_well(served, images):
     assert reply.json()["label"] == ask(served, images[0]).json()["label"]
 
 
+@pytest.mark.parametrize(
+    "kind", ["Multipart/Form-Data", "MULTIPART/FORM-DATA", "multipart/form-data "]
+)
+def test_content_types_in_any_case(served, images, kind):
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="\xc3\xa9.png"\r\n\r\n'
+    body = head + images[0] + b"\r\n--x--\r\n"
+    headers = {"content-type": f"{kind}; Boundary=x"}
+    reply = served.client.post("/predict", content=body, headers=headers)
+    assert reply.json()["label"] == ask(served, images[0]).json()["label"]
+    broken = served.client.post("/predict", content=body.replace(b"PNG", b"xxx"), headers=headers)
+    assert "cannot read the image é.png: " in broken.json()["detail"]
+
+
+def test_head_is_answered_where_get_is(served):
+    for path in ("/health", "/metrics", "/run", "/", "/docs"):
+        head, get = served.client.head(path), served.client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == get.headers["content-type"]
+    assert served.client.head("/predict").status_code == 405
+
+
+def test_class_names_of_odd_letters(serving, trained, images):
+    odd = Predictor(trained)
+    names = [
+        "<b>&amp;",
+        "\udcff\udc80",
+        "猫",
+        "a\u202eb",
+        "x" * 250,
+        "é",
+        '"',
+        "\x1b[31m",
+        "''",
+        " ",
+    ]
+    odd.classes = odd.networks.classes = names
+    shown = ["\\udcff\\udc80" if name.startswith("\udcff") else name for name in names]
+    with serving(create_app(odd, SETTINGS)) as served:
+        assert served.client.get("/run").json()["classes"] == shown
+        reply = ask(served, images[0])
+        assert reply.json()["label"] in shown
+        assert set(entry["label"] for entry in reply.json()["top"]) <= set(shown)
+
+
 def test_requests_at_once_share_batches_and_get_their_own_answers(served, predictor, images):
     limits = [0.0, 2.0] * 12
     expected = [predictor(i, threshold=t)[0] for i, t in zip(images, limits, strict=True)]
@@ -118,14 +163,55 @@ def test_refused_with_a_reason(served, images, content, parameters, status, mess
     assert ask(served, images[0]).status_code == 200  # the next client is none the worse
 
 
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ("budjet=half", "unknown parameter 'budjet'; known: budget, threshold; nearest: budget"),
+        ("Threshold=1", "unknown parameter 'Threshold'; known: budget, threshold; nearest: thr"),
+        ("x%0Ay=1", "unknown parameter 'x\\\\ny'; known: budget, threshold"),
+        ("budget=half&budget=best", "parameter 'budget' is given 2 times"),
+        ("budget=", "run has no operating point ''; stored: best"),
+        ("budget=%FF", "run has no operating point '\ufffd'; stored: best"),
+        ("budget=" + "9" * 5000, "is no amount"),
+        ("budget=-5M", "'-5M'"),
+        ("budget=101%25", "101% is more than what no exits cost; write at most 100%"),
+        ("budget=0", "must be above 0"),
+        ("threshold=-inf", "threshold must be at least 0, got -inf"),
+        ("threshold=1&budget=half", "a budget or a threshold, not both"),
+    ],
+)
+def test_parameters_that_are_refused_in_one_line(served, images, parameters, message):
+    reply = served.client.post(f"/predict?{parameters}", content=images[0])
+    assert reply.status_code == 400
+    detail = reply.json()["detail"]
+    assert message in detail
+    assert "\n" not in detail
+    assert str(served.app.state.service.predictor.run.folder.parent) not in detail
+
+
+def test_absurd_thresholds_are_numbers_all_the_same(served, images):
+    for threshold in ("1e999", "inf", "1e308", "0", "-0"):
+        assert ask(served, images[0], threshold=threshold).status_code == 200
+
+
 def test_forms_that_are_refused(served, images):
     for files, data in [({"picture": images[0]}, {}), (None, {"image": "text"})]:
         reply = served.client.post("/predict", files=files, data=data)
         assert reply.status_code == 422
     reply = served.client.post("/predict", files={"picture": images[0]})
     assert reply.json()["detail"] == "the form has no file field `image`"
-    broken = {"content-type": "multipart/form-data; boundary=x"}
-    assert served.client.post("/predict", content=b"--y", headers=broken).status_code == 400
+    for kind in (
+        "boundary=x",
+        "boundary=",
+        "",
+        "boundary=x; charset=nonsense",
+        "boundary=" + "x" * 999,
+    ):
+        broken = {"content-type": f"multipart/form-data; {kind}".strip()}
+        for body in (b"--y", b"", b"--x\r\n", b"--x\r\n: \r\n\r\n--x--", b"--x\r\na: \xff\r\n\r\n"):
+            reply = served.client.post("/predict", content=body, headers=broken)
+            assert reply.status_code in (400, 422)
+            assert reply.json()["detail"].startswith("the form")
     assert served.client.get("/predict").status_code == 405
     assert served.client.get("/nothing").status_code == 404
 
@@ -140,9 +226,15 @@ def test_any_channels_are_converted(served, mode):
 
 
 def test_a_large_body_of_unknown_length(served):
-    reply = served.client.post("/predict", content=(b"x" * 1000 for _ in range(30)))
-    assert reply.status_code == 413
-    assert reply.json()["detail"] == "the body may have 20,000 bytes, this one has more"
+    for size in (1000, 100_000):  # 3 MB: more than any buffer on the way holds
+        reply = served.client.post("/predict", content=(b"x" * size for _ in range(30)))
+        assert reply.status_code == 413
+        assert reply.json()["detail"] == "the body may have 20,000 bytes, this one has more"
+
+
+def test_who_waits_to_be_asked_for_a_large_body_is_refused_before(served):
+    head = b"POST /predict HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 99999\r\n\r\n"
+    assert served.raw(head).startswith(b"HTTP/1.1 413")
 
 
 def test_slow_clients_are_cut_off(served, images):
