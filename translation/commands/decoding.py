@@ -31,7 +31,8 @@ def run_decode(arguments: argparse.Namespace) -> None:
     """Translate a data set by every network of a team and by every control."""
     load_fairseq()
     from translation.corpora.lines import read_lines
-    from translation.evaluation.decode_all import decode_all, generation_options
+    from translation.evaluation.decode_all import decode_all
+    from translation.evaluation.decode_options import generation_options
 
     controls = _pairs(arguments.control, "--control", "NAME=CHECKPOINT")
     for path in (arguments.path, *controls.values()):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import ast
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import date
 from typing import Any, NamedTuple
 
 import torch
-from fairseq import checkpoint_utils, options, tasks, utils
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq import checkpoint_utils, tasks, utils
 
 from coe_core.support.files import sha256_of
+from translation.evaluation.decode_options import check_options
+from translation.evaluation.reference import check_reference, in_pieces
 from translation.evaluation.translations import (
     DELEGATOR,
     ENSEMBLE,
@@ -21,10 +22,19 @@ from translation.evaluation.translations import (
     Selection,
     Translations,
 )
-from translation.generation.generator import by_longest_source, hypothesis_confidence, not_empty
+from translation.generation.generator import hypothesis_confidence, not_empty
 from translation.generation.macs import transformer_macs
 from translation.generation.routers import certainty
 from translation.plugin.model import CoETransformerModel
+
+
+class _Translated(NamedTuple):
+    """One sentence by one network."""
+
+    text: str
+    confidence: float
+    macs: float
+    seconds: float  # its share of its batch's
 
 
 class _Searcher(NamedTuple):
@@ -33,14 +43,6 @@ class _Searcher(NamedTuple):
     generator: Any
     networks: list[Any]
     extra_macs: int = 0  # of every sentence
-
-
-def generation_options(words: Sequence[str]) -> Any:
-    """fairseq-generate's own options as its configuration; they are checked by fairseq."""
-    parser = options.get_generation_parser(default_task="coe_translation")
-    return convert_namespace_to_omegaconf(
-        options.parse_args_and_arch(parser, input_args=list(words))
-    )
 
 
 def decode_all(
@@ -59,62 +61,56 @@ def decode_all(
         tell: called with a line about each network.
 
     Raises:
-        ValueError: the checkpoint is not a team's, a name is taken, the reference has another number
-            of lines than the data set, or lengths that go by the batch.
+        ValueError: the checkpoint is not a team's, a name is taken, the reference does not match the data
+            set, the set has no target and no reference is given, or options that cannot be.
     """
-    if by_longest_source(cfg.generation) and cfg.dataset.batch_size != 1:
-        raise ValueError(
-            "--max-len-a and --match-source-len go by the longest source of a batch, so a translation would "
-            "depend on its batch: give --batch-size 1"
-        )
+    check_options(cfg)
+    if not cfg.generation.no_seed_provided:
+        utils.set_torch_seed(cfg.common.seed)
     task = tasks.setup_task(cfg.task)
-    paths = utils.split_paths(cfg.common_eval.path or "")
-    if len(paths) != 1:
-        raise ValueError(f"--path names {len(paths)} checkpoints; give the team's alone")
-    team, saved = _load(paths[0], cfg, task)
-    if not isinstance(team, CoETransformerModel):
-        raise ValueError(
-            f"{paths[0]}: not a collaboration; give a checkpoint of coe_transformer..."
-        )
+    team = _load_team(cfg, task)
+    searchers = _searchers(task, team, controls, cfg)
     subset = cfg.dataset.gen_subset
-    task.load_dataset(subset, task_cfg=saved.task)
-    searchers = _searchers(task, team, cfg)
-    for name, path in controls.items():
-        if name in searchers:
-            raise ValueError(f"control {name!r} is a name of the team's own networks")
-        network, _ = _load(path, cfg, task)
-        if isinstance(network, CoETransformerModel):
-            raise ValueError(f"control {name!r} ({path}) is a collaboration, not one network")
-        searchers[name] = _Searcher(task.plain_generator([network], cfg.generation), [network])
-    batches = _batches(task, cfg, team)
-    texts = _Texts(task, cfg)
-    rows = sorted(number for batch in batches for number in batch["id"].tolist())
+    task.load_dataset(subset)
     whole = len(task.dataset(subset))
     if reference is not None and len(reference) != whole:
         raise ValueError(f"the reference has {len(reference)} lines, {subset} {whole} sentences")
-    source, target = texts.originals(batches)
+    if reference is None and task.dataset(subset).tgt is None:
+        raise ValueError(f"{subset} has no target (--only-source); give its text with --reference")
+    batches = _batches(task, cfg, team)
+    rows = sorted(number for batch in batches for number in batch["id"].tolist())
+    if not rows:
+        raise ValueError(f"all {whole} sentences of {subset} are over the length limit")
     skipped = whole - len(rows)
     if skipped:
         tell(f"{skipped} of {whole} sentences are over the length limit and are skipped")
-
-    made = {}
+    texts = _Texts(task, cfg)
+    sources, references = _texts_of(batches, rows, texts, reference, subset, tell)
+    networks = {}
     for name, searcher in searchers.items():
         by_row = _search(searcher, batches, task, cfg, texts)
-        made[name] = OfNetwork(*map(list, zip(*(by_row[row] for row in rows), strict=True)))
-        spent = made[name]
+        of_network = OfNetwork(*map(list, zip(*(by_row[row] for row in rows), strict=True)))
+        networks[name] = of_network
         tell(
-            f"{name:16} {sum(spent.macs) / len(rows) / 1e6:9.2f} MMACs  "
-            f"{1000 * sum(spent.seconds) / len(rows):7.2f} ms a sentence"
+            f"{name:16} {sum(of_network.macs) / len(rows) / 1e6:9.2f} MMACs  "
+            f"{1000 * sum(of_network.seconds) / len(rows):7.2f} ms a sentence"
         )
     selection = _select(team, batches, task.source_dictionary)
-    provenance = {
-        "checkpoint": paths[0],
-        "checkpoint_sha256": sha256_of(paths[0]),
+    provenance = _provenance(cfg, task, controls, skipped, texts.on_cuda)
+    return Translations(provenance, sources, references, selection, networks)
+
+
+def _provenance(
+    cfg: Any, task: Any, controls: dict[str, str], skipped: int, on_cuda: bool
+) -> dict[str, Any]:
+    return {
+        "checkpoint": cfg.common_eval.path,
+        "checkpoint_sha256": sha256_of(cfg.common_eval.path),
         "direction": f"{task.cfg.source_lang}-{task.cfg.target_lang}",
         "controls": controls,
         "controls_sha256": {name: sha256_of(path) for name, path in controls.items()},
         "data": str(cfg.task.data),
-        "subset": subset,
+        "subset": cfg.dataset.gen_subset,
         "skipped": skipped,
         "confidence": task.confidence,
         "beam": cfg.generation.beam,
@@ -122,21 +118,65 @@ def decode_all(
         "batch_size": cfg.dataset.batch_size,
         "max_tokens": cfg.dataset.max_tokens,
         "threads": torch.get_num_threads(),
-        "device": "cuda" if texts.on_cuda else platform.processor() or platform.machine(),
+        "device": "cuda" if on_cuda else platform.processor() or platform.machine(),
         "torch": torch.__version__,
         "date": date.today().isoformat(),
     }
+
+
+def _texts_of(
+    batches: list[dict],
+    rows: list[int],
+    texts: _Texts,
+    reference: list[str] | None,
+    subset: str,
+    tell: Callable[[str], None],
+) -> tuple[list[str], list[str]]:
+    """Sources and references of the sentences that are translated, checked against each other."""
+    source, target = texts.originals(batches)
+    sources = [source[row] for row in rows]
+    targets = [target[row] for row in rows] if target else []
     if reference is None:
-        wanted = [target[row] for row in rows]
-    else:
-        wanted = [reference[row] for row in rows]
-    return Translations(provenance, [source[row] for row in rows], wanted, selection, made)
+        if in_pieces(targets):
+            tell(
+                f"the texts of {subset} stay cut into pieces; --remove-bpe would put them together"
+            )
+        return sources, targets
+    references = [reference[row] for row in rows]
+    if targets:
+        line = check_reference(references, targets, sources, subset)
+        if line is not None:
+            tell(line)
+    return sources, references
 
 
-def _load(path: str, cfg: Any, task: Any) -> tuple[Any, Any]:
-    models, saved = checkpoint_utils.load_model_ensemble(
-        [path], arg_overrides=ast.literal_eval(cfg.common_eval.model_overrides), task=task
-    )
+def _load_team(cfg: Any, task: Any) -> CoETransformerModel:
+    paths = utils.split_paths(cfg.common_eval.path or "")
+    if len(paths) != 1:
+        raise ValueError(f"--path names {len(paths)} checkpoints; give the team's alone")
+    team = _load(paths[0], cfg, task)
+    if not isinstance(team, CoETransformerModel):
+        raise ValueError(
+            f"{paths[0]}: not a collaboration; give a checkpoint of coe_transformer..."
+        )
+    return team
+
+
+def _load(path: str, cfg: Any, task: Any) -> Any:
+    """One network, or one team, of a checkpoint.
+
+    Raises:
+        ValueError: it cannot be built of what the checkpoint holds.
+    """
+    overrides = ast.literal_eval(cfg.common_eval.model_overrides)
+    try:
+        models, _ = checkpoint_utils.load_model_ensemble([path], arg_overrides=overrides, task=task)
+    except (AssertionError, AttributeError, ImportError, IndexError, KeyError) as error:
+        raise ValueError(f"{path}: cannot be built: {error or type(error).__name__}") from error
+    except (RuntimeError, TypeError) as error:  # sizes that do not fit
+        raise ValueError(
+            f"{path}: cannot be built: {' '.join(str(error).split())[:300]}"
+        ) from error
     (model,) = models
     if cfg.common.fp16:
         model.half()
@@ -144,34 +184,79 @@ def _load(path: str, cfg: Any, task: Any) -> tuple[Any, Any]:
         model.cuda()
     model.prepare_for_inference_(cfg)
     model.eval()
-    return model, saved
+    return model
 
 
-def _searchers(task: Any, team: CoETransformerModel, cfg: Any) -> dict[str, _Searcher]:
+def _searchers(
+    task: Any, team: CoETransformerModel, controls: dict[str, str], cfg: Any
+) -> dict[str, _Searcher]:
+    """What translates: every network of the team, their ensemble, and the controls."""
+
     def over(networks: list, extra: int = 0) -> _Searcher:
         return _Searcher(task.plain_generator(networks, cfg.generation), networks, extra)
 
     selection = team.selection.linear.weight.numel()
-    found = {DELEGATOR: over([team.delegator], selection)}
-    found |= {f"expert-{j}": over([expert]) for j, expert in enumerate(team.experts)}
-    return found | {ENSEMBLE: over(list(team.experts))}
+    searchers = {DELEGATOR: over([team.delegator], selection)}
+    searchers |= {f"expert-{j}": over([expert]) for j, expert in enumerate(team.experts)}
+    searchers[ENSEMBLE] = over(list(team.experts))
+    for name, path in controls.items():
+        if name in searchers:
+            raise ValueError(f"control {name!r} is a name of the team's own networks")
+        network = _load(path, cfg, task)
+        if isinstance(network, CoETransformerModel):
+            raise ValueError(f"control {name!r} ({path}) is a collaboration, not one network")
+        searchers[name] = over([network])
+    return searchers
 
 
 def _batches(task: Any, cfg: Any, team: CoETransformerModel) -> list[dict]:
     if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
         cfg.dataset.max_tokens = 12000  # as fairseq-generate
-    batches = task.get_batch_iterator(
-        dataset=task.dataset(cfg.dataset.gen_subset),
-        max_tokens=cfg.dataset.max_tokens,
-        max_sentences=cfg.dataset.batch_size,
-        max_positions=utils.resolve_max_positions(task.max_positions(), team.max_positions()),
-        ignore_invalid_inputs=cfg.dataset.skip_invalid_size_inputs_valid_test,
-        required_batch_size_multiple=1,
-        seed=cfg.common.seed,
-        num_workers=cfg.dataset.num_workers,
-    ).next_epoch_itr(shuffle=False)
+    subset = cfg.dataset.gen_subset
+    dataset = task.dataset(subset)
+    try:
+        batches = task.get_batch_iterator(
+            dataset=dataset,
+            max_tokens=cfg.dataset.max_tokens,
+            max_sentences=cfg.dataset.batch_size,
+            max_positions=utils.resolve_max_positions(task.max_positions(), team.max_positions()),
+            ignore_invalid_inputs=cfg.dataset.skip_invalid_size_inputs_valid_test,
+            required_batch_size_multiple=1,
+            seed=cfg.common.seed,
+            num_workers=cfg.dataset.num_workers,
+        ).next_epoch_itr(shuffle=False)
+    except AssertionError as error:  # a sentence that no batch of so many tokens can hold
+        longest = max(dataset.num_tokens(row) for row in range(len(dataset)))
+        raise ValueError(
+            f"--max-tokens {cfg.dataset.max_tokens} is less than the longest sentence of {subset} has, "
+            f"{longest}; give at least as many"
+        ) from error
+    try:
+        batches = list(batches)
+    except (ValueError, IndexError, OSError) as error:
+        raise ValueError(
+            f"{subset}: the set is damaged ({error}); run fairseq-preprocess again"
+        ) from error
+    _check_tokens(batches, task, subset)
     on_cuda = torch.cuda.is_available() and not cfg.common.cpu
     return [utils.move_to_cuda(batch) if on_cuda else batch for batch in batches]
+
+
+def _check_tokens(batches: list[dict], task: Any, subset: str) -> None:
+    """Raise ValueError for token numbers that the dictionaries do not have: the set is damaged."""
+    for batch in batches:
+        sides = (
+            ("source", batch["net_input"]["src_tokens"], task.source_dictionary),
+            ("target", batch["target"], task.target_dictionary),
+        )
+        for side, tokens, dictionary in sides:
+            if tokens is not None and not 0 <= int(tokens.min()) <= int(tokens.max()) < len(
+                dictionary
+            ):
+                raise ValueError(
+                    f"{subset}: its {side} has token {int(tokens.max())}, and the dictionary "
+                    f"{len(dictionary)} entries; run fairseq-preprocess again"
+                )
 
 
 class _Texts:
@@ -195,16 +280,17 @@ class _Texts:
             for place, number in enumerate(batch["id"].tolist()):
                 tokens = batch["net_input"]["src_tokens"][place]
                 source[number] = self.text(tokens, self.task.source_dictionary)
-                target[number] = self.text(
-                    batch["target"][place], self.task.target_dictionary, True
-                )
+                if batch["target"] is not None:
+                    target[number] = self.text(
+                        batch["target"][place], self.task.target_dictionary, True
+                    )
         return source, target
 
 
 def _select(team: CoETransformerModel, batches: list[dict], dictionary: Any) -> Selection:
     """What the delegator's encoder alone says and spends, in the order of the sentences' numbers."""
     spends, head = transformer_macs(team.delegator), team.selection.linear.weight.numel()
-    made: dict[int, tuple[list[float], float, float]] = {}
+    by_number: dict[int, tuple[list[float], float, float]] = {}
     for batch in batches:
         tokens, lengths = (batch["net_input"][name] for name in ("src_tokens", "src_lengths"))
         started = time.perf_counter()
@@ -213,37 +299,51 @@ def _select(team: CoETransformerModel, batches: list[dict], dictionary: Any) -> 
         runs = not_empty(tokens, dictionary.pad(), dictionary.eos()).cpu()
         macs = ((spends.encoder(lengths.cpu()) + head) * runs).tolist()
         spent = (seconds * runs).tolist()
-        made |= dict(zip(batch["id"].tolist(), zip(logits, macs, spent, strict=True), strict=True))
-    return Selection(*map(list, zip(*(made[row] for row in sorted(made)), strict=True)))
+        by_number |= dict(
+            zip(batch["id"].tolist(), zip(logits, macs, spent, strict=True), strict=True)
+        )
+    return Selection(*map(list, zip(*(by_number[row] for row in sorted(by_number)), strict=True)))
 
 
 def _search(
     searcher: _Searcher, batches: list[dict], task: Any, cfg: Any, texts: _Texts
-) -> dict[int, tuple[str, float, float, float]]:
-    """Text, confidence, MACs and seconds by the sentence's number. An empty source costs nothing."""
+) -> dict[int, _Translated]:
+    """Every sentence by its number. An empty source costs nothing."""
     dictionary, beam = task.target_dictionary, cfg.generation.beam
     pad, eos = task.source_dictionary.pad(), task.source_dictionary.eos()
     spends = [transformer_macs(network) for network in searcher.networks]
-    sure = certainty(task.confidence)
-    made: dict[int, tuple[str, float, float, float]] = {}
-    searcher.generator.generate(None, batches[0])  # the first call is slower than all others
+    certain = certainty(task.confidence)
+    translated: dict[int, _Translated] = {}
+    _generate(searcher, batches[0])  # the first call is slower than all others
     for batch in batches:
         started = time.perf_counter()
-        found = searcher.generator.generate(None, batch)
+        hypotheses = _generate(searcher, batch)
         if texts.on_cuda:
             torch.cuda.synchronize()
-        seconds = (time.perf_counter() - started) / len(found)
+        seconds = (time.perf_counter() - started) / len(hypotheses)
         sources = batch["net_input"]["src_tokens"]
         lengths = batch["net_input"]["src_lengths"].cpu()
-        steps = torch.tensor([max(len(one["tokens"]) for one in best) for best in found])
+        steps = torch.tensor([max(len(one["tokens"]) for one in best) for best in hypotheses])
         macs = sum(one.sentence(lengths, steps, beam) for one in spends) + searcher.extra_macs
         empty = ~not_empty(sources, pad, eos).cpu()
         for place, number in enumerate(batch["id"].tolist()):
-            best = found[place][0]
+            best = hypotheses[place][0]
             if empty[place]:
-                made[number] = ("", sure, 0.0, 0.0)
+                translated[number] = _Translated("", certain, 0.0, 0.0)
                 continue
             text = texts.text(best["tokens"], dictionary)
             confidence = hypothesis_confidence(best, task.confidence)
-            made[number] = (text, confidence, float(macs[place]), seconds)
-    return made
+            translated[number] = _Translated(text, confidence, float(macs[place]), seconds)
+    return translated
+
+
+def _generate(searcher: _Searcher, batch: dict) -> list[list[dict[str, Any]]]:
+    """Hypotheses of every sentence of a batch.
+
+    Raises:
+        ValueError: lengths that fairseq's search cannot have.
+    """
+    try:
+        return searcher.generator.generate(None, batch)
+    except AssertionError as error:
+        raise ValueError(f"fairseq's search: {error}") from error

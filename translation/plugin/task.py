@@ -1,6 +1,7 @@
 """The translation task of fairseq, with routing: for fairseq-train, -validate, -generate, -interactive."""
 
 # No "from __future__ import annotations": fairseq reads the types of dataclass fields.
+import struct
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq.utils import resolve_max_positions, split_paths
 from torch import Tensor
 
-from coe_core import check_one, share_gradient
+from coe_core import CoEError, check_one, share_gradient
 from coe_core.support.files import sha256_of
 from translation.corpora.vocabulary import fingerprint
 from translation.generation.generator import CollaborativeGenerator, by_longest_source
@@ -112,9 +113,14 @@ class CoETranslationTask(TranslationTask):
                 f"words: give --bpe alone (text is typed), or --remove-bpe alone (data are pieces)"
             )
         for folder in split_paths(cfg.data or ""):
-            if not Path(folder).is_dir():
+            if "://" not in folder and not Path(folder).is_dir():
                 raise ValueError(f"{folder}: no such folder; fairseq-preprocess makes it")
-        return super().setup_task(cfg, **named)
+        try:
+            return super().setup_task(cfg, **named)
+        except (ValueError, CoEError):
+            raise
+        except Exception as error:  # fairseq's are of no particular kind
+            raise ValueError(f"data folder {cfg.data}: {error}") from error
 
     @property
     def router(self) -> Router:
@@ -311,7 +317,7 @@ class CoETranslationTask(TranslationTask):
         """As the parent.
 
         Raises:
-            ValueError: source and target have different numbers of sentences, or none.
+            ValueError: no such set, a damaged one, or sides of different length or without sentences.
         """
         again = (
             "check the texts with coe-translation check, and run fairseq-preprocess again; "
@@ -319,16 +325,24 @@ class CoETranslationTask(TranslationTask):
         )
         try:
             super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+        except FileNotFoundError as error:
+            folder = Path(split_paths(self.cfg.data)[0])
+            known = sorted({file.name.partition(".")[0] for file in folder.glob("*.idx")})
+            raise ValueError(
+                f"there is no set {split!r} in {folder}; there are: {', '.join(known) or 'none'}"
+            ) from error
         except AssertionError as error:
             if "same number" not in str(error):
-                raise
+                raise ValueError(f"{split}: the set is damaged ({error}); {again}") from error
             raise ValueError(
                 f"{split}: source and target have different numbers of sentences; {again}"
             ) from error
         except ValueError as error:
             if "empty file" not in str(error):
-                raise
+                raise ValueError(f"{split}: the set is damaged ({error}); {again}") from error
             raise ValueError(f"{split}: source or target has no sentences; {again}") from error
+        except (struct.error, KeyError, IndexError, TypeError, OverflowError, OSError) as error:
+            raise ValueError(f"{split}: the set is damaged ({error!r}); {again}") from error
         self.datasets[split].__class__ = WholePairDataset
 
     def get_batch_iterator(self, dataset, *options, seed=1, update_epoch_batch_itr=False, **named):
