@@ -79,12 +79,6 @@ def load_data(data: Data, decode: Collection[str] = SPLITS) -> ImageData:
         for name in splits
     }
     decoded = _decoded_splits(data, splits, forms, decode)
-    files = {
-        name: SplitFiles(samples.paths, samples.digests)
-        for name, samples in decoded.items()
-        if samples.paths is not None
-    }
-    copies = tell_copies(files) if "train" in decode else {}
 
     def image_set(name: str) -> ImageSet:
         targets, images, paths, _ = decoded[name]
@@ -95,7 +89,6 @@ def load_data(data: Data, decode: Collection[str] = SPLITS) -> ImageData:
         preprocess = _with_statistics(preprocess, image_set("train"))
     sets = {name: image_set(name) for name in splits}
     test = sets.get("test", sets["validation"])
-    left_out = {name: len(splits[name].targets) - len(sets[name]) for name in splits}
     provenance = {
         "name": data.name,
         "path": data.path,
@@ -106,13 +99,11 @@ def load_data(data: Data, decode: Collection[str] = SPLITS) -> ImageData:
         "held_out": parts.held_out,
         "train_fraction": data.train_fraction,
         "test_is_validation": "test" not in sets,
-        "left_out": left_out,
-        "copies": copies,
+        "left_out": {name: len(splits[name].targets) - len(sets[name]) for name in splits},
+        "copies": _copies(decoded) if "train" in decode else {},
     }
-    return ImageData(
-        *(sets["train"], sets["validation"], test),
-        *(source.classes, preprocess, provenance, "test" not in sets),
-    )
+    own = (source.classes, preprocess, provenance, "test" not in sets)
+    return ImageData(sets["train"], sets["validation"], test, *own)
 
 
 # Where the samples come from
@@ -318,6 +309,17 @@ def _stored_bytes(samples: Samples, form: StoredForm) -> float:
         except UnreadableImageError:
             continue  # counted and named when the set is read
     return len(samples.paths) * sum(sizes) / max(1, len(sizes))
+
+
+def _copies(decoded: Mapping[str, _Decoded]) -> dict[str, int]:
+    """Files of one content in two splits, told and counted."""
+    return tell_copies(
+        {
+            name: SplitFiles(samples.paths, samples.digests)
+            for name, samples in decoded.items()
+            if samples.paths is not None
+        }
+    )
 
 
 # Statistics

@@ -67,6 +67,8 @@ class Data:
     max_pixels: int | None = None
 
     def __post_init__(self) -> None:
+        if self.path is not None:  # YAML takes a folder named 2024 for a number
+            object.__setattr__(self, "path", str(self.path))
         for name in self.names:
             if name not in DATA_SETS:
                 raise ValueError(f"unknown data set {name!r}{nearest(name, DATA_SETS)}")

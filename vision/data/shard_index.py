@@ -31,6 +31,10 @@ class LabelledMembers(NamedTuple):
     labels: Int[Tensor, " n"]
 
 
+class _ShardError(ValueError):
+    """What is wrong with a shard, in our words."""
+
+
 class _Sample(NamedTuple):
     """Where the content of an image lies in its shard, in bytes, and the number of its class."""
 
@@ -117,20 +121,22 @@ def shard_samples(shard: str) -> Iterator[_Sample]:
         ValueError: a damaged, cut or compressed file, or a sample without image or class.
     """
     name = printable(shard)
-    try:
-        with open_regular(shard) as file:
-            start = file.read(6)
-            if start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start == b"\xfd7zXZ\0":
-                raise ValueError(
-                    f"{name}: a compressed shard; unpack it to a plain .tar: samples are read at random"
-                )
-            file.seek(0)
+    with open_regular(shard) as file:
+        start = file.read(6)
+        if start[:2] == b"\x1f\x8b" or start[:3] == b"BZh" or start == b"\xfd7zXZ\0":
+            raise ValueError(
+                f"{name}: a compressed shard; unpack it to a plain .tar: samples are read at random"
+            )
+        file.seek(0)
+        try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 yield from _samples(tar, name)
                 end = tar.offset
             _check_end(file, end, name)
-    except (tarfile.TarError, OSError, EOFError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{name}: damaged shard ({error}); fetch it again") from error
+        except _ShardError:
+            raise
+        except Exception as error:  # tarfile raises almost anything on a damaged file
+            raise ValueError(f"{name}: damaged shard ({error}); fetch it again") from error
 
 
 def _samples(tar: tarfile.TarFile, shard: str) -> Iterator[_Sample]:
@@ -147,7 +153,7 @@ def _samples(tar: tarfile.TarFile, shard: str) -> Iterator[_Sample]:
         if not entry.isfile() or not stem:
             continue
         if entry.issparse():
-            raise ValueError(
+            raise _ShardError(
                 f"{shard}: {printable(entry.name)} is stored as a sparse file; pack it anew"
             )
         if key != (base.parent, stem):
@@ -157,7 +163,7 @@ def _samples(tar: tarfile.TarFile, shard: str) -> Iterator[_Sample]:
             image = entry.offset_data, entry.size
         elif extension == "cls":
             if entry.size > _LABEL_BYTES:
-                raise ValueError(
+                raise _ShardError(
                     f"{shard}: {printable(entry.name)} has {entry.size} bytes; a .cls file holds the "
                     "number of a class"
                 )
@@ -170,13 +176,13 @@ def _check_end(file: BinaryIO, end: int, shard: str) -> None:
     file.seek(end)
     rest = file.read(_BLOCK)
     if len(rest) < _BLOCK:
-        raise ValueError(
+        raise _ShardError(
             f"{shard}: cut at byte {end + len(rest)}, without the mark at the end of a tar file; samples "
             "behind it are lost: fetch it again"
         )
     while rest:
         if rest.strip(b"\0"):
-            raise ValueError(
+            raise _ShardError(
                 f"{shard}: damaged at byte {end}, or several archives in one file; fetch it again, or "
                 "unpack them into a shard each"
             )
@@ -195,14 +201,14 @@ def _sample(
     if image is None or label is None:
         lacks = "image" if image is None else ".cls file"
         endings = f" ({', '.join(image_formats().endings)})" if image is None else ""
-        raise ValueError(
+        raise _ShardError(
             f"{name} has no {lacks}{endings}; a sample is an image and the number of its class"
         )
     text = label.strip().removeprefix("\ufeff")
     if not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"{name}: its .cls holds {label[:20]!r}, not the number of a class")
+        raise _ShardError(f"{name}: its .cls holds {label[:20]!r}, not the number of a class")
     if int(text) >= MAX_CLASSES:
-        raise ValueError(
+        raise _ShardError(
             f"{name}: its .cls holds {text}; classes are counted from 0, to {MAX_CLASSES - 1}"
         )
     yield _Sample(*image, int(text))

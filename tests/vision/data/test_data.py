@@ -17,9 +17,11 @@ from PIL import Image
 from vision.data import published
 from vision.data.augmentation import AUGMENTATIONS
 from vision.data.decode import decode_all, stored_form
+from vision.data.facts import DATA_SETS
 from vision.data.load import load_data
 from vision.data.loaders import eval_loader, train_loader
 from vision.data.section import Data
+from vision.data.sources import SOURCES
 
 CLASSES = ["ant", "Bär", "c d"]  # a space and letters beyond ASCII
 
@@ -229,6 +231,30 @@ def test_class_folders_with_odd_names(tmp_path):
         assert quietly(folder(root)).classes == sorted(odd)
 
 
+def test_class_folders_with_long_names(tmp_path):
+    """255 bytes are the most that file systems take."""
+    names = ["x" * 250, "é" * 125, "日" * 83]
+    root = write_folder(tmp_path, classes=names, count=2)
+    assert quietly(folder(root)).classes == sorted(names)
+
+
+def test_a_folder_named_by_a_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "2024")
+    assert len(quietly(folder(2024)).train) == 27
+
+
+def test_files_above_the_limit_of_pixels_are_left_out(tmp_path):
+    write_folder(tmp_path, count=80)
+    write_folder(tmp_path, "test", count=1)
+    Image.new("RGB", (100, 100)).save(tmp_path / "train" / "ant" / "000.png")
+    for options in ({}, {"augmentation": ["random_resized_crop"]}, {"in_memory": False}):
+        data = folder(tmp_path, max_pixels=9_999, validation=0.02, **options)
+        with pytest.warns(UserWarning, match="100 x 100 pixels, above the limit of 9999"):
+            list(eval_loader(load_data(data).train, 50))
+        assert load_data(replace(data, max_pixels=10_000)).provenance["left_out"]["train"] == 0
+
+
 # Unreadable files
 
 
@@ -391,6 +417,8 @@ def test_two_validation_folders(tmp_path):
         ({"train_fraction": 0.0}, "at most 1; got 0.0"),
         ({"mixup": -0.1}, "mixup is an alpha, at least 0; got -0.1"),
         ({"cutmix": -1.0}, "cutmix is an alpha"),
+        ({"max_pixels": 0}, "max_pixels is at least 1, or null; got 0"),
+        ({"mixup": float("nan")}, "mixup is an alpha, at least 0; got nan"),
         ({"workers": -1}, "workers is at least 0, or null; got -1"),
         ({"mean": [0.5]}, "both mean and std, or neither"),
         ({"mean": [0.5], "std": [0.0]}, "std must be above 0"),
@@ -402,6 +430,10 @@ def test_two_validation_folders(tmp_path):
 def test_bad_settings(options, message):
     with pytest.raises(ValueError, match=message):
         Data(**options)
+
+
+def test_every_data_set_has_its_facts_and_its_reader():
+    assert DATA_SETS.keys() == SOURCES.keys()
 
 
 def test_help_names_every_augmentation():

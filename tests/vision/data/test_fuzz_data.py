@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -134,6 +134,7 @@ def test_shards(content):
 
 @fuzz
 @given(content=damaged(SHARD[:1024]), size=st.integers(-(2**66), 2**66))
+@example(content=b"", size=2**63 - 511)
 def test_shards_of_any_size_in_a_header(content, size):
     """Numbers in base 256, among them negative ones, with a right check sum."""
     header = bytearray(SHARD[:512])
