@@ -4,27 +4,29 @@ import re
 import shlex
 from pathlib import Path
 
+from coe_core.support.aims import parse_size
+
 PAGE = (Path(__file__).parents[2] / "docs/deployment.md").read_text(encoding="utf-8")
 
 
 def test_commands_are_understood():
-    from vision.commands.cli import _parser
+    from vision.commands.cli import parser
 
     blocks = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("coe-vision")]
     assert len(commands) >= 5
     for line in commands:
-        _, rest = _parser().parse_known_args(shlex.split(line, comments=True)[1:])
+        _, rest = parser().parse_known_args(shlex.split(line, comments=True)[1:])
         assert rest == []
 
 
 def test_limits_are_the_defaults():
-    from vision.commands.cli import _parser
+    from vision.commands.cli import parser
 
-    serve = _parser().parse_args(["serve", "run"])
+    serve = parser().parse_args(["serve", "run"])
     shown = re.findall(r"^\|.*\| `--([\w-]+) (\w+)` \|", PAGE, flags=re.MULTILINE)  # its table
-    assert len(shown) == 4
+    assert len(shown) == 6
     for name, value in shown:
         default = getattr(serve, name.replace("-", "_"))
-        assert str(default) in (value, f"{value}.0", str(10 * 2**20 if value == "10M" else None))
+        assert default == (parse_size(value) if value[-1].isalpha() else float(value))
