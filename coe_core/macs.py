@@ -68,6 +68,11 @@ class _MacCounter(TorchDispatchMode):
         self.macs = 0
         self.unknown: set[str] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Else torch imports its compiler, longer than all of torch, for the first operator counted."""
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         packet = func.overloadpacket

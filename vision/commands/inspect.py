@@ -132,6 +132,7 @@ def untrained(recipe: Recipe) -> Networks:
     import torch
 
     from vision.data.facts import classes_before_reading
+    from vision.networks.size import with_zeros
     from vision.recipe_networks import Networks
     from vision.run import without_downloads
 
@@ -140,6 +141,7 @@ def untrained(recipe: Recipe) -> Networks:
     arguments = without_downloads(recipe.to_dict()), classes, data.preprocess().to_dict()
     try:
         with torch.device("meta"):
-            return Networks(*arguments)
+            networks = Networks(*arguments)
+        return with_zeros(networks, data.size)
     except (RuntimeError, ValueError):  # what is really wrong fails again
         return Networks(*arguments)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from typing import Any
 
-import timm.layers.activations as timm_activations
 import torch
 from torch import Tensor, nn
 
@@ -19,10 +19,8 @@ from vision.networks.pwlu.layer import PWLU
 REPLACED = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU),
     *(nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, PWLU),
-    *(timm_activations.Swish, timm_activations.Mish, timm_activations.HardSwish),
-    *(timm_activations.HardMish, timm_activations.GELU, timm_activations.GELUTanh),
-    *(timm_activations.QuickGELU, timm_activations.PReLU),
 )
+_OF_TIMM = ("Swish", "Mish", "HardSwish", "HardMish", "GELU", "GELUTanh", "QuickGELU", "PReLU")
 PLAIN: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
@@ -34,6 +32,12 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
 }
 NAMES = ("pwlu", "prelu", *PLAIN)
 _TRIED_SIZES = (224, 64, 32, 299)
+
+
+def replaced_kinds() -> tuple[type[nn.Module], ...]:
+    """Classes of activations that are replaced; timm's only where a network can have them."""
+    of_timm = sys.modules.get("timm.layers.activations")
+    return (*REPLACED, *(getattr(of_timm, name) for name in _OF_TIMM if of_timm is not None))
 
 
 class ByWidth(nn.ModuleDict):
@@ -83,10 +87,11 @@ def replace_activations(
     """
     if name not in NAMES:
         raise ValueError(f"unknown activation {name!r}: choose of {', '.join(NAMES)}")
+    kinds = replaced_kinds()
     found = {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, REPLACED) and re.search(where, path)
+        if isinstance(module, kinds) and re.search(where, path)
     }
     found = {p: m for p, m in found.items() if not isinstance(_parent(model, p), ByWidth)} | {
         p: m for p, m in model.named_modules() if isinstance(m, ByWidth) and re.search(where, p)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from coe_core import CoEError, count_macs
+from vision.networks.size import with_zeros
 
 # Multiply-adds of one network on the whole batch from which the plain loop is faster. Measured by
 # benchmarks/divide.py: below, every layer is bound by the cost of calling it, which side by side is
@@ -57,8 +58,10 @@ class Together:
         if self.wide is None:
             return
         try:
-            image = torch.zeros(1, *shape, device="meta")
-            self.macs = count_macs(deepcopy(members[0]).to("meta"), image)
+            single = with_zeros(deepcopy(members[0]).to("meta"), shape[1])
+            like = next(single.parameters())
+            image = torch.zeros(1, *shape, dtype=like.dtype, device=like.device)
+            self.macs = count_macs(single, image)
             same = self.side_by_side(_LEAST_IMAGES) and _same(self.wide, members, shape)
         except (RuntimeError, AssertionError, ValueError, CoEError):
             same = False  # whether the members run at all is not judged here
@@ -130,13 +133,16 @@ def _joined(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 class _Linears(nn.Module):
-    """s linear layers, each on its part of the features."""
+    """s linear layers, each on its part of the features; without numbers."""
 
     def __init__(self, s: int, layer: nn.Linear):
         super().__init__()
         self.s = s
-        self.weight = nn.Parameter(layer.weight.repeat(s, 1))
-        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.repeat(s))
+        out, features = layer.weight.shape
+        self.weight = nn.Parameter(torch.empty(s * out, features, device="meta"))
+        self.bias: nn.Parameter | None = None
+        if layer.bias is not None:
+            self.bias = nn.Parameter(torch.empty(s * out, device="meta"))
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.unflatten(0, (self.s, -1))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
+from dataclasses import replace
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +15,8 @@ from torch import nn
 from coe_core import count_macs
 from vision.networks.network import Network, build_network
 from vision.networks.own import OWN, own_constructor
+
+_SMALL, _SMALL_IMAGE = 2_000_000, 64  # parameters, side in pixels: a forward of some milliseconds
 
 
 class Size(NamedTuple):
@@ -45,6 +50,19 @@ def build_meta(network: Network, num_classes: int, channels: int = 3) -> nn.Modu
         ) from error
 
 
+def with_zeros(module: nn.Module, image_size: int) -> nn.Module:
+    """A small network of the meta device as zeros on the CPU; a larger one as it is.
+
+    Operators of the meta device import torch's compiler, which takes longer than all of torch; a small
+    network is run sooner. No random number is drawn.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    small = sum(t.numel() for t in tensors) <= _SMALL and image_size <= _SMALL_IMAGE
+    if not small or any(t.device.type != "meta" for t in tensors):
+        return module
+    return module._apply(lambda tensor: torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu"))
+
+
 def network_size(
     network: Network, num_classes: int, image_size: int, channels: int = 3, macs: bool = True
 ) -> Size:
@@ -73,7 +91,9 @@ def network_size(
     parameters = sum(p.numel() for p in module.parameters())
     if not macs:
         return Size(parameters, 0)
-    images = torch.zeros(1, channels, image_size, image_size, device="meta")
+    module = with_zeros(module, image_size)
+    device = next(module.parameters()).device
+    images = torch.zeros(1, channels, image_size, image_size, device=device)
     try:
         return Size(parameters, count_macs(module, images))
     except (AssertionError, RuntimeError, ValueError) as error:
@@ -89,7 +109,7 @@ def constructor_arguments(
     """Every argument that the constructor of the network's class gets, defaults included.
 
     timm's and torchvision's entry points set most of them on the way, so they are read where they
-    arrive: the class's ``__init__`` is watched while one network is built.
+    arrive: calls of the class's ``__init__`` are noted while one network is built.
 
     Raises:
         ValueError: as `build_network`.
@@ -101,20 +121,26 @@ def constructor_arguments(
     if network.name in OWN:
         given = inspect.signature(own_constructor(network.name)).parameters.values()
         return {p.name: p.default for p in given if p.default is not p.empty} | network.options
-    cls = type(build_meta(network, num_classes, channels))
-    original, seen = cls.__init__, []
+    plain = replace(network, size=None, activation=None, activation_options={}, condconv=0)
+    cls = type(build_meta(plain, num_classes, channels))
+    arguments: dict[str, Any] = {}
+    code = inspect.unwrap(cls.__init__).__code__
 
-    def watched(self, *args, **kwargs):
-        bound = inspect.signature(original).bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        seen.append(dict(bound.arguments))
-        original(self, *args, **kwargs)
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code is code and not arguments:
+            values = inspect.getargvalues(frame)
+            arguments.update({name: values.locals[name] for name in values.args})
+            arguments.update({name: values.locals[name] for name in _keyword_only(code)})
+            arguments.update(values.locals[values.keywords] if values.keywords else {})
 
-    cls.__init__ = watched
+    before = sys.getprofile()
+    sys.setprofile(note)  # of this thread alone; the class stays as it is
     try:
-        build_meta(network, num_classes, channels)
+        build_meta(plain, num_classes, channels)
     finally:
-        cls.__init__ = original
-    arguments = seen[0] if seen else {}
-    arguments.pop("self", None)
-    return arguments | arguments.pop("kwargs", {})
+        sys.setprofile(before)
+    return {name: value for name, value in arguments.items() if name != "self"}
+
+
+def _keyword_only(code: CodeType) -> tuple[str, ...]:
+    return code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount]
