@@ -73,6 +73,18 @@ class Networks(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def num_parts(self) -> int:
+        """Of those that `diverged` names: the team, each control, each ensemble."""
+        return (self.team is not None) + len(self.controls) + len(self.ensembles)
+
+    def diverged(self) -> list[str]:
+        """Which parts hold values that are not finite: they were trained to nothing, and predict nothing."""
+        parts = {} if self.team is None else {"the team": self.team}
+        parts |= {f"control {name}": control for name, control in self.controls.items()}
+        parts |= {f"ensemble {name}": ensemble for name, ensemble in self.ensembles.items()}
+        return [name for name, part in parts.items() if not _is_finite(part)]
+
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 images -> normalised ones in the memory format that convolutions are fastest with."""
         return self.preprocess.normalise(images).contiguous(memory_format=torch.channels_last)
@@ -84,6 +96,14 @@ def _class_names(classes: Any) -> list[str]:
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise ValueError(f"there are 2 to {MAX_CLASSES} classes, got {len(classes)}")
     return list(classes)
+
+
+def _is_finite(network: nn.Module) -> bool:
+    with torch.no_grad():
+        floats = [p for p in network.parameters() if p.is_floating_point()]
+        floats += [b for b in network.buffers() if b.is_floating_point() and not b.isinf().any()]
+        # A buffer may hold an infinity by design, such as a mask.
+        return all(bool(tensor.isfinite().all()) for tensor in floats)
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,21 @@
-"""What Lightning leaves to its user: stopping at a signal, exact state, safe files, plain progress."""
+"""What Lightning leaves to its user: stopping at a signal, exact state, averages, what diverged."""
 
 from __future__ import annotations
 
-import csv
-import datetime
-import io
 import signal
+import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor
 
-from vision.errors import Interrupted
-from vision.run import write_bytes, write_text
+from vision.errors import Interrupted, RunError
 
 
 class StopAtSignal(Callback):
@@ -83,7 +75,7 @@ class StopAtSignal(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if not trainer.is_last_batch and self._asked(trainer):
-            trainer.save_checkpoint(self.checkpoint)
+            trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise self._interrupted()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,119 +123,89 @@ class RandomState(Callback):
         self._states = None
 
 
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Replaces a checkpoint in one step: Lightning writes elsewhere first, and copies from there."""
+class Begun(Callback):
+    """Whether the first step was reached: what fails before is the checkpoint's, or the set-up's."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, **_: Any) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_bytes(Path(path), buffer.getbuffer())
-
-
-class MetricsFile(CSVLogger):
-    """metrics/metrics.csv, continued on resume: Lightning's own would delete what it finds.
-
-    Args:
-        folder: of the run.
-        first_step: steps already trained; rows from there on, which will be trained again, go.
-    """
-
-    def __init__(self, folder: Path, first_step: int):
-        super().__init__(folder, name="", version="metrics", flush_logs_every_n_steps=1)
-        self._first_step = first_step
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
-        if self._experiment is None:
-            self._experiment = _Continued(self.log_dir, self._first_step)
-        return self._experiment
-
-
-class _Continued(ExperimentWriter):
-    def __init__(self, folder: str, first_step: int):
-        self._first_step = first_step
-        super().__init__(folder)
-
-    def _check_log_dir_exists(self) -> None:
-        path = Path(self.metrics_file_path)
-        if not path.is_file():
-            return
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if int(row["step"]) < self._first_step]
-            self.metrics_keys = list(reader.fieldnames or [])
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.metrics_keys)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(path, text.getvalue())
-
-
-def accuracies(trainer: Trainer) -> dict[str, str]:
-    """Of the last validation, for the eye; empty before the first."""
-    recipe = trainer.lightning_module.recipe
-    names = ("rough", "selected", "expert", "oracle") if recipe.has_team else ()
-    return {
-        name: f"{100 * float(trainer.callback_metrics[key]):.1f}%"
-        for name in (*names, *(f"ensemble {name}" for name in recipe.ensembles))
-        if (key := f"val/{name}_accuracy") in trainer.callback_metrics
-    }
-
-
-class ProgressBar(RichProgressBar):
-    """For terminals, with the accuracies of the last validation."""
-
-    _accuracies: dict[str, str] = {}  # noqa: RUF012  replaced, never changed
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # On every rank: what is read later, on rank 0 alone, must not wait for the others.
-        self._accuracies = accuracies(trainer)
-        super().on_validation_end(trainer, pl_module)
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return {n: value for n, value in self._accuracies.items() if n != "expert"}
-
-
-class ProgressLines(Callback):
-    """A line per epoch, and per minute within it, with rate and remaining time: for logs and pipes."""
-
-    def __init__(self, seconds: float = 60.0) -> None:
-        self._seconds = seconds
-        self._start = self._last = 0.0
-        self._first_step = 0
-        self._accuracies: dict[str, str] = {}
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._accuracies = accuracies(trainer)  # on every rank, as in `ProgressBar`
+    def __init__(self) -> None:
+        self.has_begun = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start = self._last = time.monotonic()
-        self._first_step = trainer.global_step
+        self.has_begun = True
 
-    def _speed(self, trainer: Trainer, pl_module: LightningModule) -> str:
-        self._last = time.monotonic()
-        per_step = (self._last - self._start) / max(1, trainer.global_step - self._first_step)
-        rate = pl_module.recipe.train.batch_size / max(per_step, 1e-9)
-        left = per_step * (pl_module.num_steps - trainer.global_step)
-        return f"{rate:,.0f} images/s  {datetime.timedelta(seconds=round(left))} left"
 
-    @rank_zero_only
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        if trainer.is_last_batch or time.monotonic() - self._last < self._seconds:
-            return
-        step = trainer.global_step % trainer.num_training_batches
-        print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  "
-            f"step {step}/{trainer.num_training_batches}  {self._speed(trainer, pl_module)}",
-            flush=True,
-        )
+class ThreadCount(Callback):
+    """Keeps the number of threads with the state: sums of floats depend on it, so a resumed run takes it."""
 
-    @rank_zero_only
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+
+class AveragedWeights(WeightAveraging):
+    """Exponential moving average of the weights, warmed up.
+
+    After t steps the weight of the past is min(decay, (1 + t) / (10 + t)), as in timm and TensorFlow: a
+    decay of 0.9999 looks back on 10,000 steps, and without a warm-up a training shorter than that would
+    end with an average that is mostly its random start.
+
+    Args:
+        decay: in (0, 1), once the average is warm.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(avg_fn=warm_average(decay))
+
+    @property
+    def state_key(self) -> str:
+        return "EMAWeightAveraging"  # of the class that earlier runs were trained with
+
+
+def warm_average(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """The next average of (average, current value, number of averaged steps).
+
+    Example:
+        >>> average = warm_average(0.9999)
+        >>> [float(average(torch.zeros(()), torch.ones(()), t)) for t in (0, 8)]
+        [0.8999..., 0.5]
+    """
+
+    def average(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
+        kept = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        return kept * averaged + (1 - kept) * current
+
+    return average
+
+
+class Divergence(Callback):
+    """Tells at the end of an epoch which networks hold values that are not finite; ends when all do."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        validation = "  ".join(f"{name} {value}" for name, value in self._accuracies.items())
-        print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  "
-            f"{self._speed(trainer, pl_module)}  validation: {validation}",
-            flush=True,
-        )
+        networks, train = pl_module.networks, pl_module.recipe.train
+        parts = networks.diverged()
+        if len(parts) == networks.num_parts:
+            raise RunError(
+                diverged_line(f"{', '.join(parts)} diverged", train.lr, trainer.current_epoch)
+            )
+        new = [part for part in parts if part not in self.parts]
+        self.parts = parts
+        if new and trainer.is_global_zero:
+            line = diverged_line(f"{', '.join(new)} diverged", train.lr, trainer.current_epoch)
+            print(f"{line}; the others train on", file=sys.stderr)
+
+
+def diverged_line(what: str, lr: float, epoch: int) -> str:
+    """What happened, and its likely cause.
+
+    Example:
+        >>> diverged_line("ensemble of 3 diverged", 10.0, 0)
+        'ensemble of 3 diverged in epoch 1: values that are not finite; most likely train.lr=10 is too ...
+    """
+    return (
+        f"{what} in epoch {epoch + 1}: values that are not finite; most likely train.lr={lr:g} is too "
+        "high: lower it, or raise train.warmup"
+    )

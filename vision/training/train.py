@@ -2,38 +2,52 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-import yaml
-from lightning.pytorch import Callback, Trainer, callbacks, loggers, seed_everything
-from torch.utils.data import Subset
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import nn
+from torch.utils.data import DataLoader, Subset
 
-from vision.checkpoints import LAST, load_checkpoint
+from vision.checkpoints import LAST
 from vision.data.load import ImageData, load_data
 from vision.data.loaders import default_workers, eval_loader, train_loader
 from vision.errors import RunError
-from vision.precision import choose_precision
-from vision.recipe import Recipe, recipe_from_dict
-from vision.recipe_networks import run_macs
-from vision.run import provenance, write_text
+from vision.precision import autocast, choose_precision
+from vision.recipe import Recipe
+from vision.recipe_networks import Networks, RunMacs, run_macs
+from vision.threads import Threads, choose_threads, restored_threads
 from vision.training.callbacks import (
-    AtomicCheckpoints,
-    MetricsFile,
-    ProgressBar,
-    ProgressLines,
+    AveragedWeights,
+    Begun,
+    Divergence,
     RandomState,
     StopAfter,
     StopAtSignal,
+    ThreadCount,
+    diverged_line,
+)
+from vision.training.folder import (
+    check_data,
+    check_folder,
+    held_folder,
+    save_diverged,
+    save_provenance,
 )
 from vision.training.module import CoETraining
 from vision.training.processes import Processes, processes
+from vision.training.progress import ProgressBar, ProgressLines
+from vision.training.records import AtomicCheckpoints, Checkpoints, MetricsFile, TensorBoardFile
+
+KEEP = timedelta(minutes=10)  # so often the state is kept inside an epoch
+BEST = Path("checkpoints/best.ckpt")
 
 
 def train(
@@ -49,43 +63,74 @@ def train(
 
     Args:
         recipe: what to train.
-        folder: of the run; made if missing. One that holds a run is only touched with ``resume``.
+        folder: of the run; made if missing. One that holds a run is only touched with ``resume``. A
+            local path, whatever its letters: ``::`` and ``s3:`` mean nothing in it.
         resume: continue from the last checkpoint; also if training is complete (nothing to do).
         stop_after: end after this many epochs of the whole schedule, to be resumed later.
-        data: what `load_data` gave for the recipe, where it is loaded already.
+        data: what `load_data` gave for the recipe, where it is loaded already; not changed.
         watch: further callbacks of the trainer.
 
     Raises:
-        RunError: the folder holds a run, or another recipe's; or cannot be written.
+        LockedError: another process trains into the folder.
+        RunError: the folder holds a run, or another recipe's; or cannot be written; or every network
+            has diverged.
         Interrupted: stopped by a signal; the state is kept.
     """
-    trained = _check_folder(folder, recipe, resume)
+    team = processes()
+    with held_folder(folder, team.rank), restored_threads():
+        return _train(recipe, folder, resume, stop_after, data, watch, team)
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+    stop_after: int | None,
+    data: ImageData | None,
+    watch: Sequence[Callback],
+    team: Processes,
+) -> ImageData:
+    trained = check_folder(folder, recipe, resume)
     data = load_data(recipe.data) if data is None else data
     if trained is not None:
-        _check_data(data, trained["hyper_parameters"], folder)
+        check_data(data, trained["hyper_parameters"], folder)
     seed_everything(recipe.seed, workers=True, verbose=False)
     module = CoETraining(recipe.to_dict(), data.classes, data.preprocess.to_dict(), len(data.train))
-    run_macs(
-        module.networks
-    )  # a network that cannot be run or counted is found now, not at the end
+    # A network that cannot be run or counted is found now, not at the end.
+    macs = run_macs(module.networks)
+    threads = _threads(module.networks, macs, trained, team)
+    torch.set_num_threads(threads.count)
+    if threads.reason and team.rank == 0:
+        print(f"computing with {threads}", flush=True)
     if recipe.train.compile:
         module.compile_networks()
-    stop = StopAtSignal(folder / LAST)
-    team = processes()
+    begun, stop = Begun(), StopAtSignal(folder / LAST)
+    parts = [begun, ThreadCount(threads.count), Divergence(), *watch]
+    first_step = trained["global_step"] if trained else 0
     trainer = _trainer(
-        recipe,
-        module.main_metric,
-        folder,
-        stop,
-        stop_after,
-        trained["global_step"] if trained else 0,
-        team,
-        watch,
+        recipe, module.main_metric, folder, stop, stop_after, first_step, team, parts
     )
     if team.rank == 0:
-        _save_provenance(recipe, data, folder, resumed=trained is not None)
-    batch_size, seed = recipe.train.batch_size, recipe.seed
+        save_provenance(recipe, data, folder, resumed=trained is not None)
+    loaders = _loaders(recipe, data, team)
+    # Absolute: Lightning gives a meaning to some words.
+    start = None if trained is None else os.path.abspath(folder / LAST)
+    try:
+        with stop.listening():
+            trainer.fit(module, *loaders, ckpt_path=start, weights_only=True)
+    except Exception as error:
+        _explain(
+            error, recipe, folder, trainer, team, unresumed=bool(start) and not begun.has_begun
+        )
+    if team.rank == 0:
+        save_diverged(folder, module.networks.diverged())
+    return data
+
+
+def _loaders(recipe: Recipe, data: ImageData, team: Processes) -> tuple[DataLoader, DataLoader]:
+    """Of the training images, and of this process's part of the validation images."""
     images = data.train.with_views(recipe.num_views)
+    batch_size, seed = recipe.train.batch_size, recipe.seed
     loader = train_loader(
         recipe.data, images, batch_size, seed, team.rank, team.count, team.per_node
     )
@@ -93,27 +138,81 @@ def train(
     workers = recipe.data.workers
     if workers is None:
         workers = default_workers(data.validation, team.per_node)
-    held_out = eval_loader(mine, _validation_batch(len(data.validation), team.count), workers)
+    return loader, eval_loader(mine, _validation_batch(len(data.validation), team.count), workers)
+
+
+def _threads(
+    networks: Networks, macs: RunMacs, trained: dict[str, Any] | None, team: Processes
+) -> Threads:
+    """Those of the run's first part; else what is measured on copies, so that no step depends on it."""
+    recipe = networks.recipe
+    kept = (trained or {}).get("callbacks", {}).get("ThreadCount")
+    if isinstance(kept, dict) and type(kept.get("count")) is int and 1 <= kept["count"] <= 1024:
+        chosen = choose_threads(lambda: None, 0.0)
+        return Threads(kept["count"], "as before" if chosen.reason else "")
+    images = recipe.train.batch_size // team.count
+    step = 3 * images * (macs.delegator + sum(macs.experts) + sum(macs.controls.values()))
+    step += 3 * images * sum(macs.ensembles[n] * e.s for n, e in recipe.ensembles.items())
+    work = _trial(networks, images)
+    return choose_threads(work, step, "a training step", team.per_node)
+
+
+def _trial(networks: Networks, images: int) -> Callable[[], object]:
+    """A forward and backward pass of one expert, or of another part: what most of a step's time goes to."""
+    team, ensembles = networks.team, list(networks.ensembles.values())
+    network = team.experts[0] if team is not None else ensembles[0].members[0]
+    preprocess, precision = networks.preprocess, choose_precision(networks.recipe.train.precision)
+    own: list[nn.Module] = []
+
+    def work() -> None:
+        if not own:
+            own.append(copy.deepcopy(network).train())
+        with torch.random.fork_rng(devices=[]):  # dropout draws, but not from the training's state
+            shape = (min(images, 32), preprocess.channels, preprocess.size, preprocess.size)
+            batch = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+            with autocast("cpu", precision):
+                loss = own[0](batch).float().square().mean()
+            loss.backward()
+        own[0].zero_grad(set_to_none=True)
+
+    return work
+
+
+def _explain(
+    error: Exception,
+    recipe: Recipe,
+    folder: Path,
+    trainer: Trainer,
+    team: Processes,
+    unresumed: bool,
+) -> NoReturn:
+    """Raise what stopped a training, in one line with its likely cause, or as it is."""
     checkpoint = folder / LAST
-    try:
-        with stop.listening():
-            trainer.fit(
-                module,
-                loader,
-                held_out,
-                ckpt_path=None if trained is None else checkpoint,
-                weights_only=True,
-            )
-    except OSError as error:
+    text = " ".join(str(error).split())
+    if unresumed and not isinstance(error, RunError | OSError):
+        raise RunError(
+            f"{checkpoint} cannot be continued ({type(error).__name__}: {text[:200]}); it is damaged, or "
+            "was written by another version; train into another --out"
+        ) from error
+    if isinstance(error, OSError):
         raise RunError(f"training into {folder} stopped: {error}; {_kept(checkpoint)}") from error
-    except RuntimeError as error:
-        if team.count == 1 or not _lost_process(error):
-            raise
+    if "not finite" in text and isinstance(error, ValueError):
+        line = diverged_line("the team diverged", recipe.train.lr, trainer.current_epoch)
+        raise RunError(f"{line} ({text[:200]}); {_kept(checkpoint)}") from error
+    if "converted to type float without overflow" in text:
+        line = diverged_line("all networks diverged", recipe.train.lr, trainer.current_epoch)
+        raise RunError(f"{line}; {_kept(checkpoint)}") from error
+    if "Expected more than 1 value per channel" in text:
+        raise RunError(
+            f"train.batch_size={recipe.train.batch_size} over {team.count} process(es) leaves batch "
+            "normalisation one value for each channel: raise train.batch_size"
+        ) from error
+    if team.count > 1 and isinstance(error, RuntimeError) and _lost_process(error):
         raise RunError(
             f"training into {folder} stopped: rank {team.rank} of {team.count} processes lost another one; "
             f"{_kept(checkpoint)}; continue with --resume, on any number of processes"
         ) from error
-    return data
+    raise error
 
 
 def _validation_batch(num_images: int, count: int) -> int:
@@ -139,72 +238,6 @@ def _lost_process(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or any(t in str(error) for t in told)
 
 
-def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
-    """The checkpoint to continue from, if there is one; and that the folder can be written."""
-    content = None
-    checkpoint = folder / LAST
-    if checkpoint.is_file():
-        if not resume:
-            raise RunError(
-                f"{folder} already holds a run; continue it with --resume, or choose another --out"
-            )
-        content = load_checkpoint(checkpoint)
-        trained = recipe_from_dict(content["hyper_parameters"]["recipe"], str(checkpoint))
-        changed = _differences(trained.to_dict(), recipe.to_dict())
-        if changed:
-            raise RunError(
-                f"{checkpoint} was trained with another recipe: {'; '.join(changed)}. "
-                "Resume with the same recipe, or choose another --out"
-            )
-    try:
-        (folder / LAST).parent.mkdir(parents=True, exist_ok=True)
-        write_text(folder / ".writable", "")
-        (folder / ".writable").unlink(missing_ok=True)  # other ranks do the same
-    except OSError as error:
-        raise RunError(
-            f"cannot write to {folder}: {error.strerror}; choose another --out"
-        ) from error
-    return content
-
-
-def _check_data(data: ImageData, trained: dict[str, Any], folder: Path) -> None:
-    now = {
-        "classes": data.classes,
-        "preprocess": data.preprocess.to_dict(),
-        "num_samples": len(data.train),
-    }
-    changed = _differences({name: trained.get(name) for name in now}, now)
-    if changed:
-        raise RunError(
-            f"{folder} was trained on other data: {'; '.join(changed)}. Resume with the same data "
-            "(data.path may differ, what lies there may not), or choose another --out"
-        )
-
-
-KEEP = timedelta(minutes=10)  # so often the state is kept inside an epoch
-
-# Where the data lie and how they are read does not change what is learned.
-_MAY_DIFFER = {
-    "data.path",
-    "data.workers",
-    "data.cache",
-    "data.in_memory",
-    "data.max_pixels",
-    "train.compile",
-    "budget",
-}
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = [*old, *(name for name in new if name not in old)]
-        nested = [_differences(old.get(n), new.get(n), f"{key}.{n}".lstrip(".")) for n in names]
-        return [line for lines in nested for line in lines]
-    if old == new or key in _MAY_DIFFER or key.startswith("budget."):
-        return []
-    return [f"{key} was {old!r}, now {new!r}"]
-
-
 def _trainer(
     recipe: Recipe,
     metric: str,
@@ -216,29 +249,15 @@ def _trainer(
     watch: Sequence[Callback],
 ) -> Trainer:
     interactive = sys.stdout.isatty()
-    checkpoints = folder / LAST.parent
+    metrics = MetricsFile(folder, first_step)
     parts: list[Callback] = [
-        # One that saves the best would save the last only where it is the best.
-        callbacks.ModelCheckpoint(
-            checkpoints, LAST.stem, enable_version_counter=False, save_on_train_epoch_end=True
-        ),
-        callbacks.ModelCheckpoint(
-            checkpoints,
-            "best",
-            monitor=metric,
-            mode="max",
-            enable_version_counter=False,
-            save_on_train_epoch_end=True,
-        ),
-        callbacks.ModelCheckpoint(
-            checkpoints, LAST.stem, enable_version_counter=False, train_time_interval=KEEP
-        ),
+        Checkpoints(folder / LAST, folder / BEST, metrics, metric, KEEP),
         RandomState(),
         ProgressBar() if interactive else ProgressLines(),
         *watch,
     ]
     if recipe.train.ema_decay:
-        parts.append(callbacks.EMAWeightAveraging(decay=recipe.train.ema_decay))
+        parts.append(AveragedWeights(recipe.train.ema_decay))
     if stop_after is not None:
         parts.append(StopAfter(stop_after))
     parts.append(stop)
@@ -253,28 +272,11 @@ def _trainer(
         strategy=strategy if team.count > 1 else "auto",
         precision=choose_precision(recipe.train.precision),
         callbacks=parts,
-        logger=[
-            MetricsFile(folder, first_step),
-            loggers.TensorBoardLogger(
-                folder, name="", version="tensorboard", default_hp_metric=False
-            ),
-        ],
+        logger=[metrics, TensorBoardFile(folder)],
         plugins=[AtomicCheckpoints(), *team.plugins],
-        default_root_dir=folder,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         use_distributed_sampler=False,
         enable_progress_bar=interactive,
         enable_model_summary=False,
     )
-
-
-def _save_provenance(recipe: Recipe, data: ImageData, folder: Path, resumed: bool) -> None:
-    """The recipe, and what was run with what; each resumption is added to the first record."""
-    path = folder / "provenance.json"
-    record = provenance(data)
-    if resumed and path.is_file():
-        first = json.loads(path.read_text(encoding="utf-8"))
-        record = {**first, "resumed": [*first.get("resumed", []), record]}
-    write_text(folder / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False))
-    write_text(path, json.dumps(record, indent=2) + "\n")

@@ -38,7 +38,7 @@ sys.exit(main(sys.argv[3:]))
 # Files may not grow beyond a size that the first checkpoint fits and nothing larger does.
 FULL = """
 import resource, signal, sys
-from vision.training import callbacks as loops
+from vision.training import records as loops
 from vision.commands.cli import main
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 original, saved = loops.AtomicCheckpoints.save_checkpoint, []
