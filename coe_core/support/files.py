@@ -122,6 +122,33 @@ def _synchronise(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
+def ready_to_write(path: str | Path) -> None:
+    """Make the folder of a file that is to be written after long work, and see that it can be written.
+
+    Args:
+        path: of the file, which may exist: it is left as it is.
+
+    Raises:
+        OSError: a folder is in its place, or it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "new" / "table.json"
+        >>> ready_to_write(path)
+        >>> path.parent.is_dir(), path.exists()
+        (True, False)
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(f"{path} cannot be written: it is a folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"{path} cannot be written: {error.strerror}") from error
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: no right to write there")
+
+
 def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
     """Replace a file in one step, see `whole_file`.
 

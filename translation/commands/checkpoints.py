@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from coe_core.support.files import whole_file
+from coe_core.support.files import ready_to_write, whole_file
 
 
 def add_average_options(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +20,11 @@ def run_average(arguments: argparse.Namespace) -> None:
     """Average the parameters of checkpoints of one training."""
     import torch
 
-    from translation.plugin.checkpoints import average, load_state
+    from translation.plugin.checkpoints import average, load_state, num_updates
 
+    ready_to_write(arguments.out)
     loaded = (load_state(path) for path in arguments.checkpoints)
-    by_updates = {state["optimizer_history"][-1]["num_updates"]: state for state in loaded}
+    by_updates = {num_updates(state): state for state in loaded}
     states = [by_updates[updates] for updates in sorted(by_updates)]
     with whole_file(arguments.out) as temporary:
         torch.save(average(states), temporary)
@@ -38,27 +39,33 @@ def add_inspect_options(parser: argparse.ArgumentParser) -> None:
 
 def run_inspect(arguments: argparse.Namespace) -> None:
     """Networks, sizes and settings of a checkpoint."""
-    from translation.plugin.checkpoints import load_state, network_names, take_network
+    from translation.plugin.checkpoints import (
+        load_state,
+        network_names,
+        num_updates,
+        take_network,
+    )
+    from translation.plugin.trust import sections
 
     state = load_state(arguments.checkpoint)
     first = take_network(state, "delegator")  # says what is wrong with another checkpoint
-    config = state["cfg"]
+    config = sections(state)
     num_experts = config["model"]["num_experts"]
     print(f"{config['model']['_name']}, {num_experts} experts")
-    print(f"updates {state['optimizer_history'][-1]['num_updates']}")
+    print(f"updates {num_updates(state)}")
     print(f"{'network':12} {'encoder':>8} {'decoder':>8} {'width':>6} {'parameters':>12}")
     for name in network_names(num_experts):
         network = first if name == "delegator" else take_network(state, name)
         model = network["cfg"]["model"]
         # Shared tensors are listed under each of their names, and counted once here.
-        seen = {one.data_ptr(): one.numel() for one in _tensors(state, name)}
+        seen = {tensor.data_ptr(): tensor.numel() for tensor in _tensors(state, name)}
         print(
             f"{name:12} {model['encoder_layers']:8} {model['decoder_layers']:8} "
             f"{model['encoder_embed_dim']:6} {sum(seen.values()):12,}"
         )
     shown = ("focus", "focus_warmup", "selection_labels", "selection_weight", "agreement")
     for name in shown:
-        print(f"{name} {config['criterion'].get(name)}")
+        print(f"{name} {config.get('criterion', {}).get(name)}")
 
 
 def add_take_options(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +83,7 @@ def run_take(arguments: argparse.Namespace) -> None:
 
     if Path(arguments.out).exists():
         raise ValueError(f"{arguments.out} exists; it is not overwritten")
+    ready_to_write(arguments.out)
     network = take_network(load_state(arguments.checkpoint), arguments.network)
     with whole_file(arguments.out) as temporary:
         torch.save(network, temporary)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from coe_core.support.files import write_text
+from coe_core.support.files import ready_to_write, write_text
 from translation.commands.plugin import load_fairseq
+from translation.commands.scores import add_scoring_options, chosen_scoring
+
+if TYPE_CHECKING:
+    from translation.evaluation.table import SystemRow
 
 
 def add_decode_options(parser: argparse.ArgumentParser) -> None:
@@ -24,25 +30,29 @@ def add_decode_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--reference", help="target text as it was before it was cut into pieces")
     parser.add_argument("--out", required=True, help="file to write (JSON)")
+    add_scoring_options(parser)  # kept for calibrate and curve
     parser.set_defaults(more=[])  # options of fairseq-generate
 
 
 def run_decode(arguments: argparse.Namespace) -> None:
     """Translate a data set by every network of a team and by every control."""
-    load_fairseq()
-    from translation.corpora.lines import read_lines
-    from translation.evaluation.decode_all import decode_all
-    from translation.evaluation.decode_options import generation_options
-
+    ready_to_write(arguments.out)
     controls = _pairs(arguments.control, "--control", "NAME=CHECKPOINT")
     for path in (arguments.path, *controls.values()):
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file")
+    from translation.corpora.lines import read_lines
+
     reference = None if arguments.reference is None else read_lines(arguments.reference)
+    scoring = chosen_scoring(arguments, reference or [])
+    load_fairseq()
+    from translation.evaluation.decode_all import decode_all
+    from translation.evaluation.decode_options import generation_options
+
     cfg = generation_options([arguments.data, "--path", arguments.path, *arguments.more])
-    decode_all(cfg, controls, reference, tell=lambda line: print(line, flush=True)).save(
-        arguments.out
-    )
+    translations = decode_all(cfg, controls, reference, tell=lambda line: print(line, flush=True))
+    translations.provenance["scoring"] = scoring._asdict()
+    translations.save(arguments.out)
 
 
 def add_calibrate_options(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +70,7 @@ def add_calibrate_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="file to write (JSON); --threshold FILE:AIM of fairseq-generate reads it",
     )
+    add_scoring_options(parser)
 
 
 def run_calibrate(arguments: argparse.Namespace) -> None:
@@ -67,9 +78,11 @@ def run_calibrate(arguments: argparse.Namespace) -> None:
     from translation.evaluation.calibrate import fit_all, save_points
     from translation.evaluation.translations import Translations
 
+    ready_to_write(arguments.out)
     made = Translations.load(arguments.translations)
-    points, unmet = fit_all(made, arguments.aims, arguments.translations)
-    save_points(arguments.out, points, made.provenance)
+    scoring = chosen_scoring(arguments, made.reference, made.provenance.get("scoring"))
+    points, unmet = fit_all(made, arguments.aims, arguments.translations, scoring)
+    save_points(arguments.out, points, {**made.provenance, "scoring": scoring._asdict()})
     print(f"{'system':8} {'aim':16} {'threshold':>9} {'exits %':>8} {'quality':>8} {'cost':>14}")
     for system, of_system in points.items():
         for point in of_system:
@@ -95,6 +108,7 @@ def add_curve_options(parser: argparse.ArgumentParser) -> None:
         help="what calibrate wrote: once for all, or once for each seed",
     )
     parser.add_argument("--out", required=True, help="folder to write to")
+    add_scoring_options(parser)
 
 
 def run_curve(arguments: argparse.Namespace) -> None:
@@ -105,7 +119,7 @@ def run_curve(arguments: argparse.Namespace) -> None:
     from translation.evaluation.translations import Translations
 
     seeds = [Translations.load(path) for path in arguments.translations]
-    if any(made.reference != seeds[0].reference for made in seeds):
+    if any(seed.reference != seeds[0].reference for seed in seeds):
         raise ValueError("the files are of different test sets; give seeds of one set")
     points = [load_points(path) for path in arguments.points] or [{}]
     if len(points) not in (1, len(seeds)):
@@ -114,37 +128,45 @@ def run_curve(arguments: argparse.Namespace) -> None:
         )
     points *= len(seeds) // len(points)
     folder = Path(arguments.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    of_seeds = [table.rows(made, own) for made, own in zip(seeds, points, strict=True)]
-    found = table.summary(of_seeds)
-    table.write_csv(folder / "table.csv", found)
-    for place, (made, rows) in enumerate(zip(seeds, of_seeds, strict=True)):
+    ready_to_write(folder / "table.csv")
+    scoring = chosen_scoring(arguments, seeds[0].reference, seeds[0].provenance.get("scoring"))
+    of_seeds = [table.rows(seed, own, scoring) for seed, own in zip(seeds, points, strict=True)]
+    summary = table.summary(of_seeds)
+    table.write_csv(folder / "table.csv", summary)
+    for place, (seed, rows) in enumerate(zip(seeds, of_seeds, strict=True)):
         end = f"-{place}" if len(seeds) > 1 else ""
-        table.write_curves(folder / f"trade_off{end}.csv", made)
-        table.draw(folder / f"trade_off{end}.png", made, Path(arguments.translations[place]).stem)
-        texts = folder / f"translations{end}"
-        texts.mkdir(exist_ok=True)
-        for row in rows:
-            if row.text is not None:
-                name = row.name.replace(", ", "_").replace(" ", "_")
-                write_text(texts / name, "".join(f"{line}\n" for line in row.text))
-        load = ", ".join(f"{100 * part:.1f}" for part in table.loads(made))
+        title = Path(arguments.translations[place]).stem
+        table.write_curves(folder / f"trade_off{end}.csv", seed, scoring)
+        table.draw(folder / f"trade_off{end}.png", seed, title, scoring)
+        _write_texts(folder / f"translations{end}", rows)
+        load = ", ".join(f"{100 * part:.1f}" for part in table.loads(seed))
         print(
-            f"{arguments.translations[place]}: {len(made)} sentences, load of the experts {load} %"
+            f"{arguments.translations[place]}: {len(seed)} sentences, load of the experts {load} %"
         )
-    print(table.shown(found))
+    print(table.shown(summary))
     for metric in METRICS:
-        print(f"{metric}: {CorpusQuality(metric, seeds[0].reference).signature}")
+        print(f"{metric}: {CorpusQuality(metric, seeds[0].reference, scoring).signature}")
+
+
+def _write_texts(folder: Path, rows: Sequence[SystemRow]) -> None:
+    """Translations of every system, each in a file of its name."""
+    folder.mkdir(exist_ok=True)
+    for row in rows:
+        if row.text is not None:
+            name = re.sub(r"[^\w.=%+-]", "_", row.name.replace(", ", "_"))
+            write_text(folder / name, "".join(f"{line}\n" for line in row.text))
 
 
 def _pairs(words: Sequence[str], option: str, form: str) -> dict[str, str]:
     """NAME=VALUE words by name."""
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for word in words:
         name, sign, value = word.partition("=")
         if not (name and sign and value):
             raise ValueError(f"{option} must be {form}, got {word!r}")
-        if name in found:
+        if not re.fullmatch(r"[\w.+-]{1,100}", name):
+            raise ValueError(f"{option} {name!r}: a name has letters, digits and ._+- only")
+        if name in by_name:
             raise ValueError(f"{option} {name} is given twice")
-        found[name] = value
-    return found
+        by_name[name] = value
+    return by_name

@@ -3,8 +3,63 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from coe_core.support.command import at_least
+
+if TYPE_CHECKING:
+    from translation.evaluation.scoring import Score, Scoring
+
+_LARGEST_ORDER = 10  # of words in chrF
+
+
+def add_scoring_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that scores texts."""
+    parser.add_argument(
+        "--tokenize",
+        metavar="NAME",
+        help="how BLEU cuts texts into words, by sacreBLEU's names: 13a (default), zh, ja-mecab, ko-mecab, "
+        "intl, char, flores200, spm, ...",
+    )
+    parser.add_argument("--lowercase", action="store_true", help="scores do not look at case")
+    parser.add_argument(
+        "--chrf-word-order", type=at_least(0), default=0, metavar="N", help="2 makes chrF chrF++"
+    )
+
+
+def chosen_scoring(
+    arguments: argparse.Namespace, reference: Sequence[str], stored: Mapping[str, Any] | None = None
+) -> Scoring:
+    """How texts are to be scored; a warning where BLEU would not find their words.
+
+    Args:
+        arguments: of `add_scoring_options`.
+        reference: one of the texts.
+        stored: what decode was told, for options that are not given now.
+
+    Raises:
+        ValueError: a tokenizer that sacreBLEU does not know or cannot load.
+    """
+    from translation.evaluation.scoring import Scoring, build_metric
+    from translation.evaluation.scripts import spaces_warning
+
+    if arguments.chrf_word_order > _LARGEST_ORDER:
+        raise ValueError(
+            f"--chrf-word-order must be at most {_LARGEST_ORDER}, got {arguments.chrf_word_order}"
+        )
+    before = stored if isinstance(stored, Mapping) else {}
+    scoring = Scoring(
+        arguments.tokenize or before.get("tokenize"),
+        arguments.lowercase or before.get("lowercase") is True,
+        arguments.chrf_word_order or int(before.get("word_order", 0)),
+    )
+    build_metric("BLEU", scoring)
+    line = spaces_warning(reference, scoring.tokenize)
+    if line is not None:
+        print(f"warning: {line}", file=sys.stderr)
+    return scoring
 
 
 def add_score_options(parser: argparse.ArgumentParser) -> None:
@@ -12,36 +67,86 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "systems",
         nargs="+",
-        help="translations: the output of fairseq-generate or -interactive, or one translation a line; "
-        "several are compared with the first by paired bootstrap",
+        help="translations: the output of fairseq-generate or -interactive, or one translation a line; also "
+        "packed by gzip, or - for standard input; several are compared with the first by paired bootstrap",
     )
     parser.add_argument(
         "--reference", "-r", action="append", required=True, help="may be given several times"
     )
     parser.add_argument("--resamples", type=at_least(1), default=1000, help="of the bootstrap")
+    add_scoring_options(parser)
+    parser.add_argument("--sentences", action="store_true", help="scores of every sentence, too")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run_score(arguments: argparse.Namespace) -> None:
     """sacreBLEU with its signature, chrF, TER, tokenised BLEU."""
-    from translation.corpora.lines import read_lines
+    from translation.corpora.lines import STANDARD_INPUT, read_lines
     from translation.corpora.text import hypotheses_of
-    from translation.evaluation.scoring import compare, score
+    from translation.evaluation.scoring import REPORTED, compare, score, sentence_scores
 
+    named = [*arguments.systems, *arguments.reference]
+    if named.count(STANDARD_INPUT) > 1:
+        raise ValueError("standard input (-) can be one text, not several")
+    if len(set(arguments.systems)) != len(arguments.systems):
+        raise ValueError("a system is named twice; give each file once")
     references = [read_lines(path) for path in arguments.reference]
     systems = {path: hypotheses_of(path) for path in arguments.systems}
-    if len(systems) != len(arguments.systems):
-        raise ValueError("a system is named twice; give each file once")
-    metrics = ("BLEU", "chrF", "TER", "tokenised BLEU")
+    scoring = chosen_scoring(arguments, references[0])
     if len(systems) == 1:
-        table = {path: score(text, references, metrics) for path, text in systems.items()}
+        table = {path: score(text, references, REPORTED, scoring) for path, text in systems.items()}
     else:
-        table = compare(systems, references, metrics, num_resamples=arguments.resamples)
+        table = compare(
+            systems, references, REPORTED, num_resamples=arguments.resamples, scoring=scoring
+        )
+    sentences = {}
+    if arguments.sentences:
+        sentences = {
+            path: sentence_scores(text, references, REPORTED, scoring)
+            for path, text in systems.items()
+        }
+    if arguments.json:
+        print(_as_json(table, sentences))
+        return
+    for path, rows in sentences.items():
+        _print_sentences(path, rows, scoring.word_order)
+    _print_table(table, scoring.word_order)
+
+
+def _shown(metric: str, word_order: int) -> str:
+    return metric + "+" * word_order if metric == "chrF" else metric
+
+
+def _print_table(table: Mapping[str, Sequence[Score]], word_order: int) -> None:
+    scores: Sequence[Score] = ()
     for path, scores in table.items():
         print(path)
         for one in scores:
             against = "" if one.p_value is None else f"  p {one.p_value:.4f}"
             interval = "" if one.mean is None else f"  ({one.mean:.2f} ± {one.half_width:.2f})"
-            print(f"  {one.metric:14} {one.value:6.2f}{interval}{against}")
+            print(f"  {_shown(one.metric, word_order):14} {one.value:6.2f}{interval}{against}")
     print("signatures")
     for one in scores:
-        print(f"  {one.metric:14} {one.signature}")
+        print(f"  {_shown(one.metric, word_order):14} {one.signature}")
+
+
+def _print_sentences(path: str, rows: Sequence[Mapping[str, float]], word_order: int) -> None:
+    print(path, *(_shown(metric, word_order) for metric in rows[0]), sep="\t")
+    for number, row in enumerate(rows, start=1):
+        print(number, *(f"{value:.2f}" for value in row.values()), sep="\t")
+
+
+def _as_json(
+    table: Mapping[str, Sequence[Score]], sentences: Mapping[str, Sequence[Mapping[str, float]]]
+) -> str:
+    from coe_core.support.files import json_text
+
+    systems = {}
+    for path, scores in table.items():
+        of_system: dict[str, Any] = {score.metric: score._asdict() for score in scores}
+        for values in of_system.values():
+            del values["metric"]
+        systems[path] = {"scores": of_system}
+        if path in sentences:
+            systems[path]["sentences"] = list(sentences[path])
+    return json_text({"systems": systems}).rstrip("\n")

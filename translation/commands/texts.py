@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from coe_core.support.command import at_least
+from coe_core.support.files import ready_to_write
 
 
 def add_check_options(parser: argparse.ArgumentParser) -> None:
@@ -17,10 +18,10 @@ def run_check(arguments: argparse.Namespace) -> None:
     """Check parallel text before fairseq-preprocess."""
     from translation.corpora.text import check_parallel
 
-    found = check_parallel(arguments.texts)
-    print(f"{found.num_lines} lines")
+    report = check_parallel(arguments.texts)
+    print(f"{report.num_lines} lines")
     for path in arguments.texts:
-        print(f"{path}: {found.num_empty[path]} empty, longest {found.longest[path]} words")
+        print(f"{path}: {report.num_empty[path]} empty, longest {report.longest[path]} words")
 
 
 def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
@@ -30,15 +31,72 @@ def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind", choices=("unigram", "bpe"), default="unigram", help="how words are cut"
     )
+    parser.add_argument(
+        "--normalization",
+        choices=("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity"),
+        default="nmt_nfkc",
+        help="SentencePiece's rule for texts before they are cut (cf: in lower case); identity keeps them",
+    )
+    parser.add_argument(
+        "--character-coverage",
+        type=float,
+        default=1.0,
+        metavar="PART",
+        help="part of all characters that get a piece, such as 0.9995 for Chinese or Japanese",
+    )
+    parser.add_argument(
+        "--byte-fallback", action="store_true", help="unknown characters become bytes, not <unk>"
+    )
+    parser.add_argument(
+        "--user-symbol",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a piece that is never cut; may be given several times",
+    )
+    parser.add_argument(
+        "--soft-limit", action="store_true", help="fewer pieces than --size are no error"
+    )
+    parser.add_argument(
+        "--longest-line",
+        type=at_least(1),
+        default=4192,
+        metavar="BYTES",
+        help="longer lines are not learned from",
+    )
     parser.add_argument("--out", required=True, help="file to write, such as joint.model")
 
 
 def run_vocabulary(arguments: argparse.Namespace) -> None:
     """Learn a joint SentencePiece vocabulary."""
-    from translation.corpora.vocabulary import train_vocabulary
+    from translation.corpora.vocabulary import Segmentation, train_vocabulary
 
-    train_vocabulary(arguments.texts, arguments.size, arguments.out, arguments.kind)
-    print(f"{arguments.out}: {arguments.size} pieces")
+    ready_to_write(arguments.out)
+    how = Segmentation(
+        arguments.kind,
+        arguments.normalization,
+        arguments.character_coverage,
+        arguments.byte_fallback,
+        tuple(arguments.user_symbol),
+        arguments.soft_limit,
+        arguments.longest_line,
+    )
+    report = train_vocabulary(arguments.texts, arguments.size, arguments.out, segmentation=how)
+    print(f"{arguments.out}: {report.num_pieces} pieces")
+    if report.num_too_long:
+        shown = ", ".join(report.too_long) + (", ..." if report.num_too_long > 3 else "")
+        print(
+            f"left out: {report.num_too_long} of {report.num_lines} lines, over {how.longest_line} bytes "
+            f"({shown}); --longest-line takes them"
+        )
+    if report.num_reserved:
+        print(f"left out: {report.num_reserved} lines with U+2585, which SentencePiece reserves")
+    if report.example is not None:
+        before, after = (text if len(text) <= 60 else f"{text[:60]}..." for text in report.example)
+        print(
+            f"{how.normalization} changes {report.num_changed} of {report.num_lines} lines, such as "
+            f"{before!r} to {after!r}; --normalization identity keeps them"
+        )
 
 
 def add_corpus_options(parser: argparse.ArgumentParser) -> None:

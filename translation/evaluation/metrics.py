@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from sacrebleu.metrics import BLEU, CHRF
 from torch import Tensor
 
-METRICS = {"BLEU": BLEU, "chrF": CHRF}
+from translation.evaluation.scoring import Scoring, build_metric
 
-
-class Scoring(NamedTuple):
-    """How texts are compared; the same for all metrics that know the option."""
-
-    tokenize: str | None = (
-        None  # of BLEU, by sacreBLEU's names: 13a (its default), zh, ja-mecab, intl ...
-    )
-    lowercase: bool = False
-    word_order: int = 0  # of chrF: 2 makes it chrF++
+METRICS = ("BLEU", "chrF")  # whose counts add up, and that a curve is made for
 
 
 class CorpusQuality:
@@ -46,7 +36,7 @@ class CorpusQuality:
     def __init__(self, metric: str, reference: Sequence[str], scoring: Scoring | None = None):
         if metric not in METRICS:
             raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
-        self.metric = _build(metric, scoring or Scoring())
+        self.metric = build_metric(metric, scoring)
         self.reference = list(reference)
 
     def counts(self, translations: Sequence[str]) -> Float[Tensor, "n d"]:
@@ -78,20 +68,3 @@ class CorpusQuality:
         if not hasattr(self.metric, "num_refs") or self.metric.num_refs in (None, -1):
             self.metric.corpus_score(self.reference[:1], [self.reference[:1]])
         return str(self.metric.get_signature())
-
-
-def _build(metric: str, scoring: Scoring) -> BLEU | CHRF:
-    if metric == "chrF":
-        return CHRF(lowercase=scoring.lowercase, word_order=scoring.word_order)
-    known = sorted(BLEU.TOKENIZERS)
-    if scoring.tokenize is not None and scoring.tokenize not in known:
-        raise ValueError(f"unknown tokenizer {scoring.tokenize!r}; known: {', '.join(known)}")
-    try:
-        return BLEU(lowercase=scoring.lowercase, tokenize=scoring.tokenize)
-    except (
-        ImportError,
-        RuntimeError,
-        OSError,
-    ) as error:  # extra packages, or models to be downloaded
-        reason = " ".join(str(error).split())
-        raise ValueError(f"tokenizer {scoring.tokenize!r} cannot be loaded: {reason}") from error

@@ -1,12 +1,28 @@
-"""Quality of translations: sacreBLEU with its signature, chrF, TER, tokenised BLEU, paired bootstrap."""
+"""Quality of translations: sacreBLEU with its signature, chrF, TER, tokenised BLEU, paired bootstrap.
+
+Nothing here loads torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest
+
+TOKENISED_BLEU = "tokenised BLEU"
+REPORTED = ("BLEU", "chrF", "TER", TOKENISED_BLEU)
+_BY_LETTERS = ("zh", "ja-mecab", "ko-mecab", "char")  # TER cuts such texts by their letters
+_DOWNLOADS = ("spm", "flores101", "flores200", "spBLEU-1K")
+
+
+class Scoring(NamedTuple):
+    """How texts are compared; the same for all metrics that know the option."""
+
+    tokenize: str | None = None  # of BLEU, by sacreBLEU's names: 13a (its default), zh, intl ...
+    lowercase: bool = False
+    word_order: int = 0  # of chrF: 2 makes it chrF++
 
 
 class Score(NamedTuple):
@@ -22,7 +38,10 @@ class Score(NamedTuple):
 
 
 def score(
-    system: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str] = ("BLEU",)
+    system: Sequence[str],
+    references: Sequence[Sequence[str]],
+    metrics: Sequence[str] = ("BLEU",),
+    scoring: Scoring | None = None,
 ) -> list[Score]:
     """Corpus scores of one system, all by sacreBLEU.
 
@@ -31,26 +50,52 @@ def score(
         references: one or several reference texts.
         metrics: of BLEU, chrF, TER, and "tokenised BLEU": 4-gram BLEU over words as they are separated by
             spaces in the texts, which is what fairseq-score prints.
+        scoring: default: sacreBLEU's.
 
     Raises:
-        ValueError: texts of different lengths, or an unknown metric.
+        ValueError: texts of different lengths, an unknown metric, or a tokenizer that cannot be loaded.
 
     Example:
         >>> round(score(["the cat sat on the mat"], [["the cat sat on the mat"]])[0].value)
         100
     """
-    for number, reference in enumerate(references):
-        if len(reference) != len(system):
-            raise ValueError(
-                f"line counts differ: the system has {len(system)} translations, reference {number} has "
-                f"{len(reference)} lines"
-            )
-    found = []
+    _check_lengths(system, references)
+    scores = []
     for name in metrics:
-        metric = _metric(name)
+        metric = build_metric(name, scoring)
         result = metric.corpus_score(list(system), [list(text) for text in references])
-        found.append(Score(name, result.score, str(metric.get_signature())))
-    return found
+        scores.append(Score(name, result.score, str(metric.get_signature())))
+    return scores
+
+
+def sentence_scores(
+    system: Sequence[str],
+    references: Sequence[Sequence[str]],
+    metrics: Sequence[str] = ("BLEU", "chrF"),
+    scoring: Scoring | None = None,
+) -> list[dict[str, float]]:
+    """Scores of every sentence alone; BLEU over the n-grams that the sentence has (effective order).
+
+    Args:
+        system: one translation a sentence, detokenised.
+        references: one or several reference texts.
+        metrics: as in `score`.
+        scoring: default: sacreBLEU's.
+
+    Raises:
+        ValueError: as `score`.
+
+    Example:
+        >>> rows = sentence_scores(["a cat", "a dog"], [["a cat", "a bird"]], ["chrF"])
+        >>> [round(row["chrF"]) for row in rows]
+        [100, 10]
+    """
+    _check_lengths(system, references)
+    built = {name: build_metric(name, scoring, effective_order=True) for name in metrics}
+    return [
+        {name: metric.sentence_score(line, list(own)).score for name, metric in built.items()}
+        for line, *own in zip(system, *references, strict=True)
+    ]
 
 
 def compare(
@@ -59,6 +104,7 @@ def compare(
     metrics: Sequence[str] = ("BLEU", "chrF"),
     *,
     num_resamples: int = 1000,
+    scoring: Scoring | None = None,
 ) -> dict[str, list[Score]]:
     """Scores of several systems; every one but the first is tested against the first.
 
@@ -69,39 +115,105 @@ def compare(
         references: one or several reference texts.
         metrics: as in `score`.
         num_resamples: of the bootstrap.
+        scoring: default: sacreBLEU's.
 
     Raises:
         ValueError: fewer than two systems, or as `score`.
     """
     if len(systems) < 2:
         raise ValueError(f"a comparison needs two systems or more, got {len(systems)}")
-    scores = {name: score(text, references, metrics) for name, text in systems.items()}
-    named, texts = (
-        [(name, list(text)) for name, text in systems.items()],
-        list(map(list, references)),
-    )
+    scores = {name: score(text, references, metrics, scoring) for name, text in systems.items()}
+    named = [(name, list(text)) for name, text in systems.items()]
+    texts = list(map(list, references))
     compared: dict[str, list[Score]] = {name: [] for name in systems}
     for place, metric in enumerate(metrics):  # one by one: two kinds of BLEU would share a name
         test = PairedTest(
-            named, {metric: _metric(metric)}, texts, test_type="bs", n_samples=num_resamples
+            named,
+            {metric: build_metric(metric, scoring)},
+            texts,
+            test_type="bs",
+            n_samples=num_resamples,
         )
         _, columns = test()
         (results,) = (column for title, column in columns.items() if title != "System")
         for name, result in zip(systems, results, strict=True):
             own = scores[name][place]
             compared[name].append(
-                own._replace(p_value=result.p_value, mean=result.mean, half_width=result.ci)
+                own._replace(
+                    p_value=_plain(result.p_value),
+                    mean=_plain(result.mean),
+                    half_width=_plain(result.ci),
+                )
             )
     return compared
 
 
-def _metric(name: str):
-    known = {
-        "BLEU": BLEU,
-        "chrF": CHRF,
-        "TER": TER,
-        "tokenised BLEU": lambda: BLEU(tokenize="none", smooth_method="none", force=True),
+def _plain(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _check_lengths(system: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    for number, reference in enumerate(references):
+        if len(reference) != len(system):
+            raise ValueError(
+                f"line counts differ: the system has {len(system)} translations, reference {number} has "
+                f"{len(reference)} lines"
+            )
+
+
+def build_metric(name: str, scoring: Scoring | None = None, effective_order: bool = False) -> Any:
+    """A metric of sacreBLEU.
+
+    Args:
+        name: of `REPORTED`.
+        scoring: default: sacreBLEU's.
+        effective_order: of BLEU: for sentences that are shorter than four words.
+
+    Raises:
+        ValueError: unknown, or a tokenizer that sacreBLEU does not know or cannot load.
+
+    Example:
+        >>> build_metric("BLEU", Scoring(tokenize="klingon"))
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown tokenizer 'klingon'; known: 13a, char, flores101, flores200, intl, ja-mecab, ...
+    """
+    how = scoring or Scoring()
+    builders: dict[str, Callable[[], Any]] = {
+        "BLEU": lambda: _bleu(how, effective_order),
+        "chrF": lambda: CHRF(lowercase=how.lowercase, word_order=how.word_order),
+        "TER": lambda: TER(
+            case_sensitive=False,
+            normalized=how.tokenize in _BY_LETTERS,
+            asian_support=how.tokenize in _BY_LETTERS,
+        ),
+        TOKENISED_BLEU: lambda: BLEU(
+            lowercase=how.lowercase,
+            tokenize="none",
+            smooth_method="none",
+            force=True,
+            effective_order=effective_order,
+        ),
     }
-    if name not in known:
-        raise ValueError(f"unknown metric {name!r}; known: {', '.join(known)}")
-    return known[name]()
+    if name not in builders:
+        raise ValueError(f"unknown metric {name!r}; known: {', '.join(builders)}")
+    return builders[name]()
+
+
+def _bleu(how: Scoring, effective_order: bool) -> BLEU:
+    known = sorted(BLEU.TOKENIZERS)
+    if how.tokenize is not None and how.tokenize not in known:
+        raise ValueError(f"unknown tokenizer {how.tokenize!r}; known: {', '.join(known)}")
+    try:
+        return BLEU(lowercase=how.lowercase, tokenize=how.tokenize, effective_order=effective_order)
+    except (ImportError, RuntimeError, OSError, EOFError, ValueError) as error:
+        if how.tokenize in _DOWNLOADS:
+            remedy = "sacreBLEU downloads its model on first use, which needs the network"
+        else:
+            extra = {"ja-mecab": "ja", "ko-mecab": "ko"}.get(how.tokenize or "", "")
+            remedy = (
+                f"install it with pip install 'sacrebleu[{extra}]'" if extra else "see sacreBLEU"
+            )
+        raise ValueError(
+            f"tokenizer {how.tokenize!r} cannot be loaded ({type(error).__name__}): {remedy}"
+        ) from error
