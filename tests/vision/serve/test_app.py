@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import threading
 
 import numpy as np
@@ -267,6 +268,19 @@ def test_run_health_and_pages(served, predictor, images):
         links = re.findall(r"""(?:src|href)=["']([^"']+)|url\(|@import""", page.text)
         assert links
         assert not [link for link in links if "//" in link]  # nothing from elsewhere
+
+
+def test_stored_points_that_vanish_are_those_the_server_began_with(
+    serving, trained, images, tmp_path
+):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    with serving(create_app(Predictor(folder), SETTINGS)) as served:
+        before = served.client.get("/run").json()
+        shutil.rmtree(folder)
+        for budget in ("best", "half", "100M"):
+            assert ask(served, images[0], budget=budget).status_code == 200
+        assert served.client.get("/run").json() == before
+        assert str(tmp_path) not in ask(served, images[0], budget="bset").text
 
 
 def test_openapi(served):

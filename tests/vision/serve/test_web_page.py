@@ -127,6 +127,25 @@ def test_dropping_an_image(page):
     page.until(lambda: "cannot read the image" in page.text("error"))
 
 
+def test_class_names_of_odd_letters_are_shown_as_they_are(page):
+    classes = page.predictor.classes
+    kept = list(classes)
+    classes[:] = [f"<img src=x onerror=alert({i})>\u202e&lt;猫{'x' * 250}" for i in range(10)]
+    try:
+        page.give(page.image.with_name("broken.png"))  # the same file again would be no change
+        page.give(page.image)
+        content = "return document.getElementById('label').textContent"
+        page.until(lambda: page.driver.execute_script(content) in classes)
+        assert page.driver.execute_script(content) == page.predictor(page.image)[0].label
+        others = page.driver.find_elements("css selector", "#others span")
+        assert {other.get_attribute("textContent") for other in others} < set(classes)
+        assert not page.driver.find_elements("css selector", "#answer img")
+        width = "return document.documentElement.scrollWidth - window.innerWidth"
+        assert page.driver.execute_script(width) <= 0  # nothing sticks out
+    finally:
+        classes[:] = kept
+
+
 def test_the_page_of_the_api(page):
     page.driver.get(f"http://127.0.0.1:{page.served.port}/docs")
     page.until(lambda: page.driver.execute_script("return document.body.dataset.ready") == "yes")
