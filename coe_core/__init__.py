@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         UnequalExpertsError,
     )
     from coe_core.families import FamilyLabels, confusion_families
+    from coe_core.hand_over import scale_gradient
     from coe_core.inference import Delegation, Inference, confidence, infer
     from coe_core.labels import choice_variance, selection_labels, sinkhorn
     from coe_core.macs import count_macs, mixture_macs
@@ -87,6 +88,7 @@ _HOMES = {  # module -> the public names that it defines
         "FamilyLabels",
         "confusion_families",
     ),
+    "hand_over": ("scale_gradient",),
     "inference": (
         "Delegation",
         "Inference",
@@ -234,6 +236,7 @@ __all__ = [
     "sample_weights",
     "save_curve",
     "save_points",
+    "scale_gradient",
     "select_expert",
     "selection_labels",
     "share_gradient",

@@ -22,6 +22,9 @@ class Delegation(NamedTuple):
     rough: Any  # [n, ...] tensor, or a list of n
     confidence: Float[Tensor, " n"]
     selection_logits: Float[Tensor, "n k"]
+    # What the experts see in place of the batch (OURS): features that the delegator has computed, say;
+    # a tensor [n, ...], or what ``take`` can index. None: they see the batch itself, whole networks.
+    handed: Any = None
 
 
 class Inference(NamedTuple):
@@ -120,8 +123,14 @@ def infer(
         >>> infer(delegate, [double, negate], torch.tensor([0.5, -0.2, 0.9]), threshold=0.8).prediction
         tensor([1.0000, 0.2000, 0.0000])
     """
-    rough, sureness, selection_logits = delegate(batch)
+    rough, sureness, selection_logits, handed = delegate(batch)
     n, k = selection_logits.shape
+    if handed is not None:
+        batch = handed
+        if len(handed) != n:
+            raise ValueError(
+                f"the delegator hands {len(handed)} rows to the experts, but there are {n} samples"
+            )
     if k != len(experts):
         raise ValueError(f"the delegator selects among {k} experts, but {len(experts)} were given")
     if sureness.shape != (n,):

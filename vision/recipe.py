@@ -13,12 +13,13 @@ from vision.data.section import Data
 from vision.divide.ensemble import Ensemble, check_agreement
 from vision.networks.network import Network, check_options
 from vision.plain_values import read_yaml
-from vision.recipe_sections import Budget, Objective, Train
+from vision.recipe_sections import Budget, HandOver, Objective, Train
 from vision.shipped import find_recipe
 from vision.typed import check_ranges, from_plain, parse_override
 
 __all__ = [
     "Budget",
+    "HandOver",
     "Objective",
     "Recipe",
     "Train",
@@ -36,6 +37,7 @@ class Recipe:
             only ensembles and controls.
         experts: one network for all experts, or a list of one per expert.
         num_experts: k.
+        hand_over: what the experts go on from; nothing by default.
         controls: networks trained alone on the same batches with the same optimiser, by name:
             delegator and expert make the cascade; others are compared as they are.
         ensembles: co-trained networks by name, on the same batches with the same optimiser.
@@ -48,6 +50,7 @@ class Recipe:
     num_experts: int = 4
     data: Data = field(default_factory=Data)
     objective: Objective = field(default_factory=Objective)
+    hand_over: HandOver = field(default_factory=HandOver)
     train: Train = field(default_factory=Train)
     controls: dict[str, Network] = field(default_factory=dict)
     ensembles: dict[str, Ensemble] = field(default_factory=dict)
@@ -66,6 +69,8 @@ class Recipe:
             check_options(network, key)
         if self.has_team:
             self._check_team()
+        elif self.hand_over.anything:
+            raise ValueError("hand_over without a delegator, who would hand over: name one")
         elif self.experts:
             raise ValueError("experts without a delegator: name one, or remove the experts")
         elif not self.ensembles:
@@ -109,6 +114,13 @@ class Recipe:
             raise ValueError(
                 "objective.shared_start needs equal experts, as they start as one network; "
                 "set it to 0 for experts that differ"
+            )
+
+        sizes = {network.size for network in (self.delegator, *self.experts)}
+        if self.hand_over.trunk is not None and len(sizes) > 1:
+            raise ValueError(
+                "hand_over.trunk: delegator and experts share their first layers, so they see images of one "
+                f"size, not of {', '.join(str(s or self.data.size) for s in sorted(sizes, key=str))}"
             )
 
     @property

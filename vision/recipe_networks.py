@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from coe_core import count_macs
 from vision.data.preprocess import Preprocess
 from vision.divide.ensemble import EnsembleNetworks
-from vision.networks.network import build_network
-from vision.networks.team import Team
+from vision.networks.network import Network, build_network
+from vision.networks.team import Team, Trunked
 from vision.recipe import Recipe, recipe_from_dict
 from vision.typed import from_plain
 
@@ -40,18 +41,19 @@ class Networks(nn.Module):
         except ValueError as error:
             raise ValueError(f"preprocess: {error}") from error
         channels = self.recipe.data.channels
-        num_classes, num_experts = len(classes), self.recipe.num_experts
+        num_classes = len(classes)
         # None: the recipe has no delegator, only ensembles and controls.
         self.team: Team | None = None
+        # With a hand-over the cascade is a team of one expert, trained with the same.
+        self.cascade: Team | None = None
         if self.recipe.has_team:
-            self.team = Team(
-                build_network(self.recipe.delegator, num_classes + num_experts, channels),
-                [
-                    build_network(network, num_classes, channels)
-                    for network in self.recipe.expert_networks
-                ],
-                num_classes,
-            )
+            shape = (channels, self.preprocess.size, self.preprocess.size)
+            experts = self.recipe.expert_networks
+            self.team = build_team(self.recipe, experts, num_classes, shape)
+            if self.recipe.hand_over.anything and {"delegator", "expert"} <= set(
+                self.recipe.controls
+            ):
+                self.cascade = build_team(self.recipe, experts[:1], num_classes, shape)
         self.controls = nn.ModuleDict(
             {
                 name: build_network(network, num_classes, channels)
@@ -106,6 +108,50 @@ def _is_finite(network: nn.Module) -> bool:
         return all(bool(tensor.isfinite().all()) for tensor in floats)
 
 
+def build_team(
+    recipe: Recipe, experts: list[Network], num_classes: int, image: tuple[int, int, int]
+) -> Team:
+    """Delegator and experts of a recipe, parted where it says so.
+
+    Args:
+        recipe: whose delegator and hand-over it is.
+        experts: one network for each.
+        num_classes: c.
+        image: (channels, height, width).
+
+    Raises:
+        ValueError: a place where a network cannot be cut (names those where it can), or experts or a
+            delegator that do not fit the trunk.
+    """
+    hand_over, channels = recipe.hand_over, image[0]
+    outputs = num_classes + len(experts)
+    delegator = build_network(recipe.delegator, outputs, channels)
+    built = [build_network(network, num_classes, channels) for network in experts]
+    if hand_over.trunk is not None:
+        from vision.networks.trunk import branch_behind, cut_network, fitting_rests
+
+        parts = [
+            _cut(f"experts[{j}]", cut_network, net, hand_over.trunk) for j, net in enumerate(built)
+        ]
+        built = fitting_rests(parts, image)
+        own = _cut("delegator", cut_network, delegator, hand_over.branch or hand_over.trunk)
+        delegator = Trunked(parts[0].trunk, branch_behind(parts[0].trunk, own, image))
+    return Team(
+        delegator,
+        built,
+        num_classes,
+        rough_logits=hand_over.rough_logits,
+        trunk_gradient=hand_over.trunk_gradient,
+    )
+
+
+def _cut(key: str, cut_network: Callable[..., Any], network: nn.Module, place: str) -> Any:
+    try:
+        return cut_network(network, place)
+    except ValueError as error:
+        raise ValueError(f"hand_over.trunk, {key}: {error}") from error
+
+
 @dataclass(frozen=True)
 class RunMacs:
     """Multiply-adds per image of every network of a run; without a team 0 and none."""
@@ -114,6 +160,7 @@ class RunMacs:
     experts: list[int]
     controls: dict[str, int]
     ensembles: dict[str, int] = field(default_factory=dict)  # of one of the s networks
+    cascade: tuple[int, int] | None = None  # of both networks of one that has a hand-over
 
     @property
     def expert(self) -> float:
@@ -131,9 +178,9 @@ def run_macs(networks: Networks) -> RunMacs:
     prepare, recipe = networks.preprocess, networks.recipe
     image = torch.zeros(1, prepare.channels, prepare.size, prepare.size, device=networks.device)
 
-    def count(part: str, name: str, network: nn.Module) -> int:
+    def count(part: str, name: str, network: nn.Module, seen: Tensor = image) -> int:
         try:
-            return count_macs(network, image)
+            return count_macs(network, seen)
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
@@ -141,11 +188,17 @@ def run_macs(networks: Networks) -> RunMacs:
                 f"{prepare.size}: {reason}; change data.size, or the network's options"
             ) from error
 
-    team = networks.team
+    team, cascade = networks.team, networks.cascade
+    seen = image
+    if team is not None and isinstance(team.delegator, Trunked):
+        from vision.networks.trunk import feature_shape
+
+        shape = feature_shape(team.delegator.trunk, tuple(image.shape[1:]))
+        seen = torch.zeros(1, *shape, device=image.device)
     experts = zip(recipe.expert_networks, team.experts if team else (), strict=True)
     return RunMacs(
         count("delegator", recipe.delegator.name, team.delegator) if team else 0,
-        [count(f"expert {j}", named.name, expert) for j, (named, expert) in enumerate(experts)],
+        [count(f"expert {j}", named.name, own, seen) for j, (named, own) in enumerate(experts)],
         {
             name: count(f"control {name}", recipe.controls[name].name, control)
             for name, control in networks.controls.items()
@@ -154,4 +207,10 @@ def run_macs(networks: Networks) -> RunMacs:
             name: count(f"ensemble {name}", recipe.ensembles[name].network.name, built.members[0])
             for name, built in networks.ensembles.items()
         },
+        None
+        if cascade is None
+        else (
+            count("cascade", recipe.delegator.name, cascade.delegator),
+            count("cascade", recipe.expert_networks[0].name, cascade.experts[0], seen),
+        ),
     )

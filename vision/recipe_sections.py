@@ -75,6 +75,37 @@ _OBJECTIVE_RANGES = {
 
 
 @dataclass(frozen=True)
+class HandOver:
+    """What the delegator computed and the experts go on from (OURS); by default nothing: whole networks.
+
+    Args:
+        trunk: dotted name of a module of the experts' network, such as layer1 or blocks.0: the network up
+            to its output is shared by the delegator and all experts. The delegator is the rest of its own
+            network from there.
+        branch: name of the module behind which the delegator's own network is cut; null: as trunk.
+        rough_logits: every expert is trained and run on its own logits plus the delegator's rough ones.
+        trunk_gradient: factor on the gradient of each expert that reaches the trunk; null: 1 / num_experts.
+    """
+
+    trunk: str | None = None
+    branch: str | None = None
+    rough_logits: bool = False
+    trunk_gradient: float | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"trunk_gradient": "[0, 1000]"}, "hand_over.")
+        if self.trunk is None and (self.branch is not None or self.trunk_gradient is not None):
+            raise ValueError(
+                "hand_over.branch and hand_over.trunk_gradient are of a shared trunk: name hand_over.trunk"
+            )
+
+    @property
+    def anything(self) -> bool:
+        """Whether the experts are no whole networks."""
+        return self.trunk is not None or self.rough_logits
+
+
+@dataclass(frozen=True)
 class Train:
     """Optimisation: the same for the team and its controls.
 

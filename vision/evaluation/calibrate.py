@@ -123,11 +123,15 @@ def _with_latency(
 
     networks = {"delegator": under_autocast(team.delegator, precision)}
     networks |= {str(j): under_autocast(expert, precision) for j, expert in enumerate(team.experts)}
+    prepared = run.networks.prepare(images.to(run.networks.device))
+    with torch.inference_mode():
+        features = team.features(prepared)
     times = milliseconds_per_image(
         networks,
-        run.networks.prepare(images.to(run.networks.device)),
+        prepared,
         min(batch_size, len(images)),
         rounds=7,
+        others={str(j): features for j in range(team.num_experts)},
     )
     experts = torch.tensor([times[str(j)] for j in range(team.num_experts)], dtype=torch.float64)
     cost = StageCost(times["delegator"], experts[selected_expert])

@@ -29,6 +29,8 @@ class Predictions:
     expert_logits: Float[Tensor, "n k c"] | None
     control_logits: dict[str, Tensor]  # each [n, c]
     ensemble_logits: dict[str, Tensor] = field(default_factory=dict)  # each [n, s, c]
+    # Rough and final logits of a cascade with the team's hand-over, each [n, c].
+    cascade_logits: tuple[Tensor, Tensor] | None = None
 
     @property
     def selected_expert(self) -> Int[Tensor, " n"]:
@@ -66,13 +68,21 @@ def predict_all(
             team = [] if networks.team is None else networks.team(prepared)
             others = [*networks.controls.values(), *networks.ensembles.values()]
             outputs = [*team, *(network(prepared) for network in others)]
+            if networks.cascade is not None:
+                rough, _, answers = networks.cascade(prepared)
+                outputs += [rough, answers[:, 0]]
         parts.append([part.float().cpu() for part in outputs])
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     team = [columns.pop(0) for _ in range(3)] if networks.team is not None else [None] * 3
     count = len(networks.controls)
+    cascade = None
+    if networks.cascade is not None:
+        *columns, rough, final = columns
+        cascade = (rough, final)
     return Predictions(
         torch.as_tensor(images.targets),
         *team,
         dict(zip(networks.controls, columns[:count], strict=True)),
         dict(zip(networks.ensembles, columns[count:], strict=True)),
+        cascade,
     )

@@ -43,8 +43,12 @@ def coe_logits(predictions: Predictions, macs: RunMacs) -> StageLogits:
 
 
 def cascade_logits(predictions: Predictions, macs: RunMacs) -> StageLogits:
-    """The delegator's and an expert's network, both trained alone."""
+    """The delegator's and an expert's network, trained alone; or, with a hand-over, a team of one expert."""
     logits, spent = predictions.control_logits, macs.controls
+    if predictions.cascade_logits is not None:
+        rough, final = predictions.cascade_logits
+        first, second = macs.cascade
+        return StageLogits(rough, final, first, torch.full((len(final),), second).double())
     second = torch.full((len(predictions.target),), spent[SECOND], dtype=torch.float64)
     return StageLogits(logits[FIRST], logits[SECOND], spent[FIRST], second)
 

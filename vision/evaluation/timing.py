@@ -16,6 +16,7 @@ def milliseconds_per_image(
     images: Tensor,
     batch_size: int,
     rounds: int = 5,
+    others: Mapping[str, Tensor] | None = None,
 ) -> dict[str, float]:
     """Median over rounds of the time per image, in milliseconds; each round runs every predictor.
 
@@ -24,28 +25,35 @@ def milliseconds_per_image(
         images: prepared images [n, ...]; used in batches of ``batch_size``, a rest is left out.
         batch_size: at most n.
         rounds: after one uncounted round.
+        others: what a predictor of that name sees in place of the images, row by row as they.
 
     Raises:
         ValueError: fewer images than one batch.
     """
-    batches = [
-        images[i : i + batch_size] for i in range(0, len(images) - batch_size + 1, batch_size)
-    ]
-    if not batches:
+    if batch_size > len(images):
         raise ValueError(f"batch_size {batch_size} is above the {len(images)} images given")
-    # A slice of a channels_last tensor keeps its layout only if it is made contiguous once, here.
-    batches = [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
+    batches = {name: _batches(images, batch_size) for name in predictors}
+    batches |= {name: _batches(seen, batch_size) for name, seen in (others or {}).items()}
     times: dict[str, list[float]] = {name: [] for name in predictors}
     for counted in [False, *[True] * rounds]:
         for name, predict in predictors.items():
             _wait(images)
             start = time.perf_counter()
-            for batch in batches:
+            for batch in batches[name]:
                 predict(batch)
             _wait(images)
             if counted:
-                times[name].append((time.perf_counter() - start) / (len(batches) * batch_size))
+                times[name].append(
+                    (time.perf_counter() - start) / (len(batches[name]) * batch_size)
+                )
     return {name: 1000 * statistics.median(values) for name, values in times.items()}
+
+
+def _batches(images: Tensor, size: int) -> list[Tensor]:
+    """Whole batches; a slice of channels_last keeps its layout only if it is made contiguous once."""
+    layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+    starts = range(0, len(images) - size + 1, size)
+    return [images[start : start + size].contiguous(memory_format=layout) for start in starts]
 
 
 def _wait(images: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The team: one delegator, k experts, each a whole network."""
+"""The team: one delegator, k experts, each a whole network, or the rest of one behind a shared trunk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from coe_core import Delegation, confidence, infer
+from coe_core import Delegation, confidence, infer, scale_gradient
 from coe_core.inference import ConfidenceKind
 
 
@@ -31,16 +31,44 @@ class TeamInference(NamedTuple):
     rough: Float[Tensor, "n c"]  # the delegator's logits
 
 
+class HandedOver(NamedTuple):
+    """What the delegator knows of a batch, and what the experts go on from."""
+
+    features: Tensor  # of the shared trunk; without one the images
+    rough_logits: Float[Tensor, "n c"]
+    selection_logits: Float[Tensor, "n k"]
+
+
+class Trunked(nn.Module):
+    """A delegator whose first layers are the experts' too.
+
+    Args:
+        trunk: images -> features.
+        branch: features -> logits.
+    """
+
+    def __init__(self, trunk: nn.Module, branch: nn.Module):
+        super().__init__()
+        self.trunk, self.branch = trunk, branch
+
+    def forward(self, images: Float[Tensor, "n ch h w"]) -> Float[Tensor, "n c_plus_k"]:
+        """Rough and selection logits."""
+        return self.branch(self.trunk(images))
+
+
 class Team(nn.Module):
-    """A delegator and k experts, each a whole network; nothing is shared between them.
+    """A delegator and k experts, each a whole network; nothing is shared between them but what is asked for.
 
     The delegator is any classifier with c + k outputs: c rough logits, then k selection logits,
-    both linear in its features.
+    both linear in its features. OURS: where it is `Trunked`, the experts take the trunk's features in
+    place of images; with ``rough_logits`` an expert's answer is its own logits + the rough ones.
 
     Args:
         delegator: network with num_classes + k outputs.
         experts: k networks with num_classes outputs each; they may differ.
         num_classes: c.
+        rough_logits: whether the experts go on from the rough logits; no gradient goes back that way.
+        trunk_gradient: factor on each expert's gradient into the trunk; None: 1 / k.
 
     Example:
         >>> from vision.networks.network import Network, build_network
@@ -50,27 +78,65 @@ class Team(nn.Module):
         [True, True, True, True, True]
     """
 
-    def __init__(self, delegator: nn.Module, experts: Sequence[nn.Module], num_classes: int):
+    def __init__(
+        self,
+        delegator: nn.Module,
+        experts: Sequence[nn.Module],
+        num_classes: int,
+        *,
+        rough_logits: bool = False,
+        trunk_gradient: float | None = None,
+    ):
         super().__init__()
         self.delegator = delegator
         self.experts = nn.ModuleList(experts)
         self.num_classes = num_classes
+        self.rough_logits = rough_logits
+        self.trunk_gradient = 1 / len(experts) if trunk_gradient is None else trunk_gradient
 
     @property
     def num_experts(self) -> int:
         return len(self.experts)
 
+    def features(self, images: Float[Tensor, "n ch h w"]) -> Tensor:
+        """What the experts see: the trunk's output, without one the images."""
+        return self.delegator.trunk(images) if isinstance(self.delegator, Trunked) else images
+
+    def hand_over(self, images: Float[Tensor, "n ch h w"]) -> HandedOver:
+        """One pass of the delegator, and what the experts go on from."""
+        features = self.features(images)
+        branch = self.delegator.branch if isinstance(self.delegator, Trunked) else self.delegator
+        outputs = branch(features)
+        return HandedOver(features, outputs[:, : self.num_classes], outputs[:, self.num_classes :])
+
+    def for_experts(self, handed: HandedOver) -> Tensor:
+        """The features, in training with the experts' gradient into the trunk scaled."""
+        if isinstance(self.delegator, Trunked) and torch.is_grad_enabled():
+            return scale_gradient(handed.features, self.trunk_gradient)
+        return handed.features
+
+    def answers(
+        self, expert_logits: Float[Tensor, "n *k c"], rough_logits: Float[Tensor, "n c"]
+    ) -> Float[Tensor, "n *k c"]:
+        """What experts say, given their own logits."""
+        if not self.rough_logits:
+            return expert_logits
+        rough = rough_logits.detach()
+        return expert_logits + (rough if expert_logits.ndim == 2 else rough[:, None])
+
     def delegate(
         self, images: Float[Tensor, "n ch h w"]
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n k"]]:
         """Rough logits and selection logits."""
-        outputs = self.delegator(images)
-        return outputs[:, : self.num_classes], outputs[:, self.num_classes :]
+        _, rough, selection = self.hand_over(images)
+        return rough, selection
 
     def forward(self, images: Float[Tensor, "n ch h w"]) -> TeamOutput:
         """All networks on all images: for training and for tables, not for deployment."""
-        rough, selection = self.delegate(images)
-        return TeamOutput(rough, selection, torch.stack([e(images) for e in self.experts], 1))
+        handed = self.hand_over(images)
+        _, rough, selection = handed
+        experts = torch.stack([expert(self.for_experts(handed)) for expert in self.experts], 1)
+        return TeamOutput(rough, selection, self.answers(experts, rough))
 
     def infer(
         self,
@@ -83,7 +149,7 @@ class Team(nn.Module):
     ) -> TeamInference:
         """Logits with early termination: the delegator for all, one expert for those that stay.
 
-        Where an expert runs, the prediction is its logits + ``rough_weight`` * the rough logits.
+        Where an expert runs, the prediction is its answer + ``rough_weight`` * the rough logits.
 
         Args:
             images: prepared, see `vision.recipe_networks.Networks.prepare`.
@@ -92,11 +158,16 @@ class Team(nn.Module):
             rough_weight: one number, or one per image; see `coe_core.fit_rough_weight`.
             streams: see `coe_core.infer`.
         """
-        rough, selection = self.delegate(images)
+        features, rough, selection = self.hand_over(images)
         rough, selection = rough.float(), selection.float()
-        delegation = Delegation(rough, confidence(rough, confidence_kind), selection)
+        delegation = Delegation(rough, confidence(rough, confidence_kind), selection, features)
         prediction, exits, *route = infer(
-            lambda _: delegation, list(self.experts), images, threshold, streams=streams
+            lambda _: delegation,
+            list(self.experts),
+            images,
+            threshold,
+            combine=(lambda own_rough, own: own + own_rough) if self.rough_logits else None,
+            streams=streams,
         )
         if isinstance(rough_weight, Tensor) or rough_weight:
             pooled = prediction.float() + _per_row(rough_weight) * rough

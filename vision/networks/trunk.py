@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -212,6 +213,56 @@ def feature_shape(trunk: nn.Module, images: tuple[int, int, int]) -> tuple[int, 
     """
     mode = trunk.training
     try:
-        return tuple(trunk.eval()(torch.zeros(1, *images)).shape[1:])
+        device = next((p.device for p in trunk.parameters()), None)
+        return tuple(trunk.eval()(torch.zeros(1, *images, device=device)).shape[1:])
     finally:
         trunk.train(mode)
+
+
+def fitting_rests(parts: Sequence[Parts], image: tuple[int, int, int]) -> list[nn.Module]:
+    """The rests of several networks behind the first one's trunk.
+
+    Args:
+        parts: of the networks.
+        image: (channels, height, width).
+
+    Raises:
+        ValueError: a network whose own trunk gives features of another shape.
+    """
+    wanted = feature_shape(parts[0].trunk, image)
+    for j, part in enumerate(parts):
+        own = feature_shape(part.trunk, image)
+        if own != wanted:
+            raise ValueError(
+                f"experts[{j}] does not fit the trunk, which is expert 0's: its rest takes features of "
+                f"{_shown(own)}, the trunk gives {_shown(wanted)}"
+            )
+    return [part.rest for part in parts]
+
+
+def branch_behind(trunk: nn.Module, own: Parts, image: tuple[int, int, int]) -> nn.Module:
+    """The rest of a delegator's own network behind a trunk that is not its own.
+
+    Other numbers of channels are met by a 1x1 convolution, which is counted like every layer.
+
+    Args:
+        trunk: of the experts.
+        own: parts of the delegator's network; its trunk is not used but for its shape.
+        image: (channels, height, width).
+
+    Raises:
+        ValueError: features of another side.
+    """
+    given, wanted = feature_shape(trunk, image), feature_shape(own.trunk, image)
+    if given == wanted:
+        return own.rest
+    if len(given) != 3 or len(wanted) != 3 or given[1:] != wanted[1:]:
+        raise ValueError(
+            f"hand_over.branch: the delegator's rest takes features of {_shown(wanted)}, the trunk gives "
+            f"{_shown(given)}; cut the delegator where its side is the same, or use another delegator"
+        )
+    return Adapted(own.rest, given[0], wanted[0])
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

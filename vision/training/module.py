@@ -16,6 +16,8 @@ from coe_core.agreement import AGREEMENTS
 from vision.networks.pwlu.layer import start_learning
 from vision.networks.side_by_side import Together
 from vision.networks.teacher import Teacher
+from vision.networks.team import Trunked
+from vision.networks.trunk import feature_shape
 from vision.recipe_networks import Networks
 from vision.training.schedule import learning_rate_schedule
 
@@ -70,9 +72,11 @@ class CoETraining(LightningModule):
             shares=None if shares is None else torch.tensor(shares),
             num_samples=num_samples,
         )
-        preprocess = self.networks.preprocess
+        preprocess, team = self.networks.preprocess, self.networks.team
         shape = (preprocess.channels, preprocess.size, preprocess.size)
-        self._experts = Together(self.networks.team.experts, shape)
+        if isinstance(team.delegator, Trunked):
+            shape = feature_shape(team.delegator.trunk, shape)
+        self._experts = Together(team.experts, shape)
         # Queue, table and confusion are equal on all ranks already: nothing to broadcast at every step.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if name.startswith(("objective.", "families."))
@@ -83,6 +87,8 @@ class CoETraining(LightningModule):
         team = [] if self.networks.team is None else [self.networks.team]
         networks = [n for t in team for n in (t.delegator, *t.experts)]
         networks += self.networks.controls.values()
+        if self.networks.cascade is not None:
+            networks += [self.networks.cascade.delegator, *self.networks.cascade.experts]
         for ensemble in self.networks.ensembles.values():
             networks += ensemble.members
             ensemble.run_in_loop()
@@ -106,6 +112,10 @@ class CoETraining(LightningModule):
             total = total + self._collaboration_step(images, target, truth, batch["index"])
         for control in self.networks.controls.values():
             total = total + self._loss(control(images), target).mean()
+        if self.networks.cascade is not None:
+            rough_logits, _, expert_logits = self.networks.cascade(images)
+            total = total + self._loss(rough_logits, target).mean()
+            total = total + self._loss(expert_logits[:, 0], target).mean()
         views = [images]
         if self.recipe.num_views > 1:
             views += [self.networks.prepare(view) for view in batch["views"].unbind(1)[1:]]
@@ -144,18 +154,22 @@ class CoETraining(LightningModule):
     def _shared_step(self, images: Tensor, target: Tensor) -> Tensor:
         """Delegator's rough prediction and the one network that the experts still are."""
         team = self.networks.team
-        rough_logits, _ = team.delegate(images)
+        handed = team.hand_over(images)
+        rough_logits = handed.rough_logits
         self._observe(rough_logits, target)
         rough_loss = self._loss(rough_logits, target).mean()
-        expert_loss = self._loss(team.experts[0](images), target).mean()
+        expert_logits = team.answers(team.experts[0](team.for_experts(handed)), rough_logits)
+        expert_loss = self._loss(expert_logits, target).mean()
         self._log({"rough_loss": rough_loss, "expert_loss": expert_loss}, len(target))
         return rough_loss + expert_loss
 
     def _team_step(self, images: Tensor, target: Tensor, truth: Tensor, index: Tensor) -> Tensor:
         """All experts; ``truth`` is the target without a teacher's part, for the evidence."""
-        rough_logits, selection_logits = self.networks.team.delegate(images)
+        team = self.networks.team
+        handed = team.hand_over(images)
+        _, rough_logits, selection_logits = handed
         self._observe(rough_logits, target)
-        expert_logits = self._experts(images).float()
+        expert_logits = team.answers(self._experts(team.for_experts(handed)).float(), rough_logits)
         n, k, c = expert_logits.shape
         flat, flat_target = expert_logits.reshape(n * k, c), target.repeat_interleave(k, 0)
         with torch.no_grad():
@@ -254,7 +268,7 @@ class CoETraining(LightningModule):
         networks = self.networks
         parts: list[tuple[Any, float]] = [
             (part, self.recipe.train.weight_decay)
-            for part in (networks.team, networks.controls)
+            for part in (networks.team, networks.controls, networks.cascade)
             if part is not None
         ]
         parts += [(e, e.division.weight_decay or 0.0) for e in networks.ensembles.values()]
