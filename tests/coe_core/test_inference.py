@@ -74,7 +74,7 @@ def test_grouped_equals_one_by_one(n, k, seed, threshold):
 def test_each_sample_gets_the_prediction_that_its_way_leads_to():
     networks, x = Networks(3), inputs(40)
     with torch.no_grad():
-        rough, sureness, logits = networks.delegate(x)
+        rough, sureness, logits, _ = networks.delegate(x)
         answers = torch.stack([net(x) for net in networks.nets], 1)
     threshold = networks.middle(x)
     result = networks.infer(x, threshold)

@@ -69,6 +69,11 @@ def export_run(
     """
     if int8_pixels is not None and kind != "onnx":
         raise ValueError("int8 is for onnx")
+    if run.recipe.hand_over.anything:
+        raise ExportError(
+            "exports are of whole networks: the experts of this run go on from what the delegator hands over "
+            "(hand_over in its recipe); `coe-vision predict` and `serve` take it"
+        )
     default = resolve_budget(run, budget, threshold)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is not empty; choose another folder with --out")

@@ -48,6 +48,11 @@ class _Replica:
 
     def __init__(self, run: str, expert: int | None, max_batch: int, window: float):
         loaded = load_run(run)
+        if loaded.recipe.hand_over.anything:
+            raise RunError(
+                f"{run}: on several machines only whole networks are served; the experts of this run go on "
+                "from what the delegator hands over; `coe-vision serve` takes it"
+            )
         self.networks, team = loaded.networks, loaded.networks.team
         self.precision = choose_precision(loaded.recipe.train.precision)
         self.num_classes = team.num_classes

@@ -48,5 +48,11 @@ def test_predicted_as_evaluated(cli, handed, capsys):
     assert cli("predict", handed, examples, "--threshold", 2, "--format", "csv") == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert len(rows) > 3
-    assert {row["exited"] for row in rows} == {"false"}
+    assert {row["exited"] for row in rows} == {"False"}
     assert {row["expert"] for row in rows} <= set("012")
+
+
+def test_exports_are_of_whole_networks(cli, handed, tmp_path, capsys):
+    assert cli("export", handed, "--to", "onnx", "--out", tmp_path / "out") == 2
+    assert "go on from what the delegator hands over" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
