@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
+from typing import Any
 
-from coe_core.support.files import ready_to_write, whole_file
+from coe_core.support.files import ready_to_write, write_bytes
 
 
 def add_average_options(parser: argparse.ArgumentParser) -> None:
@@ -18,16 +20,13 @@ def add_average_options(parser: argparse.ArgumentParser) -> None:
 
 def run_average(arguments: argparse.Namespace) -> None:
     """Average the parameters of checkpoints of one training."""
-    import torch
-
     from translation.plugin.checkpoints import average, load_state, num_updates
 
     ready_to_write(arguments.out)
     loaded = (load_state(path) for path in arguments.checkpoints)
     by_updates = {num_updates(state): state for state in loaded}
     states = [by_updates[updates] for updates in sorted(by_updates)]
-    with whole_file(arguments.out) as temporary:
-        torch.save(average(states), temporary)
+    _save(average(states), arguments.out)
     updates = ", ".join(map(str, sorted(by_updates)))
     print(f"{arguments.out}: mean of {len(states)} checkpoints, after {updates} updates")
 
@@ -77,16 +76,22 @@ def add_take_options(parser: argparse.ArgumentParser) -> None:
 
 def run_take(arguments: argparse.Namespace) -> None:
     """Take one network out, as a plain fairseq checkpoint."""
-    import torch
-
     from translation.plugin.checkpoints import load_state, take_network
 
     if Path(arguments.out).exists():
         raise ValueError(f"{arguments.out} exists; it is not overwritten")
     ready_to_write(arguments.out)
     network = take_network(load_state(arguments.checkpoint), arguments.network)
-    with whole_file(arguments.out) as temporary:
-        torch.save(network, temporary)
+    _save(network, arguments.out)
+
+
+def _save(checkpoint: dict[str, Any], path: str) -> None:
+    """Through memory: where the disk is full, torch's own writer says what nobody understands."""
+    import torch
+
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    write_bytes(path, content.getbuffer())
 
 
 def _tensors(state: dict, name: str) -> list:

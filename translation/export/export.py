@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,15 +194,15 @@ def _convert(team: Team, name: str, data: str, out: Path, quantization: str | No
     from ctranslate2.converters import FairseqConverter
 
     config = team.task.cfg
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "plain.pt"
-        torch.save(take_network(team.state, name), path)
-        try:
-            FairseqConverter(
-                str(path), data, source_lang=config.source_lang, target_lang=config.target_lang
-            ).convert(str(out), quantization=quantization)
-        except ValueError as error:
-            raise ExportError(f"CTranslate2 does not take {name}: {error}") from error
+    plain = io.BytesIO()
+    torch.save(take_network(team.state, name), plain)
+    plain.seek(0)
+    try:
+        FairseqConverter(
+            plain, data, source_lang=config.source_lang, target_lang=config.target_lang
+        ).convert(str(out), quantization=quantization)
+    except ValueError as error:
+        raise ExportError(f"CTranslate2 does not take {name}: {error}") from error
 
 
 def _write_selection(team: Team, out: Path) -> None:

@@ -93,7 +93,9 @@ class Runner:
                 raise DamagedExportError(f"{path} is missing: copy the whole export")
             try:
                 return kind(str(path), device=device, intra_threads=threads, **options)
-            except RuntimeError as error:
+            except ValueError:  # a type that this processor does not compute in
+                raise
+            except Exception as error:  # its errors have no common class
                 raise DamagedExportError(f"CTranslate2 does not load {path}: {error}") from error
 
         self.delegator, *self.experts = (

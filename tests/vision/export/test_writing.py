@@ -18,39 +18,7 @@ from vision.export import export as export_module
 from vision.export.export import ExportError, export_run
 from vision.export.graphs import example_pixels, own_run, team_graphs
 from vision.export.runner import Runner
-from vision.recipe import load_recipe
-from vision.recipe_networks import Networks
 from vision.run import Run
-
-
-def untrained(folder: Path, channels: int = 1, size: int = 8, **expert: object) -> Run:
-    """A run of digits with 2 experts that was never trained."""
-    recipe = load_recipe("digits", ["num_experts=2"]).to_dict()
-    recipe["data"]["channels"] = channels
-    for network in recipe["experts"]:
-        network.update(expert)
-    half = [0.5] * channels
-    preprocess = {"size": size, "channels": channels, "mean": half, "std": half, "resize": "crop"}
-    networks = Networks(recipe, [str(digit) for digit in range(10)], preprocess).eval()
-    (folder / "last.ckpt").touch()
-    return Run(folder, folder / "last.ckpt", networks)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Run:
-    return untrained(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(scope="module")
-def saves(small) -> dict[str, dict]:
-    """Its networks, converted once: that takes most of an export's time."""
-    graphs, example = team_graphs(own_run(small)), example_pixels(small, 2)
-    return {kind: convert.converted(kind, 18, graphs, example) for kind in ("onnx", "pt2")}
-
-
-@pytest.fixture
-def converted_once(saves, monkeypatch) -> None:
-    monkeypatch.setattr(export_module, "converted", lambda kind, *_: saves[kind])
 
 
 def state_of(run: Run) -> dict[str, torch.Tensor]:
@@ -58,7 +26,7 @@ def state_of(run: Run) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
-def test_the_callers_program_stays_as_it_was(tmp_path, kind):
+def test_the_callers_program_stays_as_it_was(untrained, tmp_path, kind):
     small = untrained(tmp_path)
     networks = small.networks.double().train()
     before, modes = state_of(small), [module.training for module in networks.modules()]
@@ -107,7 +75,7 @@ def test_opset(small, tmp_path):
         convert.converted("onnx", 99, expert, example)
 
 
-def test_a_mobilenet_in_8_bits(tmp_path):
+def test_a_mobilenet_in_8_bits(untrained, tmp_path):
     """onnxruntime's preparation leaves nodes without a name; in one graph they met."""
     run = untrained(tmp_path, 3, 32, name="timm/mobilenetv3_small_050", options={})
     pixels = example_pixels(run, 8)
@@ -137,7 +105,7 @@ def test_nodes_without_a_name_get_one_of_their_own():
     assert [node.name for node in graph.node] == ["Relu/y", "Relu/z_", "Relu/z"]
 
 
-def test_condconv_is_refused_in_one_line(tmp_path):
+def test_condconv_is_refused_in_one_line(untrained, tmp_path):
     run = untrained(tmp_path, condconv=2, condconv_where="blocks")
     message = (
         r"expert_0 cannot be exported to ONNX: its \d+ CondConv layers, such as blocks\.\S+, mix"
@@ -148,9 +116,9 @@ def test_condconv_is_refused_in_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_one_file_cannot_hold_lies_beside_it(converted_once, small, tmp_path, monkeypatch):
-    plain = tmp_path / "plain"
-    export_run(small, plain, "onnx", threshold=0.5)
+def test_what_one_file_cannot_hold_lies_beside_it(
+    converted_once, small, small_export, tmp_path, monkeypatch
+):
     for module in (convert, team_graph, export_module):
         monkeypatch.setattr(module, "MAX_BYTES", 2000)
     for name in ("a", "b"):
@@ -161,7 +129,7 @@ def test_what_one_file_cannot_hold_lies_beside_it(converted_once, small, tmp_pat
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     pixels = example_pixels(small, 3).numpy()
     ours, theirs = (
-        Runner(folder, threads=1).infer(pixels, 2.0) for folder in (tmp_path / "a", plain)
+        Runner(folder, threads=1).infer(pixels, 2.0) for folder in (tmp_path / "a", small_export)
     )
     np.testing.assert_array_equal(ours.probabilities, theirs.probabilities)
     team = onnxruntime.InferenceSession(
@@ -200,18 +168,24 @@ def test_an_export_that_fails_its_check_does_not_stay(converted_once, small, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_the_comparison_sees_other_pixels(converted_once, small, tmp_path, monkeypatch):
+def test_the_comparison_sees_other_pixels(small, small_export, monkeypatch):
     from vision.export import runner
 
-    export_run(small, tmp_path / "out", "onnx", threshold=0.5)
     square = runner._square
     shifted = lambda image, size, crop: square(image.rotate(90), size, crop)  # noqa: E731
     monkeypatch.setattr(runner, "_square", shifted)
     message = r"runner.py decodes \S+ otherwise than the run: pixels differ by up to \d+"
     with pytest.raises(ExportError, match=message):
-        export_check.check_export(
-            small, tmp_path / "out", "onnx", example_pixels(small, 4), 0.5, 0.0
-        )
+        export_check.check_export(small, small_export, "onnx", example_pixels(small, 4), 0.5, 0.0)
+
+
+def test_a_light_import(shell):
+    """The exporter and what comes with it are loaded when something is exported."""
+    code = "import vision.export.export, sys; print(*sys.modules)"
+    loaded = set(shell("-c", code).stdout.split())
+    assert "vision.export.convert" in loaded
+    heavy = {"sympy", "torch._dynamo", "onnx", "onnxscript", "onnxruntime", "lightning", "sklearn"}
+    assert not (heavy | {"torchvision", "matplotlib", "scipy", "timm"}) & loaded
 
 
 def test_full_tmpfs(converted_once, small, tmp_path):
