@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from coe_core import count_macs
+from vision.data.facts import classes_before_reading
 from vision.data.preprocess import Preprocess
 from vision.divide.ensemble import EnsembleNetworks
 from vision.networks.network import Network, build_network
+from vision.networks.size import with_zeros
 from vision.networks.team import Team, Trunked
 from vision.recipe import Recipe, recipe_from_dict
 from vision.typed import from_plain
@@ -214,3 +216,29 @@ def run_macs(networks: Networks) -> RunMacs:
             count("cascade", recipe.expert_networks[0].name, cascade.experts[0], seen),
         ),
     )
+
+
+def without_downloads(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's plain values whose networks fetch nothing: their weights are not wanted, or come later."""
+    networks = [recipe["delegator"]] if recipe["delegator"] is not None else []
+    networks += [*recipe["experts"], *recipe["controls"].values()]
+    networks += [ensemble["network"] for ensemble in recipe.get("ensembles", {}).values()]
+    for network in networks:
+        network["pretrained"] = False
+    return recipe
+
+
+def untrained(recipe: Recipe) -> Networks:
+    """The networks of a recipe, to be counted and not to be used: small ones of zeros, large ones of nothing.
+
+    On the meta device numbers are not there at all, unless a constructor computes with them.
+    """
+    data = recipe.data
+    classes = classes_before_reading(data.name)
+    arguments = without_downloads(recipe.to_dict()), classes, data.preprocess().to_dict()
+    try:
+        with torch.device("meta"):
+            networks = Networks(*arguments)
+        return with_zeros(networks, data.size)
+    except (RuntimeError, ValueError):  # what is really wrong fails again
+        return Networks(*arguments)

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +12,14 @@ import torch
 
 from coe_core import CalibratedCurve, OperatingPoint, StoredPoints
 from coe_core.stored_points import COE, load_curve, load_points, save_curve, save_points
+from coe_core.support import provenance as support
 from coe_core.support.files import sha256_of
 from vision.checkpoints import LAST, PARAMETERS, find_checkpoint, load_checkpoint
 from vision.data.load import ImageData, load_data
 from vision.errors import RunError
 from vision.precision import choose_precision
 from vision.recipe import Recipe, recipe_from_dict
-from vision.recipe_networks import Networks
+from vision.recipe_networks import Networks, without_downloads
 
 POINTS = Path("operating_points.json")
 CONFIDENCE = "max_probability"  # that exits are decided by
@@ -82,24 +76,6 @@ class Run:
         """Keep the trade-off curve with the run."""
         self.curve = curve
         save_curve(self.folder / CURVE, TASK, curve)
-
-
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Replace a file in one step: a crash or a full disk leaves the old content, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`, in UTF-8."""
-    write_bytes(path, text.encode())
 
 
 def load_run(path: str | Path, team: bool = True) -> Run:
@@ -195,31 +171,17 @@ def _stored(path: Path, read: Callable[[Path], Any], missing: Any) -> Any:
         ) from error
 
 
-def without_downloads(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint holds the weights: published ones need not be fetched to build the networks."""
-    networks = [recipe["delegator"]] if recipe["delegator"] is not None else []
-    networks += [*recipe["experts"], *recipe["controls"].values()]
-    networks += [ensemble["network"] for ensemble in recipe.get("ensembles", {}).values()]
-    for network in networks:
-        network["pretrained"] = False
-    return recipe
+def provenance(data: ImageData, **more: Any) -> dict[str, Any]:
+    """Command, commit, versions, machine and data of a result.
 
-
-def provenance(data: ImageData) -> dict[str, Any]:
-    """Command, commit, versions and machine of a result."""
-    commit = None
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        here = Path(__file__).parent
-        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    packages = ("torch", "torchvision", "timm", "lightning", "numpy")
-    return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": commit,
-        "packages": {name: metadata.version(name) for name in packages},
-        "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "precision": choose_precision(),
-        "data": data.provenance,
-    }
+    Args:
+        data: that it was made from.
+        more: what else it depends on.
+    """
+    return support.provenance(
+        ("torch", "torchvision", "timm", "lightning", "numpy"),
+        threads=torch.get_num_threads(),
+        precision=choose_precision(),
+        data=data.provenance,
+        **more,
+    )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ast
-import platform
 import time
 from collections.abc import Callable
-from datetime import date
 from typing import Any, NamedTuple
 
 import torch
 from fairseq import checkpoint_utils, tasks, utils
 
 from coe_core.support.files import sha256_of
+from coe_core.support.provenance import processor, provenance
 from translation.evaluation.decode_options import check_options
 from translation.evaluation.reference import check_reference, in_pieces
 from translation.evaluation.translations import (
@@ -96,32 +95,31 @@ def decode_all(
             f"{1000 * sum(of_network.seconds) / len(rows):7.2f} ms a sentence"
         )
     selection = _select(team, batches, task.source_dictionary)
-    provenance = _provenance(cfg, task, controls, skipped, texts.on_cuda)
-    return Translations(provenance, sources, references, selection, networks)
+    made_with = _provenance(cfg, task, controls, skipped, texts.on_cuda)
+    return Translations(made_with, sources, references, selection, networks)
 
 
 def _provenance(
     cfg: Any, task: Any, controls: dict[str, str], skipped: int, on_cuda: bool
 ) -> dict[str, Any]:
-    return {
-        "checkpoint": cfg.common_eval.path,
-        "checkpoint_sha256": sha256_of(cfg.common_eval.path),
-        "direction": f"{task.cfg.source_lang}-{task.cfg.target_lang}",
-        "controls": controls,
-        "controls_sha256": {name: sha256_of(path) for name, path in controls.items()},
-        "data": str(cfg.task.data),
-        "subset": cfg.dataset.gen_subset,
-        "skipped": skipped,
-        "confidence": task.confidence,
-        "beam": cfg.generation.beam,
-        "lenpen": cfg.generation.lenpen,
-        "batch_size": cfg.dataset.batch_size,
-        "max_tokens": cfg.dataset.max_tokens,
-        "threads": torch.get_num_threads(),
-        "device": "cuda" if on_cuda else platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "date": date.today().isoformat(),
-    }
+    return provenance(
+        ("torch", "fairseq-fixed", "sacrebleu", "sentencepiece"),
+        checkpoint=cfg.common_eval.path,
+        checkpoint_sha256=sha256_of(cfg.common_eval.path),
+        direction=f"{task.cfg.source_lang}-{task.cfg.target_lang}",
+        controls=controls,
+        controls_sha256={name: sha256_of(path) for name, path in controls.items()},
+        data=str(cfg.task.data),
+        subset=cfg.dataset.gen_subset,
+        skipped=skipped,
+        confidence=task.confidence,
+        beam=cfg.generation.beam,
+        lenpen=cfg.generation.lenpen,
+        batch_size=cfg.dataset.batch_size,
+        max_tokens=cfg.dataset.max_tokens,
+        threads=torch.get_num_threads(),
+        device="cuda" if on_cuda else processor(),
+    )
 
 
 def _texts_of(

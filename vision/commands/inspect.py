@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from vision.recipe import Recipe
     from vision.recipe_networks import Networks, RunMacs
 
 EXIT_RATES = (0.0, 0.25, 0.5, 0.75, 1.0)  # at which the mixture is counted if none is named
@@ -78,6 +77,7 @@ def describe(
 
 def _networks(source: str, overrides: Sequence[str]) -> Networks:
     from vision.recipe import load_recipe
+    from vision.recipe_networks import untrained
     from vision.run import LAST, load_run
     from vision.shipped import shipped_recipes
 
@@ -125,23 +125,3 @@ def _mixture(networks: Networks, macs: RunMacs, exit_rate: float | None) -> Tabl
 
 def _millions(built: nn.Module) -> str:
     return f"{sum(p.numel() for p in built.parameters()) / 1e6:.4g}"
-
-
-def untrained(recipe: Recipe) -> Networks:
-    """Without their numbers, as they can be large, unless a constructor computes with these."""
-    import torch
-
-    from vision.data.facts import classes_before_reading
-    from vision.networks.size import with_zeros
-    from vision.recipe_networks import Networks
-    from vision.run import without_downloads
-
-    data = recipe.data
-    classes = classes_before_reading(data.name)
-    arguments = without_downloads(recipe.to_dict()), classes, data.preprocess().to_dict()
-    try:
-        with torch.device("meta"):
-            networks = Networks(*arguments)
-        return with_zeros(networks, data.size)
-    except (RuntimeError, ValueError):  # what is really wrong fails again
-        return Networks(*arguments)

@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _dry_run(arguments: argparse.Namespace, recipe) -> None:
     from coe_core.support.reports import print_table
-    from vision.commands.inspect import describe, untrained
-    from vision.recipe_networks import run_macs
+    from vision.commands.inspect import describe
+    from vision.recipe_networks import run_macs, untrained
     from vision.training.dry_run import check_budget, two_steps
 
     for table in describe(arguments.recipe, arguments.overrides):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from coe_core import TradeOffCurve, confidence
+from coe_core.support.files import write_json, write_text
 from vision.data.load import ImageData
 from vision.data.shards import Member
 from vision.errors import RunError
@@ -24,7 +24,7 @@ from vision.evaluation.table import Row, Summary
 from vision.evaluation.timing import milliseconds_per_image
 from vision.precision import choose_precision, under_autocast
 from vision.recipe_networks import run_macs
-from vision.run import Run, load_run_data, provenance, write_text
+from vision.run import Run, load_run_data, provenance
 
 NUM_EXAMPLES = 8
 
@@ -116,18 +116,8 @@ def evaluate(
         for run, rows in zip(runs, tables, strict=True)
     ]
     write_text(folder / "per_run.csv", _join_by_seed(per_run))
-    write_text(
-        folder / "provenance.json",
-        json.dumps(
-            {
-                **provenance(data),
-                "runs": [str(run.folder) for run in runs],
-                "batch_size": batch_size,
-            },
-            indent=2,
-        )
-        + "\n",
-    )
+    about = provenance(data, runs=[str(run.folder) for run in runs], batch_size=batch_size)
+    write_json(folder / "provenance.json", about)
     return Evaluation(lines, detail)
 
 

@@ -4,10 +4,9 @@ import re
 
 import pytest
 
-from vision.commands.inspect import untrained
 from vision.errors import RunError
 from vision.recipe import load_recipe
-from vision.recipe_networks import run_macs
+from vision.recipe_networks import run_macs, untrained
 from vision.shipped import find_recipe, shipped_recipes
 from vision.training.dry_run import check_budget, mean_mmacs
 
