@@ -25,7 +25,8 @@ from torch.func import functional_call, stack_module_state
 
 from coe_core.support.files import write_text
 from coe_core.support.reports import markdown_table
-from vision.divide.division import divide_network, parse_options
+from vision.divide.division import divide_network
+from vision.divide.report import parse_options
 from vision.networks.network import Network, build_network
 from vision.networks.side_by_side import Together, run_side_by_side
 from vision.precision import autocast, choose_precision

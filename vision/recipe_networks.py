@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from coe_core import count_macs
 from vision.data.facts import classes_before_reading
 from vision.data.preprocess import Preprocess
+from vision.divide.division import Division
 from vision.divide.ensemble import EnsembleNetworks
 from vision.networks.network import Network, build_network
 from vision.networks.size import with_zeros
@@ -32,9 +33,20 @@ class Networks(nn.Module):
         recipe: see `Recipe.to_dict`.
         classes: names, in the order of the labels.
         preprocess: see `Preprocess.to_dict`.
+        divisions: name of an ensemble -> see `Division.to_dict`; those that are missing are found anew.
+
+    Raises:
+        ValueError: values that are not plain, not of a recipe, or refused; a network that cannot be built
+            or divided.
     """
 
-    def __init__(self, recipe: dict[str, Any], classes: list[str], preprocess: dict[str, Any]):
+    def __init__(
+        self,
+        recipe: dict[str, Any],
+        classes: list[str],
+        preprocess: dict[str, Any],
+        divisions: dict[str, Any] | None = None,
+    ):
         super().__init__()
         self.recipe: Recipe = recipe_from_dict(recipe)
         self.classes = _class_names(classes)
@@ -63,15 +75,27 @@ class Networks(nn.Module):
             }
         )
         self.ensembles = nn.ModuleDict()
-        for name, ensemble in self.recipe.ensembles.items():
+        for name in self.recipe.ensembles:
             try:
-                division = ensemble.divide(
-                    num_classes, self.preprocess, self.recipe.train.weight_decay
-                )
+                division = self._division(name, (divisions or {}).get(name))
             except ValueError as error:
                 raise ValueError(f"ensembles.{name}: {error}") from error
             self.ensembles[name] = EnsembleNetworks(division, num_classes, self.preprocess)
         self.to(memory_format=torch.channels_last)
+
+    def _division(self, name: str, stored: Any) -> Division:
+        ensemble = self.recipe.ensembles[name]
+        if stored is None:
+            weight_decay = self.recipe.train.weight_decay
+            return ensemble.divide(len(self.classes), self.preprocess, weight_decay)
+        division = Division.from_dict(stored)
+        if division.s != ensemble.s:
+            raise ValueError(f"the stored division is into {division.s}, the recipe's {ensemble.s}")
+        return division
+
+    def divisions(self) -> dict[str, Any]:
+        """What the ensembles' networks became, as plain values, to be stored beside the weights."""
+        return {name: built.division.to_dict() for name, built in self.ensembles.items()}
 
     @property
     def device(self) -> torch.device:

@@ -150,7 +150,7 @@ def _build(checkpoint: Path, parameters: dict[str, Any]) -> Networks:
     try:
         recipe = recipe_from_dict(parameters["recipe"], str(checkpoint))
         values["recipe"] = without_downloads(recipe.to_dict())
-        return Networks(**values)
+        return Networks(**values, divisions=parameters.get("divisions"))
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RunError(

@@ -50,7 +50,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Divide, and print the tables and the recipe's entry."""
     from coe_core.support.reports import print_table
-    from vision.divide.division import divide_network, division_tables, parse_options, recipe_entry
+    from vision.divide.division import divide_network
+    from vision.divide.report import division_tables, parse_options, recipe_entry
     from vision.networks.network import Network
 
     rules = dict(text.partition("=")[::2] for text in arguments.regulariser)

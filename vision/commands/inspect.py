@@ -48,7 +48,7 @@ def describe(
             a recipe without a delegator.
     """
     from coe_core.support.reports import rich_table
-    from vision.divide.division import division_tables
+    from vision.divide.report import division_tables
     from vision.recipe_networks import run_macs
 
     networks = _networks(source, overrides)

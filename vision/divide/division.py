@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, get_args
-
-import yaml
-from rich.table import Table
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, get_args
 
 from vision.divide.published import PUBLISHED, RULES, apply_rule, published
 from vision.divide.regularisers import Regulariser, divide_regularisers
@@ -16,6 +13,8 @@ from vision.divide.width_solver import Match, solve_width
 from vision.errors import nearest
 from vision.networks.network import Network
 from vision.networks.size import Size, constructor_arguments, network_size
+from vision.plain_values import plain
+from vision.typed import from_plain
 
 SOLVE = "solve"
 NONE = "none"
@@ -44,6 +43,24 @@ class Division:
     def weight_decay(self) -> float | None:
         """For the recipe, if the undivided one was given."""
         return next((r.after for r in self.regularisers if r.kind == "weight_decay"), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: in a checkpoint they spare its reader the search for the width."""
+        return plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Division:
+        """Inverse of `to_dict`, of values that may be anyone's.
+
+        Raises:
+            ValueError: they are no division.
+
+        Example:
+            >>> division = divide_network("paper/wrn_16_8", 2)
+            >>> Division.from_dict(division.to_dict()) == division
+            True
+        """
+        return from_plain(cls, values)
 
 
 def divide_network(
@@ -94,6 +111,48 @@ def divide_network(
         >>> round(divide_network("paper/wrn_16_8", 3, rule="solve").total.macs / 1e9, 2)
         1.57
     """
+    _check_numbers(s, tolerance, match)
+    if isinstance(network, str):
+        network = Network(network)
+    task = _task(network, rule, num_classes, image_size, channels)
+    network, rule, *shape = task
+    _check_rule(task, s, knob)
+    undivided = _undivided_size(task)
+    arguments = constructor_arguments(network, task.num_classes, channels)
+    regularisers = _regularisers(task, arguments, s, weight_decay, regulariser_rules)
+    if rule in RULES:
+        new = apply_rule(rule, arguments, s)
+    elif s == 1 or rule == NONE:
+        new = {}
+    else:
+        new = solve_width(network, arguments, s, match, *shape, tolerance, knob).options
+    softer = {r.option: r.after for r in regularisers if r.kind != "weight_decay" and s > 1}
+    divided = replace(network, options={**network.options, **new, **softer})
+    before = {**dict.fromkeys(FACTORS, 1.0), **arguments}
+    same = divided.options == network.options
+    return Division(
+        network,
+        divided,
+        s,
+        rule,
+        {k: (before.get(k), v) for k, v in new.items() if _differ(before.get(k), v)},
+        undivided,
+        undivided if same else network_size(divided, *shape),
+        regularisers,
+    )
+
+
+class _Task(NamedTuple):
+    """What is divided, with the paper's settings where it is the paper's."""
+
+    network: Network
+    rule: str
+    num_classes: int
+    image_size: int
+    channels: int
+
+
+def _check_numbers(s: int, tolerance: float, match: str) -> None:
     if s < 1 or s != int(s):
         raise ValueError(
             f"s must be at least 1, got {s}; it counts networks, and s=1 leaves the one undivided"
@@ -107,20 +166,27 @@ def divide_network(
             f"unknown match {match!r}{nearest(match, get_args(Match))}; it is "
             f"{' or '.join(get_args(Match))}"
         )
-    if isinstance(network, str):
-        network = Network(network)
+
+
+def _task(
+    network: Network,
+    rule: str | None,
+    num_classes: int | None,
+    image_size: int | None,
+    channels: int,
+) -> _Task:
+    default = _Task(network, SOLVE, 10, 32, channels)
     if network.name.startswith(PAPER):
         paper = published(network.name.removeprefix(PAPER))
-        network = Network(
-            paper.network.name, network.pretrained, {**paper.network.options, **network.options}
-        )
-        rule = paper.rule if rule is None else rule
-        num_classes = paper.num_classes if num_classes is None else num_classes
-        image_size = paper.image_size if image_size is None else image_size
-    rule = SOLVE if rule is None else rule
-    num_classes = 10 if num_classes is None else num_classes
-    image_size = 32 if image_size is None else image_size
-    known = (SOLVE, NONE, *RULES)
+        options = {**paper.network.options, **network.options}
+        own = Network(paper.network.name, network.pretrained, options)
+        default = _Task(own, paper.rule, paper.num_classes, paper.image_size, channels)
+    given = {"rule": rule, "num_classes": num_classes, "image_size": image_size}
+    return default._replace(**{name: value for name, value in given.items() if value is not None})
+
+
+def _check_rule(task: _Task, s: int, knob: str | None) -> None:
+    rule, known = task.rule, (SOLVE, NONE, *RULES)
     if rule not in known:
         raise ValueError(
             f"unknown rule {rule!r}{nearest(rule, known)}; there are {', '.join(known)}"
@@ -129,48 +195,35 @@ def divide_network(
         raise ValueError(
             f"knob {knob!r} is for rule {SOLVE!r}; rule {rule!r} says itself what it changes"
         )
-    if network.pretrained and s > 1 and rule != NONE:
+    if task.network.pretrained and s > 1 and rule != NONE:
         raise ValueError(
-            f"{network.name}: published weights do not fit divided networks; set pretrained=false"
+            f"{task.network.name}: published weights do not fit divided networks; set "
+            "pretrained=false"
         )
+
+
+def _undivided_size(task: _Task) -> Size:
+    network, _, *shape = task
     try:
-        undivided = network_size(network, num_classes, image_size, channels)
+        return network_size(network, *shape)
     except ValueError as error:
         if network.name in PUBLISHED:
             raise ValueError(f"{error}; the paper's goes by {PAPER}{network.name}") from error
         raise
-    arguments = constructor_arguments(network, num_classes, channels)
-    before = {**dict.fromkeys(FACTORS, 1.0), **arguments}
+
+
+def _regularisers(
+    task: _Task,
+    arguments: Mapping[str, Any],
+    s: int,
+    weight_decay: float | None,
+    rules: Mapping[str, str] | None,
+) -> tuple[Regulariser, ...]:
+    """Of the network and, as weight_decay, of its recipe; with rule none of the recipe alone."""
     decay = {} if weight_decay is None else {"weight_decay": weight_decay}
-    own = {k: v for k, v in arguments.items() if k != "weight_decay" and rule != NONE}
-    regularisers = divide_regularisers(
-        {**decay, **own},
-        s,
-        resnet_family=_is_resnet(network.name),
-        rules=regulariser_rules,
-    )
-    if rule in RULES:
-        new = apply_rule(rule, arguments, s)
-    elif s == 1 or rule == NONE:
-        new = {}
-    else:
-        solution = solve_width(
-            network, arguments, s, match, num_classes, image_size, channels, tolerance, knob
-        )
-        new = solution.options
-    softer = {r.option: r.after for r in regularisers if r.kind != "weight_decay" and s > 1}
-    divided = replace(network, options={**network.options, **new, **softer})
-    return Division(
-        network,
-        divided,
-        s,
-        rule,
-        {k: (before.get(k), v) for k, v in new.items() if _differ(before.get(k), v)},
-        undivided,
-        undivided
-        if divided.options == network.options
-        else network_size(divided, num_classes, image_size, channels),
-        regularisers,
+    own = {k: v for k, v in arguments.items() if k != "weight_decay" and task.rule != NONE}
+    return divide_regularisers(
+        {**decay, **own}, s, resnet_family=_is_resnet(task.network.name), rules=rules
     )
 
 
@@ -182,73 +235,3 @@ def _is_resnet(name: str) -> bool:
 def _differ(before: object, after: object) -> bool:
     as_list = [list(v) if isinstance(v, list | tuple) else v for v in (before, after)]
     return as_list[0] != as_list[1]
-
-
-def division_tables(division: Division) -> list[Table]:
-    """For the terminal: the configuration, the sizes, and what becomes of each regulariser."""
-    s = division.s
-    sizes = Table(
-        title=f"{division.network.name} divided into {s} by rule {division.rule}",
-        title_justify="left",
-    )
-    for heading in ("network", "MMACs", "of budget %", "parameters, M", "of budget %"):
-        sizes.add_column(heading, justify="left" if heading == "network" else "right")
-    whole = division.undivided_size
-    for label, size in (
-        ("undivided", whole),
-        ("one divided", division.divided_size),
-        (f"{s} divided", division.total),
-    ):
-        sizes.add_row(
-            label,
-            f"{size.macs / 1e6:.5g}",
-            f"{100 * size.macs / whole.macs:.1f}" if whole.macs else "",
-            f"{size.parameters / 1e6:.4g}",
-            f"{100 * size.parameters / whole.parameters:.1f}",
-        )
-    options = Table(title="options", title_justify="left")
-    for heading in ("option", "undivided", "divided", "rule"):
-        options.add_column(heading)
-    for option, (before, after) in division.changed.items():
-        options.add_row(option, str(before), str(after), division.rule)
-    for option, _, rule, before, after in division.regularisers:
-        options.add_row(option, f"{before:.4g}", f"{after:.4g}", rule)
-    return [sizes, options]
-
-
-def recipe_entry(division: Division) -> str:
-    """One divided network as YAML, to be pasted into a recipe.
-
-    Example:
-        >>> print(recipe_entry(divide_network("paper/resnet_110", 4)))
-        name: cifar_resnet
-        options: {depth: 110, width: 8}
-    """
-    options = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in division.divided.options.items()
-    }
-    shown = yaml.safe_dump(options, default_flow_style=True, sort_keys=False, width=1000).strip()
-    return f"name: {division.divided.name}\noptions: {shown}"
-
-
-def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Options of a network from ``key=value``; values are YAML.
-
-    Raises:
-        ValueError: not of that form, or not YAML.
-
-    Example:
-        >>> parse_options(["width=64", "blocks=[2, 2]"])
-        {'width': 64, 'blocks': [2, 2]}
-    """
-    options = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ValueError(f"option {text!r} is not of the form key=value")
-        try:
-            options[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"option {text!r}: {value!r} is not a YAML value") from error
-    return options

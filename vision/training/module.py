@@ -43,6 +43,8 @@ class CoETraining(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.networks = Networks(recipe, classes, preprocess)
+        if self.networks.ensembles:
+            self.hparams["divisions"] = self.networks.divisions()
         self.recipe = self.networks.recipe
         # Not the trainer's estimate: asking for it sets up the loader before its state is restored.
         train = self.recipe.train

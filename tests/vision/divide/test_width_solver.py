@@ -271,7 +271,7 @@ def test_command_on_a_paper_network(cli, capsys):
     [
         (["small_resnet", "-s", "0"], "s must be at least 1, got 0"),
         (["small_resnet", "-s", "2", "--match", "time"], "it is macs or parameters"),
-        (["small_resnet", "-s", "2", "width=[1"], "is not a YAML value"),
+        (["small_resnet", "-s", "2", "width=[1"], "is not YAML"),
         (["small_resnet", "-s", "2", "--regulariser", "dropout"], "unknown rule '' for dropout"),
         (["paper/nothing", "-s", "2"], "the paper has no network 'nothing'"),
     ],
