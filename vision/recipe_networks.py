@@ -64,9 +64,7 @@ class Networks(nn.Module):
             shape = (channels, self.preprocess.size, self.preprocess.size)
             experts = self.recipe.expert_networks
             self.team = build_team(self.recipe, experts, num_classes, shape)
-            if self.recipe.hand_over.anything and {"delegator", "expert"} <= set(
-                self.recipe.controls
-            ):
+            if self.recipe.hand_over.anything:
                 self.cascade = build_team(self.recipe, experts[:1], num_classes, shape)
         self.controls = nn.ModuleDict(
             {

@@ -78,7 +78,7 @@ def fit_stages(validation: Predictions, test: Predictions, macs: RunMacs) -> dic
     if test.rough_logits is None:
         return {}
     kinds = {COE: coe_logits}
-    if {FIRST, SECOND} <= set(test.control_logits):
+    if test.cascade_logits is not None or {FIRST, SECOND} <= set(test.control_logits):
         kinds[CASCADE] = cascade_logits
     fitted = {}
     for name, logits_of in kinds.items():
