@@ -108,8 +108,11 @@ def run(arguments: argparse.Namespace) -> None:
     process.allow_connections(arguments.max_requests)
     with process.listen(arguments.host, arguments.port) as listening:
         # After the socket: a port in use is told at once.
+        import torch
+
         from vision.prediction.predictor import Predictor
         from vision.serve.app import ServerSettings, create_app
+        from vision.serve.start import serving_threads, warm_up
 
         predictor = Predictor(
             arguments.run,
@@ -130,5 +133,10 @@ def run(arguments: argparse.Namespace) -> None:
             host_names=(*arguments.host_names, *process.own_names(arguments.host)),
         )
         app = create_app(predictor, settings)
+        warm_up(predictor, arguments.batch_size)
+        threads = serving_threads(predictor, arguments.batch_size)
+        torch.set_num_threads(threads.count)
         print(f"serving {arguments.run} at {process.address(listening)}", flush=True)
+        if threads.reason:
+            print(f"computing with {threads}", flush=True)
         process.run_server(app, listening, arguments.max_requests)
