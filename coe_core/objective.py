@@ -6,7 +6,7 @@ import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from coe_core.distributed import gather_rows
@@ -28,6 +28,15 @@ class CoTrainingLoss(NamedTuple):
     focus: float  # r used in this step
     portion: Int[Tensor, " n"]
     labels: Float[Tensor, "n k"]
+
+
+class _Roles(NamedTuple):
+    """Which samples of a batch teach whom."""
+
+    teaching: Int[Tensor, " m"] | slice  # rows that teach the selection
+    learning: Bool[Tensor, "n 1"] | None  # whether the experts learn from a sample; None: from all
+    learners: int  # samples that the experts learn from, at least 1
+    teachers: int  # samples that teach the selection, at least 1
 
 
 def spread_out(index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -161,6 +170,44 @@ class CoTrainingObjective(nn.Module):
             ValueError: shapes that disagree, scores or evidence that are not finite, an agreement
                 weight without an agreement term, no index where one is needed.
         """
+        n = rough_loss.numel()
+        self._check(rough_loss, expert_loss, evidence, selection_logits, index, agreement, labels)
+        precise = torch.promote_types(selection_logits.dtype, torch.float32)
+        log_q = selection_logits.to(precise).log_softmax(1)
+        evidence = evidence.detach().to(torch.promote_types(evidence.dtype, torch.float32))
+        focus = ramped_focus(self.focus, progress, self.focus_warmup)
+        portion = self.partition(self._scores(log_q, evidence, index).detach(), index)  # (W1)
+        weights = sample_weights(portion, self.num_experts, focus).to(expert_loss.device)  # (W2)
+        roles = self._roles(n, index)
+        if labels is None:
+            labels = self._labels(evidence, roles.teaching, log_q)
+            importance = choice_variance(evidence) if self.variance_weighting else 1.0  # (V1)
+        else:
+            importance = 1.0
+        selection_loss = importance * -(labels * log_q).sum(1)  # v CE(q, t)
+
+        size = max(n, 1)  # a rank without samples has losses and gradients of 0, not NaN
+        if roles.learning is not None:
+            weights = weights * roles.learning.to(weights.device)
+        experts = (weights * expert_loss).sum() / roles.learners  # (W3)
+        rough = rough_loss.sum() / size
+        selection = selection_loss[roles.teaching].sum() / roles.teachers
+        consent = rough.new_zeros(()) if agreement is None else agreement.sum() / size
+        total = experts + rough + self.selection_weight * selection  # (D1)
+        total = total + self.agreement_weight * consent
+        return CoTrainingLoss(total, rough, selection, experts, consent, focus, portion, labels)
+
+    def _check(
+        self,
+        rough_loss: Tensor,
+        expert_loss: Tensor,
+        evidence: Tensor,
+        selection_logits: Tensor,
+        index: Tensor | None,
+        agreement: Tensor | None,
+        labels: Tensor | None,
+    ) -> None:
+        """Raise the ValueErrors of `forward` for shapes that disagree and for what is missing."""
         n, k = rough_loss.numel(), self.num_experts
         for name, array, shape in (
             ("rough_loss", rough_loss, (n,)),
@@ -184,47 +231,32 @@ class CoTrainingObjective(nn.Module):
             raise ValueError(
                 "held_out and scores 'random' go by each sample's index in the training set; hand it over"
             )
-        precise = torch.promote_types(selection_logits.dtype, torch.float32)
-        log_q = selection_logits.to(precise).log_softmax(1)
-        evidence = evidence.detach().to(torch.promote_types(evidence.dtype, torch.float32))
+
+    def _scores(self, log_q: Tensor, evidence: Tensor, index: Tensor | None) -> Tensor:
+        """S of (W1): what portions go by."""
         if self.scores == "random":
-            drawn = (spread_out(index) * k).long()
-            scores = nn.functional.one_hot(drawn, k).to(log_q)
-        else:
-            scores = {"selection": log_q, "evidence": evidence, "sum": log_q + evidence}[
-                self.scores
-            ]
+            drawn = (spread_out(index) * self.num_experts).long()
+            return nn.functional.one_hot(drawn, self.num_experts).to(log_q)
+        return {"selection": log_q, "evidence": evidence, "sum": log_q + evidence}[self.scores]
 
-        focus = ramped_focus(self.focus, progress, self.focus_warmup)
-        portion = self.partition(scores.detach(), index)
-        weights = sample_weights(portion, k, focus).to(expert_loss.device)
-        size = max(n, 1)  # a rank without samples has losses and gradients of 0, not NaN
-        learners = teachers = size
-        rows = slice(None)  # that teach the selection
-        if self.held_out > 0:
-            apart = spread_out(index) < self.held_out
-            weights = weights * ~apart[:, None].to(weights.device)
-            rows = apart.nonzero()[:, 0]
-            teachers, learners = max(len(rows), 1), max(n - len(rows), 1)
-        importance = 1.0
-        if labels is None:
-            labels = torch.zeros_like(log_q)
-            labels[rows] = selection_labels(
-                evidence[rows],
-                self.labels,
-                temperature=self.temperature,
-                demand=self._label_demand(evidence[rows]),
-            ).to(log_q.dtype)
-            importance = choice_variance(evidence) if self.variance_weighting else 1.0
-        selection_loss = importance * -(labels * log_q).sum(1)  # v CE(q, t)
+    def _roles(self, n: int, index: Tensor | None) -> _Roles:
+        """Which samples teach the experts and which the selection: all both, unless some are held out."""
+        if self.held_out == 0:
+            return _Roles(slice(None), None, max(n, 1), max(n, 1))
+        apart = spread_out(index) < self.held_out
+        rows = apart.nonzero()[:, 0]
+        return _Roles(rows, ~apart[:, None], max(n - len(rows), 1), max(len(rows), 1))
 
-        experts = (weights * expert_loss).sum() / learners
-        rough = rough_loss.sum() / size
-        selection = selection_loss[rows].sum() / teachers
-        consent = rough.new_zeros(()) if agreement is None else agreement.sum() / size
-        total = experts + rough + self.selection_weight * selection
-        total = total + self.agreement_weight * consent
-        return CoTrainingLoss(total, rough, selection, experts, consent, focus, portion, labels)
+    def _labels(self, evidence: Tensor, teaching: Tensor | slice, log_q: Tensor) -> Tensor:
+        """(L1): selection labels of the samples that teach the selection, rows of zeros elsewhere."""
+        labels = torch.zeros_like(log_q)
+        labels[teaching] = selection_labels(
+            evidence[teaching],
+            self.labels,
+            temperature=self.temperature,
+            demand=self._label_demand(evidence[teaching]),
+        ).to(log_q.dtype)
+        return labels
 
     def _label_demand(self, evidence: Tensor) -> Tensor | None:
         """Labels follow the same unequal shares as the portions; None means even."""

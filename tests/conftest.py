@@ -13,8 +13,8 @@ os.environ["COE_CACHE"] = "off"  # decoded images of tests are not kept in the d
 assert "coe_core" not in sys.modules, "imported before its annotations could be checked"
 CORE = Path(__file__).parents[1] / "coe_core"
 jaxtyping.install_import_hook(
-    # Not transport: its kernels are compiled, so they must stay plain functions.
-    [f"coe_core.{path.stem}" for path in CORE.glob("*.py") if path.stem != "transport"],
+    # Not the kernels: they are compiled, so they must stay plain functions.
+    [f"coe_core.{path.stem}" for path in CORE.glob("*.py") if path.stem != "_transport_kernels"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 

@@ -353,14 +353,15 @@ from coe_core import transport
 assert "numba" not in sys.modules, "imported before it is needed"
 best = transport.balanced_assignment(np.eye(4, dtype=np.float32)[:, :2], [2, 2])
 assert best.objective == 2.0, best
-stats = transport._solve.stats
+from coe_core import _transport_kernels
+stats = _transport_kernels.solve.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 NO_CACHE = """
 from numba.core import caching
-from coe_core import transport
 caching.CacheImpl._locator_classes = []  # no folder will do
-print(type(transport._compiled_solve()._cache).__name__)
+from coe_core import _transport_kernels
+print(type(_transport_kernels.solve._cache).__name__)
 """
 
 
