@@ -8,12 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+LEAST = -1e30  # of a log-probability, so that 0 times it is 0
+
 
 def _log_probs(logits: Tensor) -> Tensor:
     """Log-probabilities in float32 at least; float64 stays."""
     if logits.shape[1] == 0:
         raise ValueError("logits of 0 networks have no agreement; give [n, s, c] with s >= 1")
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    if logits.shape[2] == 0:
+        raise ValueError("logits over 0 classes have no agreement")
+    log_probs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    return log_probs.clamp(min=LEAST)  # the softmax of finite logits may underflow to log 0
 
 
 def _log_mean(log_probs: Tensor) -> Tensor:
@@ -31,7 +36,7 @@ def js_divergence(logits: Float[Tensor, "n s c"]) -> Float[Tensor, " n"]:
         logits: of s networks on the same n samples.
 
     Raises:
-        ValueError: no networks (the same for all terms of this file).
+        ValueError: no networks or no classes (the same for all terms of this file).
 
     Example:
         >>> import torch
@@ -98,7 +103,8 @@ def ramped_agreement(weight: float, progress: float, warmup: float, least: float
         least: during the warm-up, unless ``weight`` is less.
 
     Raises:
-        ValueError: a negative or infinite weight, or a warm-up outside [0, 1].
+        ValueError: a weight (also the least) that is negative or not finite, or a progress or warm-up
+            outside [0, 1].
 
     Example:
         >>> [ramped_agreement(0.5, epoch / 300, 40 / 300) for epoch in (0, 20, 40, 200)]
@@ -108,6 +114,10 @@ def ramped_agreement(weight: float, progress: float, warmup: float, least: float
         raise ValueError(f"weight must be finite and at least 0, got {weight}")
     if not 0 <= warmup <= 1:
         raise ValueError(f"warmup is a part of the training, in [0, 1]; got {warmup}")
+    if not progress >= 0:
+        raise ValueError(f"progress is a part of the training, in [0, 1]; got {progress}")
+    if not 0 <= least < math.inf:
+        raise ValueError(f"least must be finite and at least 0, got {least}")
     if progress >= warmup:
         return weight
     return min(weight, max(weight * progress / warmup, least))

@@ -10,9 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from coe_core._checks import check_targets, real
 from coe_core.errors import AimNotReachableError
 from coe_core.trade_off import TradeOffCurve, held_out, trade_off_curve
 
+LARGEST_LOSS = 1e100  # of one sample, in nats; no logits of a network come near it
 Aim = Literal["best", "macs", "latency", "accuracy_drop", "accuracy"]
 
 
@@ -26,7 +28,7 @@ def fit_threshold(curve: TradeOffCurve, aim: Aim, value: float | None = None) ->
     - ``"accuracy"``: the cheapest whose quality is at least ``value``.
 
     Raises:
-        ValueError: unknown aim, or its value missing.
+        ValueError: unknown aim, its value missing or no number, or a curve that is empty or not finite.
         AimNotReachableError: no point reaches it; says what can be reached.
 
     Example:
@@ -40,9 +42,15 @@ def fit_threshold(curve: TradeOffCurve, aim: Aim, value: float | None = None) ->
         raise ValueError(
             f"unknown aim {aim!r}; known: 'best', 'macs', 'latency', 'accuracy_drop', 'accuracy'"
         )
-    if aim != "best" and (value is None or math.isnan(value)):
-        raise ValueError(f"aim {aim!r} needs a value")
     quality, cost = curve.quality, curve.cost
+    if len(cost) == 0 or not bool((quality.isfinite() & cost.isfinite()).all()):
+        raise ValueError(
+            f"a curve of {len(cost)} points, some of them not finite, has no best one; see trade_off_curve"
+        )
+    if aim != "best":
+        if value is None or value != value:
+            raise ValueError(f"aim {aim!r} needs a value")
+        value = real(f"the value of aim {aim!r}", value)
     slack = 1e-12  # sums in another order differ by rounding
     if aim == "best":
         allowed = torch.ones_like(cost, dtype=torch.bool)
@@ -67,7 +75,7 @@ def fit_threshold(curve: TradeOffCurve, aim: Aim, value: float | None = None) ->
     else:
         score = torch.where(allowed, quality, -torch.inf)
         tie_break = -cost
-    top = torch.nonzero(score >= score.max() - slack * score.max().abs()).flatten()
+    top = torch.nonzero(allowed & (score >= score.max() - slack * score.max().abs())).flatten()
     return int(top[tie_break[top].argmax()])
 
 
@@ -143,7 +151,8 @@ def fit_rough_weight(
         target: labels.
 
     Raises:
-        ValueError: no samples, or shapes that disagree.
+        ValueError: no samples, shapes that disagree, logits that are not finite, or labels that are no
+            classes.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
@@ -159,10 +168,21 @@ def fit_rough_weight(
         )
     if len(target) == 0:
         raise ValueError("no samples to fit on; give held-out data")
-    rough, expert = rough_logits.double().log_softmax(1), expert_logits.double().log_softmax(1)
+    check_targets(target, *rough_logits.shape)
+    for name, logits in (("rough_logits", rough_logits), ("expert_logits", expert_logits)):
+        bad = int((~logits.isfinite()).any(1).sum())
+        if bad:
+            raise ValueError(
+                f"{name} are not finite in {bad} of {len(logits)} samples; the network has diverged: train "
+                "it with a lower learning rate"
+            )
+    rough, expert = (
+        logits.double().log_softmax(1).clamp(min=-LARGEST_LOSS)  # else 0 times infinity is NaN
+        for logits in (rough_logits, expert_logits)
+    )
 
     def loss(weight: float) -> float:
-        return float(cross_entropy(expert + weight * rough, target))
+        return float(cross_entropy(expert + weight * rough, target.long()))
 
     best = minimize_scalar(loss, bounds=(0.0, 4.0), method="bounded", options={"xatol": 1e-4})
     return float(best.x) if best.fun < loss(0.0) else 0.0

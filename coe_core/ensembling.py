@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from coe_core._checks import check_targets, whole
+
+_MOST_BINS = 2**20
 EnsembleKind = Literal["mean_logits", "mean_probability", "max_probability", "geometric_mean"]
 
 
@@ -68,7 +71,7 @@ def negative_log_likelihood(
         >>> negative_log_likelihood(torch.tensor([[0.25, 0.75]]).log(), torch.tensor([1])).exp()
         tensor([1.3333])
     """
-    _check_targets(targets, *log_probs.shape)
+    check_targets(targets, *log_probs.shape)
     return -log_probs.gather(1, targets.long().unsqueeze(1)).squeeze(1)
 
 
@@ -86,7 +89,7 @@ def calibration_error(
         num_bins: of (0, 1].
 
     Raises:
-        ValueError: no samples, num_bins below 1, or targets that do not fit.
+        ValueError: no samples, num_bins below 1 or above 2**20, NaN, or targets that do not fit.
 
     Example:
         >>> import torch
@@ -94,11 +97,13 @@ def calibration_error(
         >>> round(calibration_error(log_probs, torch.tensor([0, 0, 0, 1])), 4)  # right: 3 of 4
         0.05
     """
-    _check_targets(targets, *log_probs.shape)
+    check_targets(targets, *log_probs.shape)
     if len(targets) == 0:
         raise ValueError("no samples: calibration needs at least one")
     if num_bins < 1:
         raise ValueError(f"num_bins must be at least 1, got {num_bins}")
+    whole("num_bins", num_bins, 1, _MOST_BINS)
+    _check_numbers(log_probs, "log_probs")
     top, answer = log_probs.double().max(1)
     confidence = top.exp().clamp(max=1)
     gap = (answer == targets).double() - confidence
@@ -114,7 +119,7 @@ def disagreement(logits: Float[Tensor, "n s c"]) -> float:
         logits: of s networks on the same n samples; only the largest of each matters.
 
     Raises:
-        ValueError: no samples, networks or classes.
+        ValueError: no samples, networks or classes, or NaN.
 
     Example:
         >>> import torch
@@ -124,6 +129,7 @@ def disagreement(logits: Float[Tensor, "n s c"]) -> float:
     n, s, c = logits.shape
     if min(n, s, c) == 0:
         raise ValueError(f"nothing to compare: {n} samples, {s} networks, {c} classes")
+    _check_numbers(logits, "logits")
     if s == 1:
         return 0.0
     answers = logits.argmax(-1)
@@ -161,7 +167,7 @@ def ensemble_report(
         num_bins: of the calibration error.
 
     Raises:
-        ValueError: no samples, networks or classes, targets that do not fit, or an unknown kind.
+        ValueError: no samples, networks or classes, NaN, targets that do not fit, or an unknown kind.
 
     Example:
         >>> import torch
@@ -174,7 +180,7 @@ def ensemble_report(
     differing = disagreement(logits)
     members = [ensemble_log_probs(member) for member in logits.split(1, dim=1)]
     answers = logits.argmax(-1)
-    _check_targets(targets, len(logits), logits.shape[2])
+    check_targets(targets, len(logits), logits.shape[2])
     right = answers == targets.unsqueeze(1)
     return EnsembleReport(
         right.double().mean(0).tolist(),
@@ -188,13 +194,12 @@ def ensemble_report(
     )
 
 
-def _check_targets(targets: Tensor, n: int, c: int) -> None:
-    if targets.shape != (n,):
+def _check_numbers(values: Tensor, what: str) -> None:
+    """NaN is no answer: as the largest of a row it would count as one."""
+    undefined = values.isnan().flatten(1).any(1) if len(values) else values.new_zeros(0)
+    bad = int(undefined.sum())
+    if bad:
         raise ValueError(
-            f"targets have shape {tuple(targets.shape)}, but there are {n} samples: one class each"
-        )
-    outside = int(((targets < 0) | (targets >= c)).sum())
-    if outside:
-        raise ValueError(
-            f"{outside} of {n} targets are outside the {c} classes [0, {c}); leave such samples out"
+            f"{what} hold NaN in {bad} of {len(values)} samples; the network has diverged: train it with a "
+            "lower learning rate"
         )

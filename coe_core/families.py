@@ -38,6 +38,8 @@ def confusion_families(confusion: Float[Tensor, "c c"], num_experts: int) -> Int
         [0, 0, 1, 1]
     """
     c, k = len(confusion), num_experts
+    if confusion.shape != (c, c):
+        raise ValueError(f"confusion must be [c, c], got shape {tuple(confusion.shape)}")
     if not 1 <= k <= c:
         raise ValueError(
             f"{c} classes cannot be parted into {k} families of at least one: use at most {c} experts, "
@@ -150,4 +152,10 @@ class FamilyLabels(nn.Module):
     def _distribution(self, target: Tensor) -> Tensor:
         if target.is_floating_point():
             return target.float()
-        return nn.functional.one_hot(target, len(self.family)).float()
+        try:
+            return nn.functional.one_hot(target, len(self.family)).float()
+        except RuntimeError as error:
+            c = len(self.family)
+            raise ValueError(
+                f"targets must be classes in [0, {c}), got {int(target.min())} to {int(target.max())}"
+            ) from error

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from coe_core._checks import real
 from coe_core.routing import EXITS, UNDECIDED, diverged, group_places
 
 ConfidenceKind = Literal["max_probability", "margin", "entropy"]
@@ -47,7 +48,7 @@ def confidence(
             probability), or "entropy" (1 - H / log c).
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown kind, or no classes.
 
     Example:
         >>> confidence(torch.tensor([[0.0, 0.0], [9.0, 0.0]])).tolist()
@@ -58,6 +59,8 @@ def confidence(
             f"unknown confidence {kind!r}; known: 'max_probability', 'margin', 'entropy'"
         )
     num_classes = logits.shape[1]
+    if num_classes == 0:
+        raise ValueError("logits over 0 classes have no confidence")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if kind == "max_probability" or num_classes == 1:
         return logits.softmax(1).amax(1)
@@ -113,9 +116,9 @@ def infer(
 
     Raises:
         ValueError: a threshold that is NaN, or not one per sample; confidences that are not one per
-            sample; a number of experts that differs from the selection logits'; NaN in the logits;
-            an expert whose predictions are not as many as its samples, or of a kind of number that
-            the rough predictions cannot hold.
+            sample; no experts, or a number of them that differs from the selection logits'; NaN in the
+            logits; an expert whose predictions are not as many as its samples, of another shape than
+            the rough ones, or of a kind of number that these cannot hold.
 
     Example:
         >>> delegate = lambda x: Delegation(x * 0, x.abs(), torch.stack([x, -x], 1))
@@ -133,6 +136,8 @@ def infer(
             )
     if k != len(experts):
         raise ValueError(f"the delegator selects among {k} experts, but {len(experts)} were given")
+    if k == 0:
+        raise ValueError("there are no experts; give one at least")
     if sureness.shape != (n,):
         raise ValueError(f"confidence has shape {tuple(sureness.shape)}, but there are {n} samples")
     exits = sureness >= _checked_limit(threshold, sureness)
@@ -143,6 +148,10 @@ def infer(
         place = selected.masked_fill(exits, EXITS).masked_fill_(best.isnan(), UNDECIDED)
     else:
         selected = select(selection_logits)
+        if selected.shape != (n,):
+            raise ValueError(
+                f"select gave shape {tuple(selected.shape)} for {n} samples; one expert each is due"
+            )
         place = selected.long().masked_fill(exits, EXITS)
     groups = group_places(place, k).by_expert
     calls = {
@@ -192,8 +201,9 @@ def _checked_limit(threshold: float | Tensor, sureness: Tensor) -> float | Tenso
     shape, undefined = (), False
     if isinstance(threshold, Tensor):
         shape, undefined = tuple(threshold.shape), bool(threshold.isnan().any())
-    elif math.isnan(threshold):
-        undefined = True
+    else:
+        threshold = real("threshold", threshold) if isinstance(threshold, int) else threshold
+        undefined = math.isnan(threshold)
     if undefined or shape not in ((), (n,)):
         raise ValueError(
             f"threshold must be one number or {n} numbers (one per sample), none NaN; "
@@ -213,6 +223,11 @@ def _answer(j, expert, batch, rough, rows, n, take, combine) -> Any:
         )
     if combine is not None:
         answer = combine(rough if everything else _take(rough, rows), answer)
+    if isinstance(rough, Tensor) and answer.shape[1:] != rough.shape[1:]:
+        raise ValueError(
+            f"expert {j} predicts shape {tuple(answer.shape[1:])} for a sample, the rough predictions have "
+            f"{tuple(rough.shape[1:])}; both must be alike"
+        )
     if isinstance(rough, Tensor) and not torch.can_cast(answer.dtype, rough.dtype):
         raise ValueError(
             f"expert {j} predicts {answer.dtype}, which rough predictions of "

@@ -6,13 +6,16 @@ import math
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
+from coe_core._checks import real_matrix
 from coe_core.distributed import gather_rows
 from coe_core.errors import NotConvergedError
 from coe_core.transport import balanced_assignment
 
+LARGEST_KERNEL = 1e300  # differences of larger values might overflow
+MOST_SPREAD = 1e9  # temperatures that the evidence exceeds more than so many times change nothing
 LabelKind = Literal["balanced", "soft_balanced", "hard", "soft"]
 
 
@@ -27,7 +30,7 @@ def check_label_options(kind: str, temperature: float) -> None:
 
 
 def selection_labels(
-    evidence: Float[Tensor, "n k"],
+    evidence: Real[Tensor, "n k"],
     kind: LabelKind = "balanced",
     *,
     temperature: float = 1.0,
@@ -48,15 +51,18 @@ def selection_labels(
     Args:
         evidence: log-likelihood that each expert gives the truth (any row constant is irrelevant).
         kind: see above.
-        temperature: of the soft kinds, in the unit of the evidence (nats); above 0.
+        temperature: of the soft kinds, in the unit of the evidence (nats); above 0. The soft balanced plan
+            is not computed at less than a billionth of the evidence's largest difference in a row, where
+            it is that of the limit.
         demand: samples per expert over the (global) batch, for the balanced kinds; None means even.
 
     Returns:
-        Distributions over the experts: rows sum to 1. No gradient.
+        Distributions over the experts: rows sum to 1, of the evidence's dtype (float64 for integers). No
+        gradient.
 
     Raises:
-        ValueError: unknown kind, temperature not above 0, evidence that is not finite, or a demand
-            that does not sum to n.
+        ValueError: unknown kind, temperature not above 0, evidence that is not [n, k], real and finite, or
+            a demand that does not sum to n.
         NotConvergedError: the soft balanced plan did not reach its tolerance.
 
     Example:
@@ -67,6 +73,7 @@ def selection_labels(
         [0, 0]
     """
     check_label_options(kind, temperature)
+    evidence = real_matrix("evidence", evidence)
     num_experts = evidence.shape[1]
     gathered, own = gather_rows(evidence)
     bad = int((~gathered.isfinite()).sum())
@@ -79,17 +86,37 @@ def selection_labels(
         plan = nn.functional.one_hot(gathered.argmax(1), num_experts)
     elif kind == "soft":
         precise = gathered.to(torch.promote_types(gathered.dtype, torch.float32))
-        plan = (precise / temperature).softmax(1)
+        scaled = precise / temperature
+        if not bool(scaled.isfinite().all()):
+            scaled = (
+                _leads(gathered) / temperature
+            )  # of a row's best it is 0, however small that is
+        plan = scaled.softmax(1)
     elif kind == "balanced":
         expert = torch.from_numpy(balanced_assignment(gathered, demand).expert)
         plan = nn.functional.one_hot(expert.to(evidence.device), num_experts)
     else:
-        plan = sinkhorn(gathered.double() / temperature, demand)
+        leads = _leads(gathered)
+        coldest = -float(leads.min()) / MOST_SPREAD if len(leads) else 0.0
+        if not math.isfinite(coldest):
+            raise ValueError("evidence spreads too far: the difference of two values overflows")
+        scaled = gathered.double() / temperature
+        if temperature < coldest:
+            scaled = leads / coldest
+        elif not bool(scaled.isfinite().all()):
+            scaled = leads / temperature
+        plan = sinkhorn(scaled, demand)
     return plan[own].to(evidence.dtype)
 
 
+def _leads(evidence: Tensor) -> Tensor:
+    """What each expert lacks to the best of its row: 0 or less."""
+    precise = evidence.double()
+    return precise - precise.amax(1, keepdim=True)
+
+
 def sinkhorn(
-    log_kernel: Float[Tensor, "n k"],
+    log_kernel: Real[Tensor, "n k"],
     demand: Tensor | None = None,
     *,
     tolerance: float = 1e-6,
@@ -108,13 +135,16 @@ def sinkhorn(
         max_iterations: after which a plan that is not within tolerance is an error.
 
     Raises:
-        ValueError: values not finite, or demand that does not sum to n or is not above 0.
+        ValueError: values not finite or too far apart, or demand that does not sum to n or is not above 0.
         NotConvergedError: tolerance not reached.
 
     Example:
         >>> sinkhorn(torch.tensor([[2.0, 0.0], [2.0, 0.0]])).round(decimals=6).tolist()
         [[0.5, 0.5], [0.5, 0.5]]
     """
+    log_kernel = real_matrix("log_kernel", log_kernel)
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be at least 0, got {tolerance}")
     n, k = log_kernel.shape
     bad = int((~torch.isfinite(log_kernel)).sum())
     if bad:
@@ -124,9 +154,9 @@ def sinkhorn(
         columns = log_kernel.new_full((k,), n / k)
     else:
         columns = demand.to(log_kernel)
-        if len(columns) != k or abs(float(columns.sum()) - n) > 1e-6 * max(n, 1):
+        if columns.shape != (k,) or not abs(float(columns.sum()) - n) <= 1e-6 * max(n, 1):
             raise ValueError(
-                f"not balanced: demand sums to {float(columns.sum()):g} over {len(columns)} experts, "
+                f"not balanced: demand sums to {float(columns.sum()):g} over {columns.numel()} experts, "
                 f"but there are {n} samples and {k} experts; scale demand to match"
             )
         if n and bool((columns <= 0).any()):
@@ -135,6 +165,11 @@ def sinkhorn(
         return log_kernel
     # Solved at a high temperature first, then at halves of it, each from the prices before.
     spread = float((log_kernel.amax(1) - log_kernel.amin(1)).max())
+    if spread > LARGEST_KERNEL:
+        raise ValueError(
+            f"a row of the kernel spreads over {spread:.3g}, which is above {LARGEST_KERNEL:.0e}; raise the "
+            "temperature"
+        )
     halvings = max(0, math.ceil(math.log2(max(spread, 1.0) / 16)))
     state = _Prices(log_kernel * 0.5**halvings, log_kernel.new_zeros(k), columns)
     for _ in range(max_iterations):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from coe_core._checks import real
 from coe_core.errors import UncountedOperatorError
 
 # Operators without a contraction: no multiply-adds in the sense of the papers (element-wise work,
@@ -163,8 +165,8 @@ def mixture_macs(
         load: part of the samples that do not exit which each expert gets; None means equal.
 
     Raises:
-        ValueError: exit_rate outside [0, 1], no experts, or a load that does not fit: of another
-            length, below 0, or with another sum than 1.
+        ValueError: exit_rate outside [0, 1], no experts, a load that does not fit: of another length,
+            below 0, or with another sum than 1; or multiply-adds that are not finite.
 
     Example:
         >>> mixture_macs(24e6, [230e6] * 4, exit_rate=0.26) / 1e6  # a 194M model of method section 8
@@ -172,7 +174,15 @@ def mixture_macs(
     """
     if not 0 <= exit_rate <= 1:
         raise ValueError(f"exit_rate must be in [0, 1], got {exit_rate}")
-    macs = torch.as_tensor(expert_macs, dtype=torch.float64)
+    delegator_macs = real("delegator_macs", delegator_macs)
+    try:
+        macs = torch.as_tensor(expert_macs, dtype=torch.float64)
+    except OverflowError as error:
+        raise ValueError("expert_macs must be numbers that a float can hold") from error
+    if macs.ndim != 1:
+        raise ValueError(
+            f"expert_macs must be one number per expert, got shape {tuple(macs.shape)}"
+        )
     if len(macs) == 0:
         raise ValueError("expert_macs is empty; give one number per expert")
     parts = torch.full_like(macs, 1 / len(macs)) if load is None else torch.as_tensor(load).to(macs)
@@ -182,4 +192,7 @@ def mixture_macs(
             f"load must hold one part per expert, none below 0, that sum to 1: got {len(parts)} "
             f"parts with sum {total:g} for {len(macs)} experts"
         )
-    return delegator_macs + (1 - exit_rate) * float((macs * parts).sum())
+    mean = delegator_macs + (1 - exit_rate) * float((macs * parts).sum())
+    if not math.isfinite(mean):
+        raise ValueError(f"the multiply-adds must be finite, and so must be their sum; got {mean}")
+    return mean

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from coe_core._checks import whole
+
 EXITS = -(2**62)  # the place of a row that ends with its rough prediction
 UNDECIDED = EXITS - 1  # of a row whose selection logits hold NaN
 
@@ -25,12 +27,14 @@ def select_expert(selection_logits: Float[Tensor, "n k"]) -> Int[Tensor, " n"]:
     """Selected expert: plain argmax, no balancing (method section 4). Ties go to the lowest number.
 
     Raises:
-        ValueError: a row that holds NaN.
+        ValueError: no experts, or a row that holds NaN.
 
     Example:
         >>> select_expert(torch.tensor([[0.1, 0.7], [0.9, 0.7]])).tolist()
         [1, 0]
     """
+    if selection_logits.shape[1] == 0:
+        raise ValueError("there are no experts to select from")
     undecided = selection_logits.isnan().any(1)
     if bool(undecided.any()):
         raise diverged(int(undecided.sum()), len(selection_logits))
@@ -56,7 +60,8 @@ def group_rows(
         num_experts: k.
 
     Raises:
-        ValueError: a row that does not exit selects an expert outside [0, k).
+        ValueError: a row that does not exit selects an expert outside [0, k); no experts; not one exit and
+            one expert for each row.
 
     Example:
         >>> groups = group_rows(
@@ -65,7 +70,16 @@ def group_rows(
         >>> groups.exits.tolist(), {j: rows.tolist() for j, rows in groups.by_expert.items()}
         ([0], {1: [1, 2]})
     """
-    return group_places(selected_expert.long().masked_fill(exits, EXITS), num_experts)
+    num_experts = whole("num_experts", num_experts, least=1)
+    if exits.shape != selected_expert.shape:
+        raise ValueError(
+            f"{len(exits)} exits for {len(selected_expert)} selected experts; one each is due"
+        )
+    if selected_expert.is_floating_point():
+        raise ValueError(f"selected_expert must be whole numbers, got {selected_expert.dtype}")
+    # Numbers far below 0 have meanings of their own in `group_places`.
+    place = selected_expert.long().clamp(min=EXITS + 1).masked_fill(exits, EXITS)
+    return group_places(place, num_experts)
 
 
 def group_places(place: Int[Tensor, " n"], num_experts: int) -> Groups:

@@ -10,6 +10,14 @@ from torch import nn
 from coe_core.errors import UnequalExpertsError
 
 
+def _some(experts: Iterable[nn.Module]) -> list[nn.Module]:
+    """The experts, one at least."""
+    networks = list(experts)
+    if not networks:
+        raise ValueError("a shared start needs experts, but there are none")
+    return networks
+
+
 @torch.no_grad()
 def start_as_one(experts: Iterable[nn.Module]) -> None:
     """Make every expert what the first is. OURS.
@@ -26,7 +34,7 @@ def start_as_one(experts: Iterable[nn.Module]) -> None:
         >>> are_one(experts)
         True
     """
-    first, *others = experts
+    first, *others = _some(experts)
     state = first.state_dict()
     for j, expert in enumerate(others, start=1):
         try:
@@ -45,7 +53,7 @@ def are_one(experts: Iterable[nn.Module]) -> bool:
         >>> are_one([nn.Linear(2, 1), nn.Linear(2, 1)])
         False
     """
-    first, *others = (expert.state_dict() for expert in experts)
+    first, *others = (expert.state_dict() for expert in _some(experts))
     return all(
         other.keys() == first.keys() and all(torch.equal(first[key], other[key]) for key in first)
         for other in others
@@ -67,7 +75,7 @@ def share_gradient(experts: Iterable[nn.Module]) -> None:
         >>> experts[1].weight.grad
         tensor([[1., 1.]])
     """
-    first, *others = experts
+    first, *others = _some(experts)
     for expert in others:
         for source, copy in zip(first.parameters(), expert.parameters(), strict=True):
             if source.grad is None:

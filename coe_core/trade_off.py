@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from coe_core._checks import real
+
 
 class TradeOffCurve(NamedTuple):
     """Every operating point there is, from no exits to all exits. m points, rising exit rate.
@@ -32,6 +34,8 @@ def held_out(**arrays: Tensor) -> list[Tensor]:
     for name, array in arrays.items():
         if array.shape != (n,):
             raise ValueError(f"{name} has shape {tuple(array.shape)}, but there are {n} samples")
+        if array.is_complex():
+            raise ValueError(f"{name} must be real numbers, got {array.dtype}")
         bad = int((~torch.isfinite(array)).sum())
         if bad:
             raise ValueError(f"{name} holds {bad} values that are not finite of {n}")
@@ -101,7 +105,7 @@ def corpus_trade_off_curve(
         expert_cost: of the selected expert: one number, or one per sample. Paid by those that stay.
 
     Raises:
-        ValueError: no samples, shapes that disagree, or values that are not finite.
+        ValueError: no samples, shapes that disagree, or values (also sums) that are not finite.
 
     Example:
         >>> rough = torch.tensor([[1.0, 2.0], [0.0, 2.0]])  # right words, words
@@ -129,7 +133,9 @@ def corpus_trade_off_curve(
     bad = int((~torch.isfinite(rough)).sum() + (~torch.isfinite(expert)).sum())
     if bad:
         raise ValueError(f"the statistics hold {bad} values that are not finite")
-    if not math.isfinite(delegator_cost):
+    if delegator_cost != delegator_cost or not math.isfinite(
+        real("delegator_cost", delegator_cost)
+    ):
         raise ValueError(f"delegator_cost must be finite, got {delegator_cost}")
     order = torch.argsort(confidence, descending=True, stable=True)
     ordered = confidence[order]
@@ -152,5 +158,12 @@ def corpus_trade_off_curve(
             f"quality gave {tuple(reached.shape)} for {len(ends)} operating points; one number each is due"
         )
     cost = delegator_cost + of_the_rest(expert_cost) / n
+    for name, values in (("quality", reached), ("cost", cost)):
+        bad = int((~values.isfinite()).sum())
+        if bad:
+            raise ValueError(
+                f"{name} is not finite at {bad} of {len(ends)} operating points: sums over {n} samples "
+                "overflow, or the quality is not defined there"
+            )
     threshold = torch.cat([torch.tensor([torch.inf], dtype=torch.float64), ordered])[ends]
     return TradeOffCurve(threshold, ends.double() / n, reached.double(), cost)

@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import ArrayLike
 
+from coe_core._checks import scientific, whole
+
 LARGEST = 1e150  # sums and differences of larger scores might overflow
 
 
@@ -92,7 +94,11 @@ def even_demand(n: int, k: int) -> Int64[np.ndarray, " k"]:
     """
     if n < 0 or k < 1:
         raise ValueError(f"cannot split {n} samples over {k} experts; need n >= 0 and k >= 1")
-    demand = np.full(k, n // k, np.int64)
+    n, k = whole("n", n), whole("k", k, least=1)
+    try:
+        demand = np.full(k, n // k, np.int64)
+    except (MemoryError, ValueError) as error:
+        raise ValueError(f"{k} experts do not fit into memory") from error
     demand[: n % k] += 1
     return demand
 
@@ -111,7 +117,7 @@ def duality_gap(scores: ArrayLike, assignment: Assignment) -> float:
         The gap, in the unit of the scores; never negative.
 
     Raises:
-        ValueError: shapes that do not match.
+        ValueError: shapes that do not match, experts that do not exist, or prices that are not finite.
 
     Example:
         >>> scores = [[5.0, 0.0], [4.0, 1.0]]
@@ -126,6 +132,13 @@ def duality_gap(scores: ArrayLike, assignment: Assignment) -> float:
         raise ValueError(
             f"scores are {scores.shape}, but the assignment has experts of shape {expert.shape} "
             f"and prices of shape {prices.shape}; pass the scores it was computed from"
+        )
+    if expert.dtype.kind not in "iu" or not np.isfinite(prices).all():
+        raise ValueError("an assignment has whole numbers as experts and finite prices")
+    if len(expert) and not 0 <= expert.min() <= expert.max() < len(prices):
+        raise ValueError(
+            f"the assignment names experts {expert.min()} to {expert.max()}, but there are "
+            f"{len(prices)} (0..{len(prices) - 1})"
         )
     gap = 0.0
     for start in range(0, len(expert), 1 << 16):  # in blocks, to need little memory
@@ -145,7 +158,10 @@ def _as_array(values: Any) -> np.ndarray:
 
 
 def _as_matrix(scores: ArrayLike) -> np.ndarray:
-    array = _as_array(scores)
+    try:
+        array = _as_array(scores)
+    except ValueError as error:  # rows of unequal length
+        raise ValueError(f"scores must be [n, k]: {error}") from error
     if array.ndim != 2 or array.shape[1] < 1:
         raise ValueError(f"scores must be [n, k] with k >= 1 experts, got shape {array.shape}")
     if array.dtype.kind not in "fiub":
@@ -159,18 +175,22 @@ def _as_demand(demand: ArrayLike, n: int, k: int) -> np.ndarray:
     array = _as_array(demand)
     if array.shape != (k,):
         raise ValueError(f"demand must have one entry for each of {k} experts, got {array.shape}")
-    kind = array.dtype.kind
-    if kind not in "fiub" or (kind == "f" and not (array == np.floor(array)).all()):
-        raise ValueError(f"demand counts samples, so it must be integers, got {array.tolist()}")
-    if array.min() < 0:
-        j = int(array.argmin())
-        raise ValueError(f"demand must not be negative, got {array[j]} for expert {j}")
-    if array.sum() != n:
+    values = array.tolist()
+    if not all(
+        isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+        for value in values
+    ):
+        raise ValueError(f"demand counts samples, so it must be integers, got {values}")
+    counts = [int(value) for value in values]  # of any size: their sum cannot wrap around
+    if min(counts) < 0:
+        j = counts.index(min(counts))
+        raise ValueError(f"demand must not be negative, got {values[j]} for expert {j}")
+    if sum(counts) != n:
         raise ValueError(
-            f"not balanced: demand sums to {array.sum():g} over {k} experts, but there are {n} "
+            f"not balanced: demand sums to {scientific(sum(counts))} over {k} experts, but there are {n} "
             "samples; scale demand to match"
         )
-    return array.astype(np.int64, order="C")
+    return np.array(counts, np.int64)
 
 
 def _raise_unusable(scores: np.ndarray) -> None:

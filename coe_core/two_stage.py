@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from coe_core._checks import real
 from coe_core.trade_off import TradeOffCurve, corpus_trade_off_curve
 
 
@@ -112,9 +113,12 @@ class TwoStage:
             quality: name of one; None: the first.
 
         Raises:
-            ValueError: no quality of that name.
+            ValueError: no quality of that name, no samples, or a threshold that is NaN.
         """
         rough, final, score = _named("quality", self.qualities, quality)
+        threshold = real("threshold", threshold)
+        if len(self.confidence) == 0:
+            raise ValueError("no samples: a threshold leads to nothing")
         exits = self.confidence >= threshold
         sums = torch.where(exits[:, None], rough, final).sum(0, keepdim=True)
         can_exit = threshold < torch.inf

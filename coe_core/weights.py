@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from coe_core._checks import whole
 from coe_core.distributed import gather_rows
 from coe_core.transport import balanced_assignment, even_demand
 
+_EXACT = 2**40  # from so many samples on, float64 has too few digits for the remainders
 Scope = Literal["batch", "queue", "dataset"]
 
 
@@ -24,7 +26,8 @@ def demand_from_shares(num_samples: int, shares: Float[Tensor, " k"]) -> Int[Ten
         shares: non-negative, not all zero; only their ratios matter.
 
     Raises:
-        ValueError: a share is negative or not finite, or all are zero; num_samples below 0.
+        ValueError: a share is negative or not finite, or all are zero; num_samples below 0, above
+            2**63 - 1, or no whole number.
 
     Example:
         >>> demand_from_shares(10, torch.tensor([1.0, 1.0, 2.0])).tolist()
@@ -32,17 +35,36 @@ def demand_from_shares(num_samples: int, shares: Float[Tensor, " k"]) -> Int[Ten
     """
     if num_samples < 0:
         raise ValueError(f"cannot hand out {num_samples} samples; num_samples must be at least 0")
+    num_samples = whole("num_samples", num_samples)
     shares = shares.detach().double().cpu()
+    if shares.ndim != 1:
+        raise ValueError(f"shares must be [k], one per expert, got shape {tuple(shares.shape)}")
     if not bool(torch.isfinite(shares).all()) or bool((shares < 0).any()) or shares.sum() == 0:
         raise ValueError(
             f"shares must be finite, non-negative and not all zero, got {shares.tolist()}; "
             "give each expert the relative size of its portion"
         )
+    if num_samples >= _EXACT:
+        return torch.tensor(_exact_demand(num_samples, shares.tolist()))
     shares = shares / shares.max()  # their sum cannot overflow
     ideal = num_samples * (shares / shares.sum())
     demand = ideal.floor().long()
     order = torch.argsort(-(ideal - demand), stable=True)
     demand[order[: num_samples - int(demand.sum())]] += 1
+    return demand
+
+
+def _exact_demand(num_samples: int, shares: list[float]) -> list[int]:
+    """As `demand_from_shares`, in whole numbers of any size: a share is one times a power of two."""
+    ratios = [share.as_integer_ratio() for share in shares]
+    largest = max(below for _, below in ratios)  # all are powers of two
+    parts = [above * (largest // below) for above, below in ratios]
+    total = sum(parts)
+    demand = [num_samples * part // total for part in parts]
+    remainders = [num_samples * part % total for part in parts]
+    order = sorted(range(len(parts)), key=lambda j: -remainders[j])
+    for j in order[: num_samples - sum(demand)]:
+        demand[j] += 1
     return demand
 
 
@@ -84,7 +106,7 @@ def sample_weights(
         focus: r in [0, 1].
 
     Raises:
-        ValueError: focus outside [0, 1], or a portion that names no expert.
+        ValueError: focus outside [0, 1], no experts, or a portion that names none of them.
 
     Example:
         >>> sample_weights(torch.tensor([0, 1]), num_experts=2, focus=0.5)
@@ -93,6 +115,9 @@ def sample_weights(
     """
     if not 0 <= focus <= 1:
         raise ValueError(f"focus must be in [0, 1], got {focus}")
+    whole("num_experts", num_experts, least=1)
+    if portion.is_floating_point() or portion.is_complex():
+        raise ValueError(f"portion must hold the numbers of experts, got {portion.dtype}")
     if portion.numel() and (int(portion.min()) < 0 or int(portion.max()) >= num_experts):
         raise ValueError(
             f"portion holds experts {int(portion.min())}..{int(portion.max())}, "
@@ -146,6 +171,8 @@ class Partitioner(nn.Module):
         super().__init__()
         if num_experts < 1:
             raise ValueError(f"num_experts must be at least 1, got {num_experts}")
+        for name, size, least in (("num_experts", num_experts, 1), ("queue_size", queue_size, 0)):
+            whole(name, size, least)
         if scope not in ("batch", "queue", "dataset"):
             raise ValueError(f"unknown scope {scope!r}; known: 'batch', 'queue', 'dataset'")
         if scope == "queue" and queue_size < 1:
@@ -161,9 +188,15 @@ class Partitioner(nn.Module):
         self.shares = shares
         queue_rows = queue_size if scope == "queue" else 0
         table_rows = num_samples if scope == "dataset" else 0
-        self.register_buffer("queue", torch.full((queue_rows, num_experts), torch.nan))
-        self.register_buffer("table", torch.full((table_rows, num_experts), torch.nan))
-        self.register_buffer("table_portion", torch.full((table_rows,), -1))
+        try:
+            self.register_buffer("queue", torch.full((queue_rows, num_experts), torch.nan))
+            self.register_buffer("table", torch.full((table_rows, num_experts), torch.nan))
+            self.register_buffer("table_portion", torch.full((table_rows,), -1))
+        except RuntimeError as error:  # torch's kind of a MemoryError
+            raise ValueError(
+                f"scores of {queue_rows or table_rows} samples over {num_experts} experts do not fit into "
+                "memory"
+            ) from error
 
     def begin_epoch(self) -> None:
         """Scope "dataset": partition all samples by their last scores; no effect in other scopes.
