@@ -41,6 +41,8 @@ def run(arguments: argparse.Namespace) -> None:
     print_table(rich_table(lines, f"{names} on test data; thresholds fitted on validation data"))
     if ensembles:
         print_table(ensemble_table.rich_table(ensembles))
+    for part in (f"{run.folder.name}: {part}" for run in runs for part in run.networks.diverged()):
+        print(f"failed: {part} diverged in training, its rows mean nothing")
     for name in recipe.without_control:
         print(
             f"ensemble {name} has no control: train its undivided network (s = 1) in the same run"

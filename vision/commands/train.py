@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from coe_core.support.command import at_least
+from coe_core.support.command import DONE, IN_PART, at_least
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Train, store the default operating points, and say where the run is."""
+def run(arguments: argparse.Namespace) -> int:
+    """Train, store the default operating points, and say where the run is, and what of it failed."""
     from coe_core.support.reports import print_table
     from vision.commands.calibrate import points_table
     from vision.evaluation.calibrate import default_points
@@ -39,16 +39,21 @@ def run(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     if arguments.dry_run:
         _dry_run(arguments, recipe)
-        return
+        return DONE
     folder = Path(arguments.out or f"runs/{Path(arguments.recipe).stem}-s{recipe.seed}")
     start = time.monotonic()
     data = train(recipe, folder, resume=arguments.resume, stop_after=arguments.stop_after)
     if processes().rank != 0:
-        return
+        return DONE
     print(f"trained in {time.monotonic() - start:.0f} s; run folder: {folder}")
+    trained = load_run(folder, team=False)
     if recipe.has_team:
-        print_table(points_table(default_points(load_run(folder), data)))
+        print_table(points_table(default_points(trained, data)))
+    failed = trained.networks.diverged()
+    for part in failed:
+        print(f"failed: {part} diverged (train.lr={recipe.train.lr:g}), its results mean nothing")
     print(f"next: coe-vision evaluate {folder}")
+    return IN_PART if failed else DONE
 
 
 def _dry_run(arguments: argparse.Namespace, recipe) -> None:

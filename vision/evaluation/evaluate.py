@@ -116,7 +116,12 @@ def evaluate(
         for run, rows in zip(runs, tables, strict=True)
     ]
     write_text(folder / "per_run.csv", _join_by_seed(per_run))
-    about = provenance(data, runs=[str(run.folder) for run in runs], batch_size=batch_size)
+    about = provenance(
+        data,
+        runs=[str(run.folder) for run in runs],
+        diverged={str(run.folder): run.networks.diverged() for run in runs},
+        batch_size=batch_size,
+    )
     write_json(folder / "provenance.json", about)
     return Evaluation(lines, detail)
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-import timm.optim
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coe_core import CoTrainingObjective, FamilyLabels
 from coe_core.agreement import AGREEMENTS
+from coe_core.shared_start import start_as_one
 from vision.networks.pwlu.layer import start_learning
 from vision.networks.side_by_side import Together
 from vision.networks.teacher import Teacher
 from vision.networks.team import Trunked
 from vision.networks.trunk import feature_shape
 from vision.recipe_networks import Networks
+from vision.training.optimizer import build_optimizer
 from vision.training.schedule import learning_rate_schedule
 
 COMPILER = "inductor"  # of torch.compile
@@ -209,12 +210,16 @@ class CoETraining(LightningModule):
 
     @torch.no_grad()
     def _copy_first_expert(self, with_optimizer: bool) -> None:
-        """Make every expert what expert 0 is; at the split with its momentum, to continue as it did."""
+        """Make every expert what expert 0 is; at the split with its momentum, to continue as it did.
+
+        Not the core's `share_gradient`: copies that take no part in a step cost neither gradients nor
+        momentum, and the experts take part in none until the split.
+        """
         first, *others = self.networks.team.experts
-        for expert in others:
-            expert.load_state_dict(first.state_dict())
-            if with_optimizer:
-                state = self.optimizers().optimizer.state
+        start_as_one(self.networks.team.experts)
+        if with_optimizer:
+            state = self.optimizers().optimizer.state
+            for expert in others:
                 for source, copy in zip(first.parameters(), expert.parameters(), strict=True):
                     state[copy] = deepcopy(state[source])
 
@@ -255,24 +260,12 @@ class CoETraining(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         train = self.recipe.train
-        optimizer = timm.optim.create_optimizer_v2(
-            self._parameter_groups() if self.recipe.ensembles else self,
-            opt=train.optimizer,
-            lr=train.lr,
-            weight_decay=train.weight_decay,
-            momentum=train.momentum,
-        )
+        optimizer = build_optimizer(train, self, self._parts() if self.recipe.ensembles else None)
         schedule = learning_rate_schedule(optimizer, train, self.num_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _parameter_groups(self) -> list[dict[str, Any]]:
+    def _parts(self) -> list[tuple[nn.Module, float]]:
         """The ensembles' networks with the weight decay that division leaves, the others as always."""
-        networks = self.networks
-        parts: list[tuple[Any, float]] = [
-            (part, self.recipe.train.weight_decay)
-            for part in (networks.team, networks.controls, networks.cascade)
-            if part is not None
-        ]
-        parts += [(e, e.division.weight_decay or 0.0) for e in networks.ensembles.values()]
-        grouped = [timm.optim.param_groups_weight_decay(part, decay) for part, decay in parts]
-        return [group for groups in grouped for group in groups if group["params"]]
+        networks, decay = self.networks, self.recipe.train.weight_decay
+        parts = [(part, decay) for part in (networks.team, networks.controls) if part is not None]
+        return parts + [(e, e.division.weight_decay or 0.0) for e in networks.ensembles.values()]
