@@ -137,7 +137,7 @@ def answer_of(found: Prediction, classes: list[str], budget: Budget, seconds: fl
             ClassProbability(label=text(classes[i]), probability=float(found.probabilities[i]))
             for i in best
         ],
-        exited=found.exited,
+        exited=bool(found.exited),
         expert=found.expert,
         confidence=found.confidence,
         rough_label=text(found.rough_label),

@@ -167,7 +167,8 @@ class Service:
         """One answered prediction, for the metrics and the drift."""
         self.metrics.predicted(prediction.expert, prediction.macs, seconds)
         if budget.exit_rate is not None:
-            self.metrics.exited(prediction.exited, budget.exit_rate, budget.num_samples)
+            exited = bool(prediction.exited)
+            self.metrics.exited(exited, budget.exit_rate, budget.num_samples or 0)
 
 
 def create_app(predictor: Predictor, settings: ServerSettings | None = None) -> FastAPI:

@@ -89,7 +89,7 @@ class Batcher(Generic[Item, Result]):
         self._task.add_done_callback(self._died)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *reason: object) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -150,7 +150,7 @@ class Batcher(Generic[Item, Result]):
         self._full.clear()
 
     def _take(self) -> list[tuple[Item, asyncio.Future[Result]]]:
-        batch = []
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
         while self._waiting and len(batch) < self.max_batch:
             item, future = self._waiting.popleft()
             if not future.done():  # a caller that gave up has cancelled it

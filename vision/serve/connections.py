@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -69,7 +69,7 @@ class Connections:
         self.num_open = 0
 
     @property
-    def protocol(self) -> Callable[..., BoundedProtocol]:
+    def protocol(self) -> Any:
         """For ``uvicorn.Config(http=...)``."""
         return partial(BoundedProtocol, table=self)
 

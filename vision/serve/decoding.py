@@ -73,7 +73,7 @@ def decoding_bytes(content: bytes, preprocess: Preprocess, max_pixels: int | Non
     """
     with suppress(Exception), open_image(io.BytesIO(content), max_pixels) as image:
         width, height = image.size
-        each = max(_BY_MODE.get(image.mode, _OTHER), _BY_FORMAT.get(image.format, 0))
+        each = max(_BY_MODE.get(image.mode, _OTHER), _BY_FORMAT.get(image.format or "", 0))
         if "transparency" in image.info:
             each = max(each, _TRANSPARENT)
         if "exif" in image.info:

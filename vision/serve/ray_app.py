@@ -46,6 +46,8 @@ class Rough(NamedTuple):
 class _Replica:
     """One network of a run, in batches."""
 
+    run_batch: Any  # of Ray, in the classes below
+
     def __init__(self, run: str, expert: int | None, max_batch: int, window: float):
         loaded = load_run(run)
         if loaded.recipe.hand_over.anything:
