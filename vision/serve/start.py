@@ -23,19 +23,22 @@ def warm_up(predictor: Predictor, batch_size: int) -> None:
         predictor: compiled networks are compiled here, which can take minutes.
         batch_size: of the server; the first batch of another size compiles again if it must.
     """
-    networks = predictor.networks
-    parts = {"the delegator": networks.team.delegator}
-    parts |= {f"expert {j}": expert for j, expert in enumerate(networks.team.experts)}
+    networks, team = predictor.networks, predictor.networks.team
     with torch.inference_mode(), autocast(networks.device, predictor.precision):
         for count in sorted(
             {1, min(2, batch_size)}
         ):  # of one image compilers make a case of its own
             prepared = networks.prepare(_blank(predictor, count).to(networks.device))
-            for name, network in parts.items():
+            try:
+                handed = team.for_experts(team.hand_over(prepared))
+            except Exception:
+                log.exception("the delegator fails")
+                return
+            for j, expert in enumerate(team.experts):
                 try:
-                    network(prepared)
+                    expert(handed)
                 except Exception:  # its images will fail, others not
-                    log.exception("%s fails", name)
+                    log.exception("expert %d fails", j)
 
 
 def serving_threads(predictor: Predictor, batch_size: int) -> Threads:
