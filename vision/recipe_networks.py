@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from vision.data.preprocess import Preprocess
 from vision.divide.division import Division
 from vision.divide.ensemble import EnsembleNetworks
 from vision.networks.network import Network, build_network
+from vision.networks.outputs import check_outputs
 from vision.networks.size import with_zeros
 from vision.networks.team import Team, Trunked
 from vision.recipe import Recipe, recipe_from_dict
@@ -192,6 +193,42 @@ class RunMacs:
         return sum(self.experts) / len(self.experts)
 
 
+class _Part(NamedTuple):
+    label: str  # with the network's name, for messages
+    network: nn.Module
+    images: Tensor  # one, or the features that stand for it
+    outputs: int
+
+
+def _parts(networks: Networks) -> Iterator[_Part]:
+    """Every network of a run: delegator, experts, controls, of ensembles the first, both of the cascade."""
+    prepare, recipe = networks.preprocess, networks.recipe
+    image = torch.zeros(1, prepare.channels, prepare.size, prepare.size, device=networks.device)
+    team, cascade, num_classes = networks.team, networks.cascade, len(networks.classes)
+    seen = image  # by the experts
+    if team is not None and recipe.delegator is not None:
+        if isinstance(team.delegator, Trunked):
+            from vision.networks.trunk import feature_shape
+
+            shape = feature_shape(team.delegator.trunk, tuple(image.shape[1:]))
+            seen = torch.zeros(1, *shape, device=image.device)
+        label = f"delegator ({recipe.delegator.name})"
+        yield _Part(label, team.delegator, image, num_classes + team.num_experts)
+        for j, (named, expert) in enumerate(zip(recipe.expert_networks, team.experts, strict=True)):
+            yield _Part(f"expert {j} ({named.name})", expert, seen, num_classes)
+    for name, control in networks.controls.items():
+        label = f"control {name} ({recipe.controls[name].name})"
+        yield _Part(label, control, image, num_classes)
+    for name, built in networks.ensembles.items():
+        label = f"ensemble {name} ({recipe.ensembles[name].network.name})"
+        yield _Part(label, built.members[0], image, num_classes)
+    if cascade is not None:
+        label = f"cascade ({recipe.delegator.name})"
+        yield _Part(label, cascade.delegator, image, num_classes + cascade.num_experts)
+        label = f"cascade ({recipe.expert_networks[0].name})"
+        yield _Part(label, cascade.experts[0], seen, num_classes)
+
+
 def run_macs(networks: Networks) -> RunMacs:
     """Count every network of a run on one image.
 
@@ -199,45 +236,45 @@ def run_macs(networks: Networks) -> RunMacs:
         ValueError: a network that cannot take images of this size.
         UncountedOperatorError: an operator whose multiply-adds are not known.
     """
-    prepare, recipe = networks.preprocess, networks.recipe
-    image = torch.zeros(1, prepare.channels, prepare.size, prepare.size, device=networks.device)
-
-    def count(part: str, name: str, network: nn.Module, seen: Tensor = image) -> int:
+    prepare = networks.preprocess
+    counts = []
+    for part in _parts(networks):
         try:
-            return count_macs(network, seen)
+            counts.append(count_macs(part.network, part.images))
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"{part} ({name}) cannot take images of {prepare.channels} x {prepare.size} x "
+                f"{part.label} cannot take images of {prepare.channels} x {prepare.size} x "
                 f"{prepare.size}: {reason}; change data.size, or the network's options"
             ) from error
-
-    team, cascade = networks.team, networks.cascade
-    seen = image
-    if team is not None and isinstance(team.delegator, Trunked):
-        from vision.networks.trunk import feature_shape
-
-        shape = feature_shape(team.delegator.trunk, tuple(image.shape[1:]))
-        seen = torch.zeros(1, *shape, device=image.device)
-    experts = zip(recipe.expert_networks, team.experts if team else (), strict=True)
+    next_count = iter(counts)
+    team = networks.team
     return RunMacs(
-        count("delegator", recipe.delegator.name, team.delegator) if team else 0,
-        [count(f"expert {j}", named.name, own, seen) for j, (named, own) in enumerate(experts)],
-        {
-            name: count(f"control {name}", recipe.controls[name].name, control)
-            for name, control in networks.controls.items()
-        },
-        {
-            name: count(f"ensemble {name}", recipe.ensembles[name].network.name, built.members[0])
-            for name, built in networks.ensembles.items()
-        },
-        None
-        if cascade is None
-        else (
-            count("cascade", recipe.delegator.name, cascade.delegator),
-            count("cascade", recipe.expert_networks[0].name, cascade.experts[0], seen),
-        ),
+        next(next_count) if team else 0,
+        [next(next_count) for _ in (team.experts if team else ())],
+        {name: next(next_count) for name in networks.controls},
+        {name: next(next_count) for name in networks.ensembles},
+        None if networks.cascade is None else (next(next_count), next(next_count)),
     )
+
+
+def check_trainable(networks: Networks, batch_size: int) -> None:
+    """Try every network of a run on a batch of blank images, equal ones once.
+
+    Args:
+        networks: before their training.
+        batch_size: of a process; more than two images tell no more than two.
+
+    Raises:
+        ValueError: see `check_outputs`.
+    """
+    tried: set[str] = set()
+    for part in _parts(networks):
+        kind = f"{part.network} {part.images.shape} {part.outputs}"
+        if kind not in tried:
+            tried.add(kind)
+            images = part.images.new_zeros(min(batch_size, 2), *part.images.shape[1:])
+            check_outputs(part.network, images, part.outputs, part.label)
 
 
 def without_downloads(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from vision.data.loaders import default_workers, eval_loader, train_loader
 from vision.errors import RunError
 from vision.precision import autocast, choose_precision
 from vision.recipe import Recipe
-from vision.recipe_networks import Networks, RunMacs, run_macs
+from vision.recipe_networks import Networks, RunMacs, check_trainable, run_macs
 from vision.threads import Threads, choose_threads, restored_threads
 from vision.training.callbacks import (
     AveragedWeights,
@@ -98,6 +98,7 @@ def _train(
     module = CoETraining(recipe.to_dict(), data.classes, data.preprocess.to_dict(), len(data.train))
     # A network that cannot be run or counted is found now, not at the end.
     macs = run_macs(module.networks)
+    check_trainable(module.networks, recipe.train.batch_size // team.count)
     threads = _threads(module.networks, macs, trained, team)
     torch.set_num_threads(threads.count)
     if threads.reason and team.rank == 0:

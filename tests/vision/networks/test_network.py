@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vision.networks.network import Network, build_network
+from vision.networks.outputs import check_outputs
 from vision.networks.own.small_resnet import SmallResNet
 from vision.networks.team import Team
 
@@ -54,6 +55,52 @@ def test_channels():
 def test_refused(network, message):
     with pytest.raises(ValueError, match=message):
         build_network(network, 10)
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "count", "message"),
+    [
+        (
+            Network("test_resnet", options={"global_pool": ""}),
+            32,
+            2,
+            "cannot be trained on images of 3 x",
+        ),
+        (Network("test_resnet"), 32, 1, "batches of one image, which batch normalisation cannot"),
+        (Network("small_resnet"), 32, 1, None),
+        (Network("torchvision/googlenet"), 64, 2, None),
+    ],
+)
+def test_outputs_are_tried_before_training(network, size, count, message):
+    built = build_network(network, 5)
+    weights = {name: value.clone() for name, value in built.state_dict().items()}
+    state, images = torch.get_rng_state(), torch.zeros(count, 3, size, size)
+    if message is None:
+        check_outputs(built, images, 5, "expert 0")
+    else:
+        with pytest.raises(ValueError, match=message) as raised:
+            check_outputs(built, images, 5, "expert 0")
+        assert "\n" not in str(raised.value)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, weights[name]) for name, value in built.state_dict().items())
+
+
+def test_networks_that_return_several_outputs_are_refused():
+    with pytest.raises(ValueError, match=r"options.aux_logits is refused: .*one row of logits"):
+        build_network(Network("torchvision/inception_v3", options={"aux_logits": True}), 5)
+
+    class Two(torch.nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(
+        ValueError, match="expert 0 returns a tuple of 2 for 2 images, not one row of 5"
+    ):
+        check_outputs(Two(), torch.zeros(2, 5), 5, "expert 0")
+    with pytest.raises(
+        ValueError, match="expert 0 returns an array of 2 x 5 for 2 images, not one row of 6"
+    ):
+        check_outputs(torch.nn.Identity(), torch.zeros(2, 5), 6, "expert 0")
 
 
 def test_small_resnet_by_hand():
