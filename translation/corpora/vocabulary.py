@@ -148,7 +148,10 @@ def _trainer_options(how: Segmentation, size: int) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     """What SentencePiece says, without the place in its sources."""
-    return " ".join(str(error).rpartition("] ")[2].split()) or type(error).__name__
+    place, _, reason = str(error).rpartition("] ")
+    return (
+        " ".join(reason.split()) or f"SentencePiece says no more than {place.rpartition('[')[2]!r}"
+    )
 
 
 def _changed(lines: Sequence[str], rule: str) -> Iterator[tuple[str, str]]:
