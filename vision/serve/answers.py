@@ -9,6 +9,7 @@ import os
 from fastapi import HTTPException, Request
 from pydantic import BaseModel
 
+from coe_core.errors import CoEError
 from coe_core.support.command import nearest
 from vision.prediction.budgets import Budget
 from vision.prediction.predictor import Prediction
@@ -46,6 +47,10 @@ class Problem(BaseModel):
     """Why a request was refused."""
 
     detail: str
+
+
+class NotFiniteError(CoEError):
+    """Networks that answer with NaN or infinity."""
 
 
 IMAGE_BODY = {
@@ -146,6 +151,14 @@ def answer_of(found: Prediction, classes: list[str], budget: Budget, seconds: fl
         threshold=finite(budget.threshold),
         milliseconds=1000 * seconds,
     )
+
+
+def or_its_error(prediction: Prediction) -> Prediction | NotFiniteError:
+    """The prediction, or what is wrong with it where networks answered with no numbers."""
+    if math.isfinite(prediction.confidence) and math.isfinite(prediction.probability):
+        return prediction
+    expert = "" if prediction.expert is None else f"expert {prediction.expert} or "
+    return NotFiniteError(f"{expert}the delegator answered with NaN or infinity")
 
 
 def plain_budget(budget: Budget) -> dict:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from coe_core import AimNotReachableError, CoEError
+from coe_core import AimNotReachableError
 from vision.data.preprocess import UnreadableImageError
 from vision.errors import RunError
 from vision.prediction.budgets import Budget
@@ -32,6 +31,7 @@ from vision.serve.answers import (
     client_text,
     finite,
     image_of,
+    or_its_error,
     plain_budget,
     text,
 )
@@ -112,7 +112,7 @@ class Service:
         self.metrics.batch.observe(len(items))
         pixels, budgets = zip(*items, strict=True)
         predictions = self.predictor.predict_pixels(torch.stack(pixels), budgets)
-        return [_or_its_error(prediction) for prediction in predictions]
+        return [or_its_error(prediction) for prediction in predictions]
 
     def resolve(self, budget: str | None, threshold: float | None) -> Budget:
         """See `Predictor.resolve`; what is wrong with it is the client's to know, not where the run lies.
@@ -303,17 +303,6 @@ def _add_pages(app: FastAPI) -> None:
 
 class ClientGoneError(Exception):
     """The client closed the connection before its answer was ready."""
-
-
-class NotFiniteError(CoEError):
-    """Networks that answer with NaN or infinity."""
-
-
-def _or_its_error(prediction: Prediction) -> Prediction | Exception:
-    if math.isfinite(prediction.confidence) and math.isfinite(prediction.probability):
-        return prediction
-    network = "the delegator" if prediction.expert is None else f"expert {prediction.expert}"
-    return NotFiniteError(f"{network} or the delegator answered with NaN or infinity")
 
 
 def _run_facts(predictor: Predictor) -> bytes:

@@ -28,7 +28,14 @@ from vision.prediction.budgets import resolve_budget
 from vision.prediction.predictor import Prediction
 from vision.recipe_networks import run_macs
 from vision.run import Run, load_run
-from vision.serve.answers import answer_of, check_parameters, client_text, image_of, text
+from vision.serve.answers import (
+    answer_of,
+    check_parameters,
+    client_text,
+    image_of,
+    or_its_error,
+    text,
+)
 from vision.serve.decoding import ImageDecoder
 from vision.serve.memory import BusyMemoryError, TooMuchMemoryError
 
@@ -175,6 +182,8 @@ class Ingress:
             return JSONResponse({"detail": client_text(error, self.run)}, 422)
         except (ValueError, RunError, AimNotReachableError, OverflowError) as error:
             return JSONResponse({"detail": client_text(error, self.run)}, 400)
+        if isinstance(or_its_error(found), Exception):
+            return JSONResponse({"detail": f"the prediction failed: {or_its_error(found)}"}, 500)
         seconds = time.perf_counter() - start
         return JSONResponse(answer_of(found, self.classes, resolved, seconds).model_dump())
 

@@ -1,10 +1,13 @@
 """The Ray Serve application on a local Ray: the predictor's answers over separate deployments."""
 
+import asyncio
 import io
+import json
 import shutil
 import socket
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -106,6 +109,69 @@ def test_the_predictors_answers_and_refusals(application, run, images):
     ]:
         reply = httpx.post(address, content=content, params=parameters, timeout=60)
         assert (reply.status_code, message in reply.json()["detail"]) == (status, True)
+
+
+class Fake:
+    """A deployment's handle that gives one answer."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    async def remote(self, pixels):
+        return self.answer
+
+
+def test_the_ingress_answers_and_refuses_without_a_cluster(trained):
+    from starlette.requests import Request
+
+    from vision.serve.ray_app import Ingress, Rough
+
+    rough = Rough(np.arange(10, dtype=np.float32), 0.5, 1)
+    experts = [Fake(-np.arange(10, dtype=np.float32)) for _ in range(3)]
+    ingress = Ingress.func_or_class(
+        str(trained), Fake(rough), experts, max_pixels=2000, max_bytes=20_000, max_memory=15_000
+    )
+    file = io.BytesIO()
+    Image.new("L", (8, 8)).save(file, "png")
+    large, larger = io.BytesIO(), io.BytesIO()
+    Image.new("L", (40, 50)).save(large, "png")
+    Image.new("RGBA", (40, 45)).save(larger, "png")
+
+    def ask(content, query="", **headers):
+        async def receive():
+            return {"type": "http.request", "body": content, "more_body": False}
+
+        headers = {"content-length": str(len(content)), **headers}
+        scope = {
+            "type": "http", "method": "POST", "path": "/", "query_string": query.encode(),
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        }  # fmt: skip
+        reply = asyncio.run(ingress(Request(scope, receive)))
+        return reply.status_code, json.loads(reply.body)
+
+    status, answer = ask(file.getvalue(), "threshold=0")
+    assert (status, answer["exited"], answer["label"]) == (200, True, ingress.classes[9])
+    status, answer = ask(file.getvalue(), "threshold=0.6")
+    assert (status, answer["expert"], answer["label"]) == (200, 1, ingress.classes[0])
+    assert ask(large.getvalue())[0] == 200
+    experts[1].answer = experts[1].answer * np.nan
+    status, answer = ask(file.getvalue(), "threshold=0.6")
+    assert (status, answer["detail"][:43]) == (500, "the prediction failed: expert 1 or the dele")
+    for content, query, status, message in [
+        (larger.getvalue(), "", 413, "the image is too large: it needs about "),
+        (b"nothing", "", 422, "cannot read the image in the body"),
+        (
+            file.getvalue(),
+            "budjet=half",
+            400,
+            "unknown parameter 'budjet'; known: budget, threshold",
+        ),
+        (file.getvalue(), "budget=bset", 400, "no operating point 'bset'"),
+        (file.getvalue(), "threshold=x", 400, "could not convert string to float: 'x'"),
+        (b"x" * 20_001, "", 413, "a body has its length, of at most 20,000 bytes"),
+    ]:
+        found, answer = ask(content, query)
+        assert (found, message in answer["detail"]) == (status, True)
 
 
 @pytest.mark.parametrize(
