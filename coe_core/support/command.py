@@ -14,12 +14,14 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import IO, Any, NamedTuple, NoReturn
 
 from coe_core.errors import CoEError
 
 DONE, IN_PART, REFUSED = 0, 1, 2
+_formatted = warnings.formatwarning
 
 
 class Interrupted(BaseException):
@@ -117,6 +119,7 @@ def run_command(
         prepare: called before the command runs, such as to quieten loggers.
     """
     _open_standard_files()
+    warnings.formatwarning = _warning_line
     # Threads that spin while they wait cost 10 to 100 times on a machine shared with other work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     said = program
@@ -201,6 +204,19 @@ def _is_lack_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or "can't allocate memory" in str(error)
     )
+
+
+def _warning_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """What warns the user is said in one line; what warns programmers keeps its place in the code."""
+    if category is UserWarning:
+        return f"warning: {message}\n"
+    return _formatted(message, category, filename, lineno, line)
 
 
 def _open_standard_files() -> None:

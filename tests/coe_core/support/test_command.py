@@ -5,6 +5,7 @@ import io
 import signal
 import sys
 import types
+import warnings
 
 import pytest
 
@@ -65,6 +66,14 @@ def test_errors(call, capsys, error, status, message):
 
     assert call("say", do=fail) == status
     assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_warning_of_the_user_is_one_line(call, monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+    assert call("say") == 0
+    said = warnings.formatwarning("left out 3 files", UserWarning, "a.py", 7)
+    assert said == "warning: left out 3 files\n"
+    assert "a.py:7: FutureWarning" in warnings.formatwarning("old", FutureWarning, "a.py", 7)
 
 
 def test_what_is_our_own_fault_shows_where(call):
