@@ -21,6 +21,7 @@ FIXED_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # variables by which a user c
 WORTH_MEASURING = 1e9  # multiply-adds of a piece of work; below this one thread always does it
 _FASTER = 0.9  # of the time with one thread: what more threads must at least reach
 _ROUNDS = 3
+_SECONDS = 2.0  # that measuring may take, but for its first round
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -102,8 +103,11 @@ def choose_threads(
 def _measure(work: Callable[[], object], counts: tuple[int, ...]) -> dict[int, float]:
     """Median seconds by number of threads; in turn, so that a burst of other work meets all alike."""
     seconds: dict[int, list[float]] = {count: [] for count in counts}
+    begun = time.perf_counter()
     with restored_threads():
         for turn in range(_ROUNDS + 1):
+            if turn > 1 and time.perf_counter() - begun > _SECONDS:
+                break
             for count in counts:
                 torch.set_num_threads(count)
                 start = time.perf_counter()

@@ -15,6 +15,7 @@ from coe_core import CoEError
 from coe_core.support.locks import locked
 from vision.recipe import load_recipe, recipe_from_dict
 from vision.run import load_run
+from vision.threads import Threads
 from vision.training import records
 from vision.training import train as module
 from vision.training.callbacks import warm_average
@@ -263,3 +264,38 @@ def test_a_state_of_another_kind_in_one_line(digits, whole, tmp_path, place, val
         assert "\n" not in str(error)  # noqa: PT017
     else:
         assert isinstance(value, dict | list)
+
+
+# Threads
+
+
+def test_a_resumed_run_takes_the_threads_it_began_with(digits, tmp_path, monkeypatch, capsys):
+    """Sums depend on their number; and choosing draws nothing from the training's random state."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(module, "choose_threads", lambda *_: Threads(2, "measured"))
+    train(digits, tmp_path, stop_after=1)
+    assert "computing with 2 threads (measured)\n" in capsys.readouterr().out
+    monkeypatch.setattr(module, "choose_threads", lambda *_: Threads(1, "measured"))
+    before = torch.get_num_threads()
+    train(digits, tmp_path, resume=True, stop_after=2)
+    assert "computing with 2 threads (as before)\n" in capsys.readouterr().out
+    assert torch.get_num_threads() == before
+    content = torch.load(tmp_path / LAST, weights_only=True)
+    assert content["callbacks"]["ThreadCount"] == {"count": 2}
+
+
+def test_trying_threads_changes_nothing(digits):
+    networks = load_networks(digits)
+    before = {name: value.clone() for name, value in networks.state_dict().items()}
+    state = torch.get_rng_state()
+    module._trial(networks, 8)()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], value) for name, value in networks.state_dict().items())
+
+
+def load_networks(recipe):
+    from vision.recipe_networks import Networks
+
+    classes = [str(label) for label in range(10)]
+    return Networks(recipe.to_dict(), classes, recipe.data.preprocess().to_dict())
