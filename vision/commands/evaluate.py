@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from coe_core.support.command import at_least
@@ -24,13 +25,13 @@ def run(arguments: argparse.Namespace) -> None:
     from coe_core.support.reports import print_table
     from vision.evaluation import ensemble_table
     from vision.evaluation.evaluate import evaluate
-    from vision.evaluation.table import rich_table
+    from vision.evaluation.summary import rich_table
     from vision.run import load_run
 
     runs = [load_run(path, team=False) for path in arguments.runs]
     recipe = runs[0].recipe
     folder = Path(arguments.out) if arguments.out else runs[0].folder / "evaluation"
-    lines, ensembles = evaluate(
+    lines, ensembles, diverged = evaluate(
         runs,
         folder,
         data_path=arguments.data,
@@ -41,8 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
     print_table(rich_table(lines, f"{names} on test data; thresholds fitted on validation data"))
     if ensembles:
         print_table(ensemble_table.rich_table(ensembles))
-    for part in (f"{run.folder.name}: {part}" for run in runs for part in run.networks.diverged()):
-        print(f"failed: {part} diverged in training, its rows mean nothing")
+    for line in diverged:
+        print(f"failed: {line}", file=sys.stderr)
     for name in recipe.without_control:
         print(
             f"ensemble {name} has no control: train its undivided network (s = 1) in the same run"

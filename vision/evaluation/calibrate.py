@@ -59,6 +59,7 @@ def calibrate(
         raise ValueError("a guarantee is defined for accuracy_drop=... only")
     precision = choose_precision(run.recipe.train.precision)
     predictions = predict_all(run.networks, data.validation, precision, "validation data")
+    predictions.check_team(str(run.folder))
     macs = run_macs(run.networks)
     logits = coe_logits(predictions, macs)
     rough_weight = fit_rough_weight(logits.rough, logits.final, predictions.target)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from rich.table import Table
 from torch import Tensor
 
-from coe_core import calibration_error, disagreement, ensemble_log_probs, negative_log_likelihood
+from coe_core import ensemble_report
 from coe_core.ensembling import EnsembleKind
+from coe_core.support import reports
+from coe_core.support.reports import NONE, Spread, mean_and_spread
 from vision.evaluation.predictions import Predictions
 from vision.recipe_networks import RunMacs
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # In exact arithmetic the geometric mean of probabilities is the mean of logits: one row for both.
 KINDS: dict[str, EnsembleKind] = {
@@ -62,100 +64,85 @@ def ensemble_rows(predictions: Sequence[Predictions], macs: RunMacs) -> list[Ens
 def _rows(
     name: str, logits: Sequence[Tensor], predictions: Sequence[Predictions], macs: int
 ) -> list[EnsembleRow]:
+    """Over the runs in which it has not diverged; without any, nothing can be said."""
+    pairs = zip(logits, (p.target for p in predictions), strict=True)
+    healthy = [(each, target) for each, target in pairs if bool(each.isfinite().all())]
     s = logits[0].shape[1]
-    targets = [p.target for p in predictions]
-    apart = [100 * disagreement(each) for each in logits]
-    right = [(each.argmax(2) == t[:, None]) for each, t in zip(logits, targets, strict=True)]
-    any_right = [100 * float(each.any(1).double().mean()) for each in right]
+    kinds = dict(KINDS) if s > 1 else {ALONE: KINDS[next(iter(KINDS))]}
+    joined = {
+        label: [ensemble_report(each, target, kind) for each, target in healthy]
+        for label, kind in kinds.items()
+    }
+    first = next(iter(joined.values()))
+    if not first:
+        return []
+    shared = (
+        statistics.fmean(100 * report.disagreement for report in first),
+        statistics.fmean(100 * report.any_right for report in first),
+    )
 
-    def row(joined: str, cost: int, log_probs: Sequence[Sequence[Tensor]]) -> EnsembleRow:
-        """``log_probs``: for every run, of one prediction or of several that are averaged over."""
-        accuracy, nll, error = (
-            [
-                statistics.fmean(measure(each, target) for each in run)
-                for run, target in zip(log_probs, targets, strict=True)
-            ]
-            for measure in (_accuracy, _nll, calibration_error)
-        )
+    def row(how: str, cost: int, measures: Sequence[_Measures]) -> EnsembleRow:
+        accuracy, nll, error = zip(*measures, strict=True)
+        spread = mean_and_spread([100 * value for value in accuracy]).spread
+        mean = 100 * statistics.fmean(accuracy)
+        error = 100 * statistics.fmean(error)
         return EnsembleRow(
-            name,
-            s,
-            joined,
-            100 * statistics.fmean(accuracy),
-            100 * statistics.stdev(accuracy) if len(accuracy) > 1 else None,
-            statistics.fmean(nll),
-            100 * statistics.fmean(error),
-            statistics.fmean(apart),
-            statistics.fmean(any_right),
-            cost,
-            len(targets),
+            name, s, how, mean, spread, statistics.fmean(nll), error, *shared, cost, len(measures)
         )
 
-    members = [[ensemble_log_probs(member) for member in each.split(1, 1)] for each in logits]
+    members = [
+        _Measures(*(statistics.fmean(column) for column in report[:3]))
+        for report in first  # accuracy, NLL and calibration error of each member
+    ]
     if s == 1:
         return [row(ALONE, macs, members)]
     together = [
-        row(label, s * macs, [[ensemble_log_probs(each, kind)] for each in logits])
-        for label, kind in KINDS.items()
+        row(label, s * macs, [_Measures(r.accuracy, r.nll, r.calibration_error) for r in some])
+        for label, some in joined.items()
     ]
     return [row(MEMBER, macs, members), *together]
 
 
-def _accuracy(log_probs: Tensor, targets: Tensor) -> float:
-    return float((log_probs.argmax(1) == targets).double().mean())
+class _Measures(NamedTuple):
+    """Of one run: as fractions, and nats."""
+
+    accuracy: float
+    nll: float
+    calibration_error: float
 
 
-def _nll(log_probs: Tensor, targets: Tensor) -> float:
-    return float(negative_log_likelihood(log_probs, targets).double().mean())
-
-
-_HEADINGS = ("networks", "s", "joined by", "top-1 %", "NLL", "ECE %", "disagree %", "any right %")
+_HEADINGS = (
+    *("networks", "s", "joined by", "top-1 %", "NLL", "ECE %", "disagree %", "any right %"),
+    "MMACs",
+)
 
 
 def _cells(row: EnsembleRow) -> list[str]:
-    spread = "" if row.spread is None else f" ± {row.spread:.2f}"
     several = row.s > 1
     return [
         row.networks,
         str(row.s),
         row.joined,
-        f"{row.top1_percent:.2f}{spread}",
+        Spread(row.top1_percent, row.spread, row.runs).shown(),
         f"{row.nll:.4f}",
         f"{row.calibration_error_percent:.2f}",
-        f"{row.disagreement_percent:.1f}" if several else "-",
-        f"{row.any_right_percent:.1f}" if several else "-",
+        f"{row.disagreement_percent:.1f}" if several else NONE,
+        f"{row.any_right_percent:.1f}" if several else NONE,
         f"{row.macs / 1e6:.3g}",
     ]
 
 
 def rich_table(rows: Sequence[EnsembleRow]) -> Table:
     """For the terminal."""
-    table = Table(
-        title="networks trained alone (s = 1) and ensembles, on test data", title_justify="left"
-    )
-    for heading in (*_HEADINGS, "MMACs"):
-        left = heading in ("networks", "joined by")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
+    title = "networks trained alone (s = 1) and ensembles, on test data"
+    return reports.rich_table(_HEADINGS, [_cells(row) for row in rows], title, left=(0, 2))
 
 
 def markdown_table(rows: Sequence[EnsembleRow]) -> str:
     """For documents."""
-    headings = (*_HEADINGS, "MMACs")
-    marks = ["---" if h in ("networks", "joined by") else "---:" for h in headings]
-    lines = [headings, marks, *map(_cells, rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return reports.markdown_table(_HEADINGS, [_cells(row) for row in rows])
 
 
 def csv_table(rows: Sequence[EnsembleRow]) -> str:
     """For spreadsheets: plain numbers."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(EnsembleRow._fields)
-    for row in rows:
-        writer.writerow(
-            [f"{v:.6g}" if isinstance(v, float) else "" if v is None else v for v in row]
-        )
-    return out.getvalue()
+    return reports.csv_text(EnsembleRow._fields, rows)

@@ -17,23 +17,27 @@ from coe_core.support.files import write_json, write_text
 from vision.data.load import ImageData
 from vision.data.shards import Member
 from vision.errors import RunError
-from vision.evaluation import ensemble_table, pictures, table
+from vision.evaluation import ensemble_table, pictures
 from vision.evaluation.ensemble_table import EnsembleRow
-from vision.evaluation.predictions import Predictions, predict_all
-from vision.evaluation.table import Row, Summary
+from vision.evaluation.predictions import Predictions, diverged_line, predict_all
+from vision.evaluation.stages import fit_stages
+from vision.evaluation.summary import SummaryRow, csv_table, markdown_table, summarise
+from vision.evaluation.table import PredictorRow, table_rows
 from vision.evaluation.timing import milliseconds_per_image
 from vision.precision import choose_precision, under_autocast
 from vision.recipe_networks import run_macs
 from vision.run import Run, load_run_data, provenance
 
 NUM_EXAMPLES = 8
+LONGEST_NAME = 100  # bytes of a class in the name of an example
 
 
 class Evaluation(NamedTuple):
     """What `evaluate` prints."""
 
-    lines: list[Summary]
+    lines: list[SummaryRow]
     ensembles: list[EnsembleRow]  # in detail; none without ensembles
+    diverged: list[str]  # a line about each control or ensemble whose logits are not finite
 
 
 def evaluate(
@@ -56,7 +60,7 @@ def evaluate(
         time_images: test images that time is measured on; 0 measures none.
 
     Raises:
-        RunError: runs of different classes.
+        RunError: runs of different classes, or a team whose logits are not finite.
     """
     first = runs[0]
     for run in runs[1:]:
@@ -72,9 +76,10 @@ def evaluate(
             )
     data = load_run_data(first, data_path)
     folder.mkdir(parents=True, exist_ok=True)
-    tables: list[list[Row]] = []
+    tables: list[list[PredictorRow]] = []
     curves: dict[str, list[TradeOffCurve]] = {}
     tests: list[Predictions] = []
+    diverged: list[str] = []
     for number, run in enumerate(runs):
         precision = choose_precision(run.recipe.train.precision)
         show = f"run {number + 1}/{len(runs)}: {run.folder.name}, {{}} data"
@@ -82,13 +87,19 @@ def evaluate(
             run.networks, data.validation, precision, show.format("validation")
         )
         test = predict_all(run.networks, data.test, precision, show.format("test"))
+        for split in (validation, test):
+            split.check_team(str(run.folder))
+        diverged += [
+            diverged_line(str(run.folder), name, count, len(test.target))
+            for name, count in test.diverged().items()
+        ]
         macs = run_macs(run.networks)
-        rows = table.table_rows(validation, test, macs, run.networks, seed=run.recipe.seed)
+        rows = table_rows(validation, test, macs, run.networks, seed=run.recipe.seed)
         if time_images:
             rows = _timed(run, rows, data, batch_size, time_images, precision)
         tables.append(rows)
         tests.append(test)
-        for name, stage in table.fit_stages(validation, test, macs).items():
+        for name, stage in fit_stages(validation, test, macs).items():
             curves.setdefault(name, []).append(stage.test.curve())
         if run is first:
             _write_examples(run, data, test, folder / "examples")
@@ -101,7 +112,7 @@ def evaluate(
                     test.selected_expert,
                     run.recipe.num_experts,
                 )
-    lines = table.summarise(tables)
+    lines = summarise(tables)
     title = f"{first.recipe.data.name}, {len(data.test):,} test images, {len(runs)} run(s)"
     pictures.draw_trade_off(folder / "trade_off.png", title, curves, lines)
     detail: list[EnsembleRow] = []
@@ -109,10 +120,10 @@ def evaluate(
         detail = ensemble_table.ensemble_rows(tests, run_macs(first.networks))
         write_text(folder / "ensembles.csv", ensemble_table.csv_table(detail))
         write_text(folder / "ensembles.md", ensemble_table.markdown_table(detail))
-    write_text(folder / "table.csv", table.csv_table(lines))
-    write_text(folder / "table.md", table.markdown_table(lines))
+    write_text(folder / "table.csv", csv_table(lines))
+    write_text(folder / "table.md", markdown_table(lines))
     per_run = [
-        (run.recipe.seed, table.csv_table(table.summarise([rows])))
+        (run.recipe.seed, csv_table(summarise([rows])))
         for run, rows in zip(runs, tables, strict=True)
     ]
     write_text(folder / "per_run.csv", _join_by_seed(per_run))
@@ -123,7 +134,7 @@ def evaluate(
         batch_size=batch_size,
     )
     write_json(folder / "provenance.json", about)
-    return Evaluation(lines, detail)
+    return Evaluation(lines, detail, diverged)
 
 
 def _images(run: Run, data: ImageData, count: int) -> Tensor:
@@ -132,8 +143,8 @@ def _images(run: Run, data: ImageData, count: int) -> Tensor:
 
 
 def _timed(
-    run: Run, rows: list[Row], data: ImageData, batch_size: int, count: int, precision: str
-) -> list[Row]:
+    run: Run, rows: list[PredictorRow], data: ImageData, batch_size: int, count: int, precision: str
+) -> list[PredictorRow]:
     """Rows with measured time: real early termination, in batches, all predictors in turns."""
 
     images = _images(run, data, count)
@@ -154,12 +165,11 @@ def _write_examples(run: Run, data: ImageData, test: Predictions, folder: Path) 
     logits = test.rough_logits
     if logits is None:
         logits = next(iter(test.ensemble_logits.values())).mean(1)
-    sureness = confidence(logits)
-    order = torch.argsort(sureness, descending=True).tolist()
+    order = torch.argsort(confidence(logits), descending=True).tolist()
     half = NUM_EXAMPLES // 2
     for number, index in enumerate(order[:half] + order[-half:]):
         sample = data.test[index]
-        name = f"{number}_{data.classes[int(sample['target'])].replace('/', '_')}"
+        name = f"{number}_{_file_name(data.classes[int(sample['target'])])}"
         if data.test.paths is not None:  # as it is: what networks see is made from it once more
             source = data.test.paths[index]
             if isinstance(source, Member):
@@ -169,6 +179,19 @@ def _write_examples(run: Run, data: ImageData, test: Predictions, folder: Path) 
             continue
         image = sample["image"].permute(1, 2, 0).squeeze(-1).numpy()
         Image.fromarray(image).save(folder / f"{name}.png")
+
+
+def _file_name(label: str) -> str:
+    r"""A class's name as part of a file's: of letters that any system takes, and not too long.
+
+    Example:
+        >>> _file_name("a/b\r"), len(_file_name("ö" * 250).encode())
+        ('a_b_', 100)
+    """
+    plain = "".join(
+        letter if letter.isprintable() and letter not in '/\\:*?"<>|' else "_" for letter in label
+    )
+    return plain.encode(errors="replace")[:LONGEST_NAME].decode(errors="ignore")
 
 
 def _shape(run: Run) -> tuple[int, int, str]:

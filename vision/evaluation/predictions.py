@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
-from rich.progress import track
 from torch import Tensor
 
+from coe_core.support.progress import progress
 from vision.data.images import ImageSet
 from vision.data.loaders import default_workers, eval_loader
+from vision.errors import RunError
 from vision.precision import autocast
 from vision.recipe_networks import Networks
+
+
+def diverged_line(what: str, name: str, count: int, total: int) -> str:
+    """What there is to say of a network that gives no finite logits.
+
+    Example:
+        >>> diverged_line("runs/a", "control small", 3, 360)
+        'runs/a: control small gives no finite logits for 3 of 360 images; it has diverged: train it ...'
+    """
+    return (
+        f"{what}: {name} gives no finite logits for {count} of {total} images; it has diverged: train it "
+        "again with a lower train.lr"
+    )
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,35 @@ class Predictions:
         rows = torch.arange(len(self.target))
         return self.expert_logits[rows, self.selected_expert]
 
+    def diverged(self) -> dict[str, int]:
+        """Networks whose logits are not finite, with the number of such samples; of a healthy run none."""
+        logits = {}
+        if self.rough_logits is not None:
+            logits = {"the delegator": self.rough_logits, "its selection": self.selection_logits}
+            experts = enumerate(self.expert_logits.unbind(1))
+            logits |= {f"expert {j}": answers for j, answers in experts}
+        logits |= {f"control {name}": answers for name, answers in self.control_logits.items()}
+        for name, members in self.ensemble_logits.items():
+            logits |= {
+                f"network {i} of ensemble {name}": answers
+                for i, answers in enumerate(members.unbind(1))
+            }
+        counts = {name: int((~part.isfinite()).any(1).sum()) for name, part in logits.items()}
+        return {name: count for name, count in counts.items() if count}
+
+    def check_team(self, what: str) -> None:
+        """Whether thresholds can be fitted and a table be made.
+
+        Args:
+            what: these are predictions of, such as the run's folder.
+
+        Raises:
+            RunError: delegator or experts give values that are not finite.
+        """
+        for name, count in self.diverged().items():
+            if not name.startswith(("control", "network")):
+                raise RunError(diverged_line(what, name, count, len(self.target)))
+
     def right(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, " n"]:
         """1 where the largest logit is the target's, else 0."""
         return (logits.argmax(1) == self.target).float()
@@ -57,12 +99,12 @@ def predict_all(
         networks: of a run.
         images: the split.
         precision: of the arithmetic, see `choose_precision`.
-        show: what the progress bar says; empty shows none.
+        show: what the progress line says; empty shows none.
     """
     networks.eval()
     parts: list[list[Tensor]] = []
     batches = eval_loader(images, 256, default_workers(images))
-    for batch in track(batches, show, disable=not (show and sys.stdout.isatty()), transient=True):
+    for batch in progress(batches, len(batches), show, "batches") if show else batches:
         prepared = networks.prepare(batch["image"].to(networks.device))
         with autocast(networks.device, precision):
             team = [] if networks.team is None else networks.team(prepared)

@@ -29,7 +29,7 @@ from vision.data.load import ImageData, load_data
 from vision.evaluation.predictions import Predictions, predict_all
 from vision.evaluation.single_line import below_their_neighbours, beside_line
 from vision.evaluation.stages import FittedStage, fit_stages
-from vision.evaluation.table import budgets
+from vision.evaluation.table import row_costs
 from vision.precision import choose_precision
 from vision.recipe import load_recipe
 from vision.recipe_networks import RunMacs, run_macs
@@ -345,7 +345,7 @@ def _metrics(
         return stages[name].test.at(float(curve.threshold[index])).quality
 
     experts = torch.stack([test.right(logits) for logits in test.expert_logits.unbind(1)], 1)
-    smaller = [m for m in budgets(macs) if m < 0.99 * macs.expert]
+    smaller = [m for m in row_costs(macs) if m < 0.99 * macs.expert]
     mean = max(smaller, default=macs.delegator + 0.5 * macs.expert)
     of_that_cost = [name for name, m in macs.controls.items() if m == mean]
     values = {

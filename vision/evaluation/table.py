@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import statistics
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from coe_core import fit_threshold
@@ -26,16 +23,16 @@ from vision.evaluation.stages import (
 from vision.networks.team import Team
 from vision.recipe_networks import Networks, RunMacs
 
-BUDGETS = (0.25, 0.5, 0.75)  # part of the samples that may run an expert, on average
+EXPERT_PARTS = (0.25, 0.5, 0.75)  # part of the samples that may run an expert, on average
 NEAR = 1.2  # a budget moves to the MACs of a single network that is no further off than this factor
 
 
 @dataclass(frozen=True)
-class Row:
+class PredictorRow:
     """One line: a predictor with its accuracy on test data and its cost."""
 
     name: str
-    accuracy: float  # top-1 in [0, 1]
+    accuracy: float  # top-1 in [0, 1]; NaN: the network has diverged
     macs: float  # mean per image
     exit_rate: float | None = None  # None: nothing can exit
     load: tuple[float, ...] = ()  # part of the samples that stay, per expert
@@ -50,7 +47,7 @@ def table_rows(
     macs: RunMacs,
     networks: Networks | None = None,
     seed: int = 0,
-) -> list[Row]:
+) -> list[PredictorRow]:
     """All rows of one run. Thresholds are fitted on ``validation``; ``test`` is only read off.
 
     Args:
@@ -66,37 +63,48 @@ def table_rows(
     return rows
 
 
-def _control_rows(test: Predictions, macs: RunMacs, networks: Networks | None) -> list[Row]:
+def _control_rows(
+    test: Predictions, macs: RunMacs, networks: Networks | None
+) -> list[PredictorRow]:
     rows = []
     for name, logits in test.control_logits.items():
         label = {"delegator": "delegator network alone", "expert": "single expert network"}.get(
             name, f"single network {name}"
         )
-        accuracy = float(test.right(logits).mean())
+        accuracy = _accuracy(test, logits)
         predictor = networks and networks.controls[name]
-        rows.append(Row(label, accuracy, macs.controls[name], predictor=predictor))
+        rows.append(PredictorRow(label, accuracy, macs.controls[name], predictor=predictor))
     return rows
 
 
-def _ensemble_rows(test: Predictions, macs: RunMacs, networks: Networks | None) -> list[Row]:
+def _accuracy(test: Predictions, logits: Tensor) -> float:
+    """NaN of a network that has diverged: the largest of its logits is no answer."""
+    return float(test.right(logits).mean()) if bool(logits.isfinite().all()) else math.nan
+
+
+def _ensemble_rows(
+    test: Predictions, macs: RunMacs, networks: Networks | None
+) -> list[PredictorRow]:
     """One network of each ensemble, and all of it: the mean of their logits."""
     rows = []
     for name, logits in test.ensemble_logits.items():
         s, cost = logits.shape[1], macs.ensembles[name]
         built = networks and networks.ensembles[name]
-        members = [float(test.right(member).mean()) for member in logits.unbind(1)]
+        members = [_accuracy(test, member) for member in logits.unbind(1)]
         if s > 1:
             alone = built and built.members[0]
             accuracy = sum(members) / s
-            rows.append(Row(f"ensemble {name}: one network", accuracy, cost, predictor=alone))
-        accuracy = float(test.right(logits.mean(1)).mean())
-        rows.append(Row(f"ensemble {name}", accuracy, s * cost, predictor=built))
+            rows.append(
+                PredictorRow(f"ensemble {name}: one network", accuracy, cost, predictor=alone)
+            )
+        accuracy = _accuracy(test, logits.mean(1))
+        rows.append(PredictorRow(f"ensemble {name}", accuracy, s * cost, predictor=built))
     return rows
 
 
 def _team_rows(
     validation: Predictions, test: Predictions, macs: RunMacs, networks: Networks | None, seed: int
-) -> list[Row]:
+) -> list[PredictorRow]:
     n, k = test.selection_logits.shape
     stages = fit_stages(validation, test, macs)
     team, controls = (networks.team, networks.controls) if networks else (None, {})
@@ -108,7 +116,7 @@ def _team_rows(
         rows += _two_stage_rows(CASCADE, stages[CASCADE], macs, cascade)
     rough = float(test.right(test.rough_logits).mean())
     rows.append(
-        Row(
+        PredictorRow(
             "CoE's delegator (all exit)",
             rough,
             macs.delegator,
@@ -127,28 +135,30 @@ def _team_rows(
     with_delegator = macs.delegator + macs.expert
     everything = sum(macs.experts)
     rows += [
-        Row(
+        PredictorRow(
             "random selection",
             float(expert_right[torch.arange(n), random].mean()),
             with_delegator,
             0.0,
         ),
-        Row(f"always expert {best}", float(expert_right[:, best].mean()), macs.experts[best]),
-        Row(
+        PredictorRow(
+            f"always expert {best}", float(expert_right[:, best].mean()), macs.experts[best]
+        ),
+        PredictorRow(
             f"mean of all {k} experts",
             float(test.right(test.expert_logits.softmax(2).mean(1)).mean()),
             everything,
         ),
-        Row("oracle selection", float(expert_right.amax(1).mean()), with_delegator, 0.0),
+        PredictorRow("oracle selection", float(expert_right.amax(1).mean()), with_delegator, 0.0),
     ]
     return rows
 
 
-def budgets(macs: RunMacs) -> list[float]:
+def row_costs(macs: RunMacs) -> list[float]:
     """Mean MACs that two-stage rows are fitted to: where a single network is near, exactly its MACs."""
     singles = list(macs.controls.values())
     limits = set()
-    for part in BUDGETS:
+    for part in EXPERT_PARTS:
         limit = macs.delegator + part * macs.expert
         near = [m for m in singles if max(m / limit, limit / m) <= NEAR]
         limits.add(min(near, key=lambda m: abs(m - limit), default=limit))
@@ -161,11 +171,11 @@ def _two_stage_rows(
     macs: RunMacs,
     model: Team | None,
     routed: Predictions | None = None,
-) -> list[Row]:
+) -> list[PredictorRow]:
     """No exits, then every budget; a budget's threshold maximises held-out accuracy within it."""
     curve = stage.validation.curve()
     points = [("no exits", torch.inf)]
-    for limit in budgets(macs):
+    for limit in row_costs(macs):
         index = fit_threshold(curve, "macs", max(limit, float(curve.cost.min())))
         points.append((f"at {limit / 1e6:.3g}M", float(curve.threshold[index])))
     rows = []
@@ -183,7 +193,7 @@ def _two_stage_rows(
                 return model.infer(images, threshold, rough_weight=stage.rough_weight)
 
         rows.append(
-            Row(
+            PredictorRow(
                 f"{name} {label}",
                 reached.quality,
                 reached.cost["macs"],
@@ -194,106 +204,3 @@ def _two_stage_rows(
             )
         )
     return rows
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One line over several seeds."""
-
-    name: str
-    accuracy: float  # mean, percent
-    spread: float | None  # sample standard deviation over the runs, percent; None for one run
-    macs: float
-    milliseconds: float | None
-    exit_rate: float | None
-    load: tuple[float, ...]  # per expert, sorted from most to least if over several runs
-    runs: int
-
-
-def summarise(tables: Sequence[Sequence[Row]]) -> list[Summary]:
-    """Mean and spread over runs of the same recipe with different seeds.
-
-    Raises:
-        ValueError: runs whose tables do not have the same rows.
-    """
-    names = [[_general_name(row.name) for row in table] for table in tables]
-    if any(other != names[0] for other in names):
-        raise ValueError("the runs do not have the same rows: summarise runs of one recipe")
-    summaries = []
-    for rows in zip(*tables, strict=True):
-        accuracies = [100 * row.accuracy for row in rows]
-        loads = [
-            row.load if len(rows) == 1 else tuple(sorted(row.load, reverse=True)) for row in rows
-        ]
-        has_load = all(loads)
-        summaries.append(
-            Summary(
-                _general_name(rows[0].name) if len(rows) > 1 else rows[0].name,
-                statistics.fmean(accuracies),
-                statistics.stdev(accuracies) if len(rows) > 1 else None,
-                statistics.fmean(row.macs for row in rows),
-                _mean([row.milliseconds for row in rows]),
-                _mean([row.exit_rate for row in rows]),
-                tuple(statistics.fmean(part) for part in zip(*loads, strict=True))
-                if has_load
-                else (),
-                len(rows),
-            )
-        )
-    return summaries
-
-
-def _general_name(name: str) -> str:
-    return "always the best expert" if name.startswith("always expert") else name
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if len(known) == len(values) else None
-
-
-def _cells(line: Summary) -> list[str]:
-    spread = "" if line.spread is None else f" ± {line.spread:.2f}"
-    return [
-        line.name,
-        f"{line.accuracy:.2f}{spread}",
-        f"{line.macs / 1e6:.3g}",
-        "-" if line.milliseconds is None else f"{line.milliseconds:.3f}",
-        "-" if line.exit_rate is None else f"{100 * line.exit_rate:.0f}",
-        " ".join(f"{100 * part:.0f}" for part in line.load) or "-",
-    ]
-
-
-_HEADINGS = ("predictor", "top-1 %", "MMACs", "ms/image", "exits %", "load %")
-
-
-def rich_table(lines: Sequence[Summary], title: str) -> Table:
-    """For the terminal."""
-    table = Table(title=title, title_justify="left")
-    for index, heading in enumerate(_HEADINGS):
-        table.add_column(heading, justify="left" if index in (0, 5) else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*_cells(line), style="bold" if line.name.startswith("CoE at") else None)
-    return table
-
-
-def markdown_table(lines: Sequence[Summary]) -> str:
-    """For documents."""
-    rows = [_HEADINGS, ("---", "---:", "---:", "---:", "---:", "---"), *map(_cells, lines)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
-
-
-def csv_table(lines: Sequence[Summary]) -> str:
-    """For spreadsheets: plain numbers, accuracies in percent, MACs per image."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["predictor", "top1_percent", "spread", "macs", "ms_per_image", "exit_rate", "load", "runs"]
-    )
-    for line in lines:
-        load = " ".join(f"{part:.4f}" for part in line.load)
-        numbers = (line.accuracy, line.spread, line.macs, line.milliseconds, line.exit_rate)
-        writer.writerow(
-            [line.name, *("" if x is None else f"{x:.6g}" for x in numbers), load, line.runs]
-        )
-    return out.getvalue()

@@ -3,21 +3,18 @@
 import csv
 import dataclasses
 import io
+import math
 import statistics
 
 import pytest
 import torch
 from rich.console import Console
 
+from vision.errors import RunError
+from vision.evaluation.ensemble_table import ensemble_rows
 from vision.evaluation.predictions import Predictions
-from vision.evaluation.table import (
-    Row,
-    csv_table,
-    markdown_table,
-    rich_table,
-    summarise,
-    table_rows,
-)
+from vision.evaluation.summary import csv_table, markdown_table, rich_table, summarise
+from vision.evaluation.table import PredictorRow, table_rows
 from vision.recipe_networks import RunMacs
 
 MACS = RunMacs(1_000_000, [4_000_000, 8_000_000], {"delegator": 900_000, "expert": 5_000_000})
@@ -142,8 +139,8 @@ def test_without_controls(validation, test):
 
 def table(*accuracies, load=()):
     return [
-        Row("a", accuracies[0], 2e6, 0.5, load),
-        Row(f"always expert {len(load)}", accuracies[1], 1e6),
+        PredictorRow("a", accuracies[0], 2e6, 0.5, load),
+        PredictorRow(f"always expert {len(load)}", accuracies[1], 1e6),
     ]
 
 
@@ -183,3 +180,71 @@ def test_terminal_table():
     shown = console.export_text()
     assert "top-1 %" in shown
     assert "50.00" in shown
+
+
+# Networks that have diverged
+
+
+def broken(predictions, name, value=math.nan):
+    """With one value of a control, or of an ensemble's network, that is no number."""
+    logits = {**predictions.control_logits, "small": logits_of_nothing()}
+    ensemble = {"pair": torch.stack([logits_of_nothing(), logits_of_nothing()], 1)}
+    {"small": logits["small"], "pair": ensemble["pair"][:, 1]}[name][2, 0] = value
+    return dataclasses.replace(predictions, control_logits=logits, ensemble_logits=ensemble)
+
+
+def logits_of_nothing():
+    return torch.zeros(4, 3)
+
+
+WITH_PAIR = dataclasses.replace(
+    MACS, controls={**MACS.controls, "small": 1000}, ensembles={"pair": 2000}
+)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_network_that_has_diverged_is_told(validation, test, value):
+    wrong = broken(test, "small", value)
+    assert wrong.diverged() == {"control small": 1}
+    rows = table_rows(broken(validation, "small"), wrong, WITH_PAIR)
+    lines = {line.name: line for line in summarise([rows])}
+    assert "| diverged |" in markdown_table([lines["single network small"]])
+    first = next(csv.DictReader(io.StringIO(csv_table([lines["single network small"]]))))
+    assert first["top1_percent"] == ""
+    assert lines["single expert network"].accuracy == 75  # the others are as they were
+    healthy = [
+        dataclasses.replace(row, accuracy=0.5) if row.name == "single network small" else row
+        for row in rows
+    ]
+    (both,) = (s for s in summarise([rows, healthy]) if s.name == "single network small")
+    assert (both.accuracy, both.diverged) == (50, 1)
+    assert "50.00, diverged (1 of 2)" in markdown_table([both])
+
+
+def test_an_ensemble_that_has_diverged_is_told(test):
+    wrong = broken(test, "pair")
+    assert wrong.diverged() == {"network 1 of ensemble pair": 1}
+    rows = {row.name: row.accuracy for row in table_rows(wrong, wrong, WITH_PAIR)}
+    assert math.isnan(rows["ensemble pair"])
+    assert math.isnan(rows["ensemble pair: one network"])
+    names = [row.networks for row in ensemble_rows([wrong], WITH_PAIR)]
+    assert "ensemble pair" not in names
+    assert "small" in names
+    healthy = dataclasses.replace(wrong, ensemble_logits={"pair": torch.zeros(4, 2, 3)})
+    both = [row for row in ensemble_rows([wrong, healthy], WITH_PAIR) if row.s == 2]
+    assert {row.runs for row in both} == {1}
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("rough_logits", "the delegator"), ("expert_logits", "expert 1")],
+)
+def test_a_team_that_has_diverged_has_no_table(test, part, name):
+    logits = getattr(test, part).clone()
+    logits[3, -1] = math.nan
+    wrong = dataclasses.replace(test, **{part: logits})
+    with pytest.raises(
+        RunError, match=f"runs/a: {name} gives no finite logits for 1 of 4 .* a lower train.lr"
+    ):
+        wrong.check_team("runs/a")
+    test.check_team("runs/a")
