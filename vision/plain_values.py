@@ -141,6 +141,21 @@ def _count(node: yaml.Node, known: dict[int, tuple[int, int]], above: set[int]) 
     return values, levels
 
 
+def one_line(message: object, most: int = 600) -> str:
+    """A message that may quote anyone's text: in one line, its letters printable, not endless.
+
+    Example:
+        >>> one_line("a\\x85b \\n c")
+        'a\\\\x85b c'
+    """
+    text = "".join(
+        letter if letter.isprintable() else " " if letter in "\n\t" else repr(letter)[1:-1]
+        for letter in str(message)
+    )
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def plain(value: Any, key: str = "", depth: int = 0) -> Any:
     """A copy of plain values, tuples as lists; what else there is, is refused.
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from vision.errors import nearest
-from vision.plain_values import parse_yaml, plain
+from vision.plain_values import one_line, parse_yaml, plain
 
 T = TypeVar("T")
 Location = Sequence[str | int]
@@ -52,7 +52,7 @@ def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
         # As JSON: there a dict becomes a dataclass and yet no text becomes a number.
         return _adapter(kind).validate_json(json.dumps(values), strict=True, extra="forbid")
     except ValidationError as error:
-        raise ValueError(_in_one_line(kind, values, error)) from error
+        raise ValueError(one_line(_first_complaint(kind, values, error))) from error
 
 
 @functools.cache
@@ -60,7 +60,7 @@ def _adapter(kind: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(kind)
 
 
-def _in_one_line(kind: type, values: Any, error: ValidationError) -> str:
+def _first_complaint(kind: type, values: Any, error: ValidationError) -> str:
     """The first complaint; of unknown keys before others, as these often follow from them."""
     problems: list[Any] = sorted(error.errors(), key=lambda e: e["type"] != _UNKNOWN)
     problem, location = problems[0], problems[0]["loc"]
