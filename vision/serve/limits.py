@@ -52,7 +52,7 @@ class Limits:
     async def _post(self, scope, receive, send) -> None:
         if self.in_work >= self.max_requests:
             detail = f"{self.max_requests} requests are in work already; try again later"
-            await self._refuse(receive, send, 429, detail, retry=True)
+            await self._refuse(receive, send, 429, detail, retry=True, seconds=1.0)
             return
         self.in_work += 1
         try:
@@ -89,12 +89,14 @@ class Limits:
 
         await self.app(scope, replay, send)
 
-    async def _refuse(self, receive, send, status: int, detail: str, retry: bool = False) -> None:
-        """Answer at once, then take the rest of the body away: who still sends when the connection
-        closes may never see the answer."""
+    async def _refuse(
+        self, receive, send, status: int, detail: str, *, retry: bool = False, seconds: float = 5.0
+    ) -> None:
+        """Answer at once, then take the rest of the body away for so many seconds: who still sends
+        when the connection closes may never see the answer."""
         await refuse(send, status, detail, retry, last=False)
         with suppress(TimeoutError):
-            async with asyncio.timeout(min(5.0, self.body_seconds)):
+            async with asyncio.timeout(min(seconds, self.body_seconds)):
                 while (message := await receive()).get("more_body", False):
                     del message
         await send({"type": "http.response.body", "body": b""})
