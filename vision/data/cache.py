@@ -333,4 +333,5 @@ def _size(entry: Path) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":  # of processes that train together the first one speaks
+        print(line, file=sys.stderr)

@@ -155,11 +155,10 @@ def find_images(places: Sequence[str | PathLike], what: str = "") -> FoundImages
     left_out = search.left_out()
     if left_out:
         warnings.warn(f"{what}{': ' * bool(what)}{left_out}", stacklevel=2)
-    found = [(position, folder, name) for position, folder, name in search.files.values()]
-    found += [(position, *os.path.split(path)) for position, path in search.given]
-    found.sort()
-    paths = [os.path.join(folder, name) for _, folder, name in found]
-    return FoundImages(paths, [position for position, _, _ in found])
+    given = [(position, *os.path.split(path)) for position, path in search.given]
+    images = sorted([*search.files.values(), *given])
+    paths = [os.path.join(folder, name) for _, folder, name in images]
+    return FoundImages(paths, [position for position, _, _ in images])
 
 
 @dataclass

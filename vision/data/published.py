@@ -114,8 +114,8 @@ def _idx_values(content: BinaryIO, num_axes: int, name: str) -> np.ndarray:
             break
         values += part
     if len(values) != count:
-        found = f"more than {count}" if len(values) > count else str(len(values))
-        raise ValueError(f"{name}: {found} values, its header says {count}; fetch it again")
+        number = f"more than {count}" if len(values) > count else str(len(values))
+        raise ValueError(f"{name}: {number} values, its header says {count}; fetch it again")
     return np.frombuffer(values, dtype=np.uint8).reshape(shape)
 
 

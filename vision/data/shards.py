@@ -150,9 +150,13 @@ def _expanded(pattern: str) -> list[str]:
             "a pattern of shards needs the package braceexpand: "
             "pip install 'collaboration-of-experts[shards]'; or give the folder that holds them"
         ) from error
+    too_many = f"data.path: {printable(pattern)} stands for more than {MAX_SHARDS} shards"
+    for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern):  # braceexpand lists them all
+        if abs(int(last) - int(first)) >= MAX_SHARDS:
+            raise ValueError(too_many)
     names = list(itertools.islice(braceexpand(pattern), MAX_SHARDS + 1))
     if len(names) > MAX_SHARDS:
-        raise ValueError(f"data.path: {pattern} stands for more than {MAX_SHARDS} shards")
+        raise ValueError(too_many)
     return names
 
 
@@ -160,8 +164,8 @@ def _gaps(names: list[str]) -> list[str]:
     """Names of numbered shards that should be between those there are."""
     numbered: dict[tuple[str, int], list[int]] = {}
     for name in names:
-        if found := re.fullmatch(r"(.*?)(\d+)\.tar", name):
-            numbered.setdefault((found[1], len(found[2])), []).append(int(found[2]))
+        if parts := re.fullmatch(r"(.*?)(\d+)\.tar", name):
+            numbered.setdefault((parts[1], len(parts[2])), []).append(int(parts[2]))
     return [
         f"{prefix}{number:0{width}}.tar"
         for (prefix, width), numbers in numbered.items()

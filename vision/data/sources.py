@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ def imagenet(path: Path) -> Source:
         source = webdataset(path)
         return Source(source.classes, source.train, test=source.validation or source.test)
     classes, train = _read_folder(_split_folder(path, "train", "train"))
-    test = _read_folder(_split_folder(path, "test", "val", "test"), classes)[1]
+    test = _read_folder(_split_folder(path, "test", "val", "test"), classes).samples
     return Source(classes, train, test=test)
 
 
@@ -117,11 +118,13 @@ def folder(path: Path) -> Source:
     classes, train = _read_folder(_split_folder(path, "train", "train"))
     splits = {}
     for split, names in (("validation", ("validation", "val", "valid")), ("test", ("test",))):
-        found = [path / name for name in names if (path / name).is_dir()]
-        if len(found) > 1:
-            raise ValueError(f"{path} has both {found[0].name}/ and {found[1].name}/; keep one")
-        if found:
-            splits[split] = _read_folder(found[0], classes)[1]
+        folders = [path / name for name in names if (path / name).is_dir()]
+        if len(folders) > 1:
+            raise ValueError(
+                f"{printable(path)} has both {folders[0].name}/ and {folders[1].name}/; keep one"
+            )
+        if folders:
+            splits[split] = _read_folder(folders[0], classes).samples
     return Source(classes, train, **splits)
 
 
@@ -211,7 +214,14 @@ def _split_folder(path: Path, what: str, *names: str) -> Path:
     )
 
 
-def _read_folder(path: Path, classes: list[str] | None = None) -> tuple[list[str], Samples]:
+class _ClassFolders(NamedTuple):
+    """One split that lies in class folders."""
+
+    classes: list[str]
+    samples: Samples
+
+
+def _read_folder(path: Path, classes: list[str] | None = None) -> _ClassFolders:
     """Class folders of one split; those of train must be given for the others."""
     names = _class_folders(path)
     if classes is not None:
@@ -238,7 +248,7 @@ def _read_folder(path: Path, classes: list[str] | None = None) -> tuple[list[str
             f"{', '.join(empty[:10])}; every class needs some in every split: add them, or take the "
             "class out of all splits"
         )
-    return classes, Samples(targets, paths=images.paths)
+    return _ClassFolders(classes, Samples(targets, paths=images.paths))
 
 
 def _class_folders(path: Path) -> list[str]:

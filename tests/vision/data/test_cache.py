@@ -209,6 +209,23 @@ def test_a_disk_that_cannot_be_written_is_told_and_does_not_matter(data, monkeyp
     assert entries(data) == []
 
 
+def test_a_disk_that_fills_up_leaves_no_half_entry(data, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache_module.np, "savez", full)
+    with pytest.warns(UserWarning, match="cannot be kept in .*: No space left on device"):
+        loaded = load_data(data)
+    same(load_data(replace(data, cache="off")), loaded)
+    assert [p for p in Path(data.cache).iterdir() if not p.name.endswith(".lock")] == []
+
+
+def test_one_of_several_processes_speaks(data, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    load_data(data)
+    assert capsys.readouterr().err == ""
+
+
 def test_where_it_lies(monkeypatch, tmp_path):
     monkeypatch.setenv("COE_CACHE", "off")
     assert pixel_cache("auto") is None

@@ -55,6 +55,7 @@ def test_copies_are_told_when_the_decoded_images_are_reused(root, tmp_path):
             load_data(data)
 
 
+@pytest.mark.filterwarnings("ignore:folder. no test split")
 def test_copies_that_the_held_out_part_has(tmp_path):
     for name, colour in (("a", 0), ("b", 255)):
         (tmp_path / "train" / name).mkdir(parents=True)

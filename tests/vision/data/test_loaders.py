@@ -398,6 +398,15 @@ def test_a_set_and_its_collation_can_be_sent_to_spawned_workers():
     assert torch.equal(pickle.loads(pickle.dumps(mix))(samples)["target"], mix(samples)["target"])
 
 
+def test_more_views_leave_the_set_as_it_is():
+    data = images()
+    several = data.with_views(3)
+    assert several[0, 5]["views"].shape == (3, 3, 16, 16)
+    assert data.num_views == 1
+    assert "views" not in data[0, 5]
+    assert torch.equal(several[0, 5]["image"], data[0, 5]["image"])
+
+
 def test_index_outside_the_set():
     with pytest.raises(IndexError, match="index 22 in a set of 22"):
         images()[22]
