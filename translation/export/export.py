@@ -97,11 +97,8 @@ def export_team(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} exists and is not empty; choose another folder with --out")
-    points = points or {}
-    if at is not None and at not in points:
-        known = ", ".join(points) or "none: give --points"
-        raise ValueError(f"no threshold named {at!r}; known: {known}")
-    routing = _routing(team, points, at, search, "int8" if int8 else "float32", checkpoint)
+    weights = "int8" if int8 else "float32"
+    routing = _routing(team, points or {}, at, search, weights, checkpoint)
     sizes = {}
     with whole_folder(folder) as part:
         for name in network_names(team.model.num_experts):
@@ -132,6 +129,9 @@ def _routing(
     checkpoint: str,
 ) -> dict[str, Any]:
     """What a runner must know beside the networks, see `coe_core.support.routing_file`."""
+    if at is not None and at not in points:
+        known = ", ".join(points) or "none: give --points"
+        raise ValueError(f"no threshold named {at!r}; known: {known}")
     config = team.task.cfg
     digest = {"checkpoint": sha256_of(checkpoint)} if Path(checkpoint).is_file() else {}
     used = {

@@ -20,7 +20,7 @@ from vision.export.graphs import OUTPUTS, Kind
 
 OPSET = 18  # the oldest that the exporter writes
 MAX_BATCH = 65536
-MAX_BYTES = 2**31 - 2**20  # of one protobuf file, with room for the graph beside the weights
+MAX_BYTES = 1536 * 2**20  # of weights in one ONNX file: protobuf ends at 2 GB, and torch does so here
 
 _SOURCES = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from coe_core.support.exports import provenance_of, write_routing
 from coe_core.support.files import whole_folder
@@ -67,24 +67,13 @@ def export_run(
         RunError: a folder in use, a package that is missing, or a budget the run cannot resolve.
         ValueError: an opset that cannot be written, or int8 of another kind than "onnx".
     """
-    if int8_pixels is not None and kind != "onnx":
-        raise ValueError("int8 is for onnx")
-    if run.recipe.hand_over.anything:
-        raise ExportError(
-            "exports are of whole networks: the experts of this run go on from what the delegator hands over "
-            "(hand_over in its recipe); `coe-vision predict` and `serve` take it"
-        )
     default = resolve_budget(run, budget, threshold)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} exists and is not empty; choose another folder with --out")
-    if kind == "onnx":
-        require("onnx", "onnxscript", "onnxruntime", extra="export")
-        check_opset(opset)
+    _check_arguments(run, folder, kind, opset, int8_pixels is not None)
     with undisturbed():
         run = own_run(run)
         graphs = team_graphs(run)
         if int8_pixels is not None:
-            _refuse_large({name: weight_bytes(graph) for name, graph in graphs.items()})
+            _refuse_large(graphs)
         saves = converted(kind, opset, graphs, example_pixels(run, 2))
         routing = routing_of(run, kind, default, opset, int8_pixels is not None)
         with whole_folder(folder) as part:
@@ -99,9 +88,25 @@ def export_run(
     return _files(folder, [f"{name}.{kind}" for name in saves])
 
 
-def _refuse_large(sizes: dict[str, int]) -> None:
-    for name, size in sizes.items():
-        if size > MAX_BYTES:
+def _check_arguments(run: Run, folder: Path, kind: Kind, opset: int, int8: bool) -> None:
+    """What can be known before the networks are converted, which takes a while."""
+    if int8 and kind != "onnx":
+        raise ValueError("int8 is for onnx")
+    if run.recipe.hand_over.anything:
+        raise ExportError(
+            "exports are of whole networks: the experts of this run go on from what the delegator hands over "
+            "(hand_over in its recipe); `coe-vision predict` and `serve` take it"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} exists and is not empty; choose another folder with --out")
+    if kind == "onnx":
+        require("onnx", "onnxscript", "onnxruntime", extra="export")
+        check_opset(opset)
+
+
+def _refuse_large(graphs: dict[str, nn.Module]) -> None:
+    for name, graph in graphs.items():
+        if (size := weight_bytes(graph)) > MAX_BYTES:
             raise ExportError(
                 f"{name} has {size:,} bytes of weights, int8 can be made of {MAX_BYTES:,}; export "
                 "without --int8"

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from vision.export import check as export_check
 from vision.export import convert, team_graph
@@ -168,9 +169,16 @@ def test_an_export_that_fails_its_check_does_not_stay(converted_once, small, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_the_comparison_sees_other_pixels(small, small_export, monkeypatch):
+def test_the_comparison_sees_other_pixels(small, small_export, tmp_path, monkeypatch):
     from vision.export import runner
 
+    pixels, photo, damaged = example_pixels(small, 4), tmp_path / "a.jpg", tmp_path / "b.jpg"
+    Image.effect_mandelbrot((320, 97), (-2, -1, 1, 1), 99).save(photo)
+    damaged.write_bytes(b"")  # as training leaves it out, so does the comparison
+    files = [photo, damaged]
+    parities = export_check.check_export(small, small_export, "onnx", pixels, 0.5, 0.0, files=files)
+    plain = export_check.check_export(small, small_export, "onnx", pixels, 0.5, 0.0)
+    assert parities[2].num_samples == plain[2].num_samples + 1
     square = runner._square
     shifted = lambda image, size, crop: square(image.rotate(90), size, crop)  # noqa: E731
     monkeypatch.setattr(runner, "_square", shifted)
