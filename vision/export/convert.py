@@ -20,7 +20,8 @@ from vision.export.graphs import OUTPUTS, Kind
 
 OPSET = 18  # the oldest that the exporter writes
 MAX_BATCH = 65536
-MAX_BYTES = 1536 * 2**20  # of weights in one ONNX file: protobuf ends at 2 GB, and torch does so here
+# Of weights in one ONNX file: protobuf ends at 2 GB, and torch puts them beside the graph from here on.
+MAX_BYTES = 1536 * 2**20
 
 _SOURCES = ("pkg.torch.onnx.stack_trace", "pkg.torch.onnx.fx_node")
 
