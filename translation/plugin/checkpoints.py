@@ -36,7 +36,8 @@ def load_state(path: str | Path, only_look: bool = False) -> dict[str, Any]:
 
     Args:
         path: of the checkpoint.
-        only_look: leave the parameters in the file, where the file's kind allows that.
+        only_look: leave the parameters in the file, where the file's kind allows that, and the sizes to
+            whoever looks.
 
     Raises:
         ValueError: no such file, a damaged one, or one that is not fairseq's; in one line that names it.
@@ -62,6 +63,8 @@ def load_state(path: str | Path, only_look: bool = False) -> dict[str, Any]:
             f"{path}: not a checkpoint that can be loaded, or damaged: {reason[:200] or type(error).__name__}"
         ) from error
     _check_state(state, path)
+    if not only_look:
+        check_sizes(state, str(path))
     return state
 
 
@@ -91,7 +94,6 @@ def _check_state(state: Any, path: Path) -> None:
             raise ValueError(f"{what}: {name!r} is a {type(state[name]).__name__}")
     if not all(isinstance(entry, dict) for entry in state.get("optimizer_history") or []):
         raise ValueError(f"{what}: 'optimizer_history' holds what is no dict")
-    check_sizes(state, str(path))
 
 
 def num_updates(state: dict[str, Any]) -> int:
@@ -107,7 +109,13 @@ def num_updates(state: dict[str, Any]) -> int:
 
 
 def network_names(num_experts: int) -> list[str]:
-    """Names of the networks of a team, as lines R-<id> have them."""
+    """Names of the networks of a team, as lines R-<id> have them.
+
+    Raises:
+        ValueError: not a number of experts.
+    """
+    if not isinstance(num_experts, int) or num_experts < 1:
+        raise ValueError(f"a collaboration of {num_experts!r} experts: the checkpoint is damaged")
     return ["delegator", *(f"expert-{j}" for j in range(num_experts))]
 
 
@@ -133,20 +141,17 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
             f"{str(model.get('_name', model.get('arch')))[:60]!r}; "
             "give a checkpoint of coe_transformer..."
         )
-    cfg = complete(argparse.Namespace(**model))
-    if not isinstance(cfg.num_experts, int) or cfg.num_experts < 1:
-        raise ValueError(
-            f"a collaboration of {cfg.num_experts!r} experts: the checkpoint is damaged"
-        )
-    if name not in network_names(cfg.num_experts):
-        raise ValueError(
-            f"no network {name!r} in this checkpoint; known: {', '.join(network_names(cfg.num_experts))}"
-        )
-    if name == "delegator":
-        arguments, prefix = delegator_arguments(cfg), "delegator."
-    else:
-        number = int(name.removeprefix("expert-"))
-        arguments, prefix = expert_arguments(cfg)[number], f"experts.{number}."
+    try:
+        cfg = complete(argparse.Namespace(**model))
+        if name not in (known := network_names(cfg.num_experts)):
+            raise ValueError(f"no network {name!r} in this checkpoint; known: {', '.join(known)}")
+        if name == "delegator":
+            arguments, prefix = delegator_arguments(cfg), "delegator."
+        else:
+            number = int(name.removeprefix("expert-"))
+            arguments, prefix = expert_arguments(cfg)[number], f"experts.{number}."
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"the checkpoint's configuration is damaged: {error!r}") from error
     parameters = {
         key.removeprefix(prefix): value.clone()
         for key, value in state["model"].items()

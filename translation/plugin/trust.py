@@ -184,15 +184,19 @@ def check_sizes(state: Mapping[str, Any], path: str) -> None:
     tensors = state["model"]
     widest = max((max(value.shape, default=1) for value in tensors.values()), default=1)
     for key, value in sections(state).get("model", {}).items():
-        if isinstance(value, bool) or not isinstance(value, int) or not isinstance(key, str):
+        if value is None or not isinstance(key, str) or key.startswith("expert_"):
             continue
         most = None
         if key.endswith("_layers") or key == "num_experts":
             most = len(tensors)
-        elif key.endswith("_dim"):
+        elif key.endswith(("_dim", "_heads")):
             most = widest
         elif key.endswith("_positions"):
             most = _MOST_POSITIONS
+        if most is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ValueError(
+                f"{path}: its option {key} is {str(value)[:60]!r}, which is no whole number"
+            )
         if most is not None and value > most:
             raise ValueError(
                 f"{path}: its option {key} is {value}, but its {len(tensors)} tensors allow at most {most}; "
@@ -221,7 +225,9 @@ def guard_fairseq() -> None:
     @wraps(load)
     def guarded(path, arg_overrides=None, *more, **named):
         local = checkpoint_utils.PathManager.get_local_path(path)
-        check_configuration(load_state(local, only_look=True), str(path), arg_overrides)
+        state = load_state(local, only_look=True)
+        check_configuration(state, str(path), arg_overrides)
+        check_sizes(state, str(path))
         _loaded.append(str(local))
         return load(path, arg_overrides, *more, **named)
 
