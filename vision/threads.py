@@ -31,10 +31,12 @@ class Threads(NamedTuple):
     Attributes:
         count: at least 1.
         reason: for one line of output; empty where the user or the caller chose it.
+        measured: whether the work was timed.
     """
 
     count: int
     reason: str = ""
+    measured: bool = False
 
     def __str__(self) -> str:
         return f"{self.count} thread{'s' * (self.count > 1)} ({self.reason})"
@@ -97,7 +99,7 @@ def choose_threads(
     seconds = _measure(work, (1, most))
     share = seconds[most] / seconds[1]
     told = f"{name} takes {1000 * seconds[1]:.3g} ms with 1 and {1000 * seconds[most]:.3g} ms with {most}"
-    return Threads(most if share < _FASTER else 1, told)
+    return Threads(most if share < _FASTER else 1, told, measured=True)
 
 
 def _measure(work: Callable[[], object], counts: tuple[int, ...]) -> dict[int, float]:

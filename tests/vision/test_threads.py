@@ -41,8 +41,10 @@ def test_one_where_others_wait(four):
     assert "with 1 and 3" in chosen.reason
 
 
-def test_one_where_it_is_level(four):
-    assert choose_threads(work({1: 0.01, 4: 0.01}), LARGE).count == 1
+@pytest.mark.parametrize(("share", "count"), [(0.5, 4), (0.95, 1), (1.0, 1), (2.0, 1)])
+def test_one_where_more_gain_little(four, monkeypatch, share, count):
+    monkeypatch.setattr(threads, "_measure", lambda *_: {1: 1.0, 4: share})
+    assert choose_threads(lambda: None, LARGE).count == count
 
 
 def test_small_work_is_not_measured(four):

@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.resume and not path:
         raise ValueError("--resume continues a file: give it as --out FILE")
     predictor = _predictor(arguments)
+    _set_threads(predictor, arguments.batch_size)
     files = find_images(arguments.images)
     budget = predictor.resolve(arguments.at, arguments.threshold)
     if kind == "table":
@@ -91,6 +92,20 @@ def _predictor(arguments: argparse.Namespace):
     if arguments.compiled:
         raise ValueError("--compiled is for delegator and experts, not for an ensemble")
     return EnsemblePredictor(run, arguments.ensemble, **options)
+
+
+def _set_threads(predictor, batch_size: int) -> None:
+    """As many threads as predict fastest; said where that was measured, beside the predictions."""
+    import torch
+
+    from vision.prediction.predictor import Predictor
+    from vision.serve.start import serving_threads
+
+    if isinstance(predictor, Predictor):
+        threads = serving_threads(predictor, batch_size)
+        torch.set_num_threads(threads.count)
+        if threads.measured:
+            print(f"computing with {threads}", file=sys.stderr)
 
 
 def _route(exited: bool | None, expert: int | None) -> str:
