@@ -11,6 +11,7 @@ import csv
 import io
 import itertools
 import math
+import re
 import statistics
 import warnings
 from collections.abc import Iterator, Sequence
@@ -304,13 +305,30 @@ def figure_to(
     from matplotlib.figure import Figure
 
     settings = {**_STYLE, "font.family": _fonts(), **(style or {})}
-    with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # A letter that no installed font has is drawn as a box; that is all there is to say.
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
+    with matplotlib.rc_context(settings), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         figure = Figure(figsize=size, layout="constrained")
         yield figure
         with whole_file(path) as temporary:
             figure.savefig(temporary, dpi=DOTS_PER_INCH)
+    missing = dict.fromkeys(filter(None, (_missing_letter(str(w.message)) for w in told)))
+    for warning in told:
+        if _missing_letter(str(warning.message)) is None:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    if missing:  # one line for all of them; matplotlib has one for each letter at each place
+        letters = "".join(list(missing)[:20])
+        warnings.warn(
+            f"{path}: no installed font has {letters}, drawn as boxes; install one that has, such as Noto "
+            "Sans CJK",
+            stacklevel=3,
+        )
+
+
+def _missing_letter(message: str) -> str | None:
+    match = re.match(r"Glyph (\d+) .* missing from", message)
+    return chr(int(match[1])) if match else None
 
 
 def _fonts() -> list[str]:

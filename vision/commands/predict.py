@@ -32,6 +32,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ensemble", metavar="NAME", help="predict with this ensemble of the run, not the experts"
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=at_least(1),
+        metavar="N",
+        help="largest image that is decoded, in pixels (default: Pillow's limit, 89 million)",
+    )
     parser.add_argument("--out", help="file to write csv or jsonl to")
     parser.add_argument(
         "--resume", action="store_true", help="continue --out: files that it holds are left out"
@@ -86,7 +92,11 @@ def _predictor(arguments: argparse.Namespace):
     from vision.run import load_run
 
     run = load_run(arguments.run, team=False)
-    options = {"batch_size": arguments.batch_size, "precision": arguments.precision}
+    options = {
+        "batch_size": arguments.batch_size,
+        "precision": arguments.precision,
+        "max_pixels": arguments.max_pixels,
+    }
     if arguments.ensemble is None and run.recipe.has_team:
         return Predictor(run, compiled=arguments.compiled, **options)
     if arguments.compiled:
@@ -118,12 +128,13 @@ def _predictions_table(outcomes: Sequence, threshold: float) -> Table:
     from rich.text import Text
 
     from coe_core.support.reports import rich_table
+    from vision.data.files import printable
 
     rows = [
-        [outcome.file, Text(outcome.error, "red"), "", "", "", ""]
+        [printable(outcome.file), Text(printable(outcome.error), "red"), "", "", "", ""]
         if outcome.error is not None
         else [
-            outcome.file,
+            printable(outcome.file),
             outcome.label,
             f"{outcome.probability:.3f}",
             _route(outcome.exited, outcome.expert),

@@ -78,7 +78,7 @@ def draw_selection(
     size = (2.6 + 0.75 * num_experts, 1.4 + 0.3 * len(shown))
     with figure_to(path, size, {"axes.grid": False}) as figure:
         axes = figure.subplots()
-        axes.imshow(100 * share[shown], cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        axes.imshow((100 * share[shown]).numpy(), cmap="Blues", vmin=0, vmax=100, aspect="auto")
         for row, index in enumerate(shown.tolist()):
             for j in range(num_experts):
                 value = float(100 * share[index, j])

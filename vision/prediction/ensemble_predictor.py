@@ -10,7 +10,7 @@ from torch import Tensor
 from vision.errors import RunError, nearest
 from vision.precision import autocast
 from vision.prediction.budgets import Budget
-from vision.prediction.predictor import Prediction, Predictor
+from vision.prediction.predictor import Prediction, Predictor, diverged
 from vision.run import Run, load_run
 
 
@@ -22,6 +22,7 @@ class EnsemblePredictor(Predictor):
         ensemble: by name; None: the only one.
         batch_size: images decoded and predicted together.
         precision: see `Predictor`.
+        max_pixels: see `Predictor`.
 
     Raises:
         RunError: no such run or ensemble, or several and none named.
@@ -34,11 +35,13 @@ class EnsemblePredictor(Predictor):
         *,
         batch_size: int = 64,
         precision: str = "auto",
+        max_pixels: int | None = None,
     ):
         super().__init__(
             run if isinstance(run, Run) else load_run(run, team=False),
             batch_size=batch_size,
             precision=precision,
+            max_pixels=max_pixels,
         )
         known = list(self.networks.ensembles)
         if ensemble is None and len(known) == 1:
@@ -49,7 +52,7 @@ class EnsemblePredictor(Predictor):
                 f"{self.run.folder} has the ensembles {', '.join(known) or '(none)'}: {asked}"
                 f"{nearest(ensemble or '', known)} (--ensemble)"
             )
-        self.ensemble = self.networks.ensembles[ensemble]
+        self.name, self.ensemble = ensemble, self.networks.ensembles[ensemble]
         self.cost = self.ensemble.division.s * self.macs.ensembles[ensemble]
 
     def resolve(self, budget: str | float | None = None, threshold: float | None = None) -> Budget:
@@ -69,6 +72,8 @@ class EnsemblePredictor(Predictor):
         with autocast(self.networks.device, self.precision):
             prepared = self.networks.prepare(pixels.to(self.networks.device))
             probabilities = self.ensemble.predict(prepared).softmax(1).cpu()
+        if not bool(probabilities.isfinite().all()):
+            raise diverged(self.run.folder, f"ensemble {self.name}")
         return [
             Prediction(
                 self.classes[int(chances.argmax())],

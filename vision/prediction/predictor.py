@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from vision.data.decode import num_processors
 from vision.data.preprocess import Preprocess, UnreadableImageError, to_tensor
+from vision.errors import RunError
 from vision.precision import PRECISIONS, autocast, choose_precision
 from vision.prediction.budgets import Budget, resolve_budget
 from vision.recipe_networks import run_macs
@@ -81,8 +83,9 @@ class Predictor:
         concurrency: int = 2,
         max_pixels: int | None = None,
     ):
-        for name, size in (("batch_size", batch_size), ("concurrency", concurrency)):
-            if size < 1:
+        sizes = {"batch_size": batch_size, "concurrency": concurrency, "max_pixels": max_pixels}
+        for name, size in sizes.items():
+            if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
@@ -123,7 +126,7 @@ class Predictor:
         Raises:
             UnreadableImageError: a file that cannot be decoded, or an image of too many pixels.
             ValueError: an array that is not an image; a budget and a threshold; a bad threshold.
-            RunError: a budget that the run cannot resolve.
+            RunError: a budget that the run cannot resolve, or a network that has diverged.
         """
         if isinstance(images, ImageSource) and not _is_stack(images):
             images = [images]
@@ -169,21 +172,43 @@ class Predictor:
             result.selected_expert,
             result.confidence,
         )
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [
-            Prediction(
-                self.classes[label],
-                chances,
-                exited,
-                None if exited else expert,
-                sureness,
-                self.classes[rough],
-                self.macs.delegator + (0 if exited else self.macs.experts[expert]),
+        rows = [_Answer(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+        predictions = []
+        for chances, answer in zip(probabilities.cpu().numpy(), rows, strict=True):
+            if not np.isfinite(chances).all():
+                name = "the delegator" if answer.exited else f"expert {answer.expert}"
+                raise diverged(self.run.folder, name)
+            predictions.append(
+                Prediction(
+                    self.classes[answer.label],
+                    chances,
+                    answer.exited,
+                    None if answer.exited else answer.expert,
+                    answer.confidence,
+                    self.classes[answer.rough_label],
+                    self.macs.delegator
+                    + (0 if answer.exited else self.macs.experts[answer.expert]),
+                )
             )
-            for chances, (label, rough, exited, expert, sureness) in zip(
-                probabilities.cpu().numpy(), rows, strict=True
-            )
-        ]
+        return predictions
+
+
+class _Answer(NamedTuple):
+    """Of one image, classes and expert by their numbers."""
+
+    label: int
+    rough_label: int
+    exited: bool
+    expert: int
+    confidence: float
+
+
+def diverged(folder: Path, name: str) -> RunError:
+    """The error of a network of a run whose answer is no number."""
+    return RunError(
+        f"{folder}: {name} gives values that are not finite; it has diverged: train it again with a lower "
+        "train.lr"
+    )
 
 
 def decode_image(
@@ -201,12 +226,15 @@ def decode_image(
         max_pixels: of a file before it is resized; None is Pillow's own limit.
 
     Raises:
-        UnreadableImageError: cannot be decoded, or has too many pixels.
+        UnreadableImageError: cannot be decoded, or has too many pixels, or none.
         ValueError: an array that is not an image.
     """
     if isinstance(image, np.ndarray):
         image = picture_of(image)
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            reason = f"{image.width} x {image.height}: it has no pixels"
+            raise UnreadableImageError(name or "in memory", reason)
         upright = preprocess.square(preprocess.convert(image), name or "in memory")
         return to_tensor(upright)
     file = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
@@ -226,12 +254,14 @@ def picture_of(pixels: np.ndarray) -> Image.Image:
     """Pillow's form of uint8 pixels, h x w or h x w x 1 (grey), 3 (RGB) or 4 (RGBA) channels.
 
     Raises:
-        ValueError: another type or shape.
+        ValueError: another type or shape, or no pixels.
 
     Example:
         >>> picture_of(np.zeros((4, 6, 3), np.uint8)).size
         (6, 4)
     """
+    if pixels.size == 0:
+        raise ValueError(f"an image of {' x '.join(map(str, pixels.shape))} has no pixels")
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise ValueError(
