@@ -109,14 +109,16 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("source", nargs="?", help="file or folder; none for numbers")
     parser.add_argument("--out", required=True, help="folder to write to")
+    parser.add_argument("--train", type=at_least(1), help="pairs of numbers to train on; 12000")
     parser.add_argument(
-        "--train", type=at_least(1), default=12000, help="pairs to train on, of numbers"
+        "--held-out", type=at_least(1), help="pairs of valid, and of test, but for iwslt14; 2000"
     )
-    parser.add_argument(
-        "--held-out", type=at_least(1), default=2000, help="pairs of valid, and of test"
-    )
-    parser.add_argument("--seed", type=int, default=1, help="of numbers and tatoeba")
+    parser.add_argument("--seed", type=int, help="of numbers and tatoeba; 1")
     parser.add_argument("--lowercase", action="store_true", help="as IWSLT'14's published baseline")
+
+
+_OF_CORPUS = {"numbers": ("train", "held_out", "seed"), "tatoeba": ("held_out", "seed")}
+_OF_CORPUS["iwslt14"] = ("lowercase",)
 
 
 def run_corpus(arguments: argparse.Namespace) -> None:
@@ -124,23 +126,29 @@ def run_corpus(arguments: argparse.Namespace) -> None:
     from translation.corpora import published
     from translation.corpora.numbers import number_pairs
 
-    if (arguments.source is None) != (arguments.kind == "numbers"):
-        which = "takes no file" if arguments.kind == "numbers" else "needs a file or folder"
-        raise ValueError(f"corpus {arguments.kind} {which}, got {arguments.source}")
-    held_out = arguments.held_out
-    if arguments.kind == "numbers":
-        pairs = number_pairs(arguments.train + 2 * held_out, arguments.seed)
+    kind = arguments.kind
+    if (arguments.source is None) != (kind == "numbers"):
+        which = "takes no file" if kind == "numbers" else "needs a file or folder"
+        raise ValueError(f"corpus {kind} {which}, got {arguments.source}")
+    for option in ("train", "held_out", "seed", "lowercase"):
+        if getattr(arguments, option) not in (None, False) and option not in _OF_CORPUS[kind]:
+            raise ValueError(f"corpus {kind} has no use for --{option.replace('_', '-')}")
+    held_out = 2000 if arguments.held_out is None else arguments.held_out
+    seed = 1 if arguments.seed is None else arguments.seed
+    ready_to_write(Path(arguments.out) / "train.de")
+    if kind == "numbers":
+        train = 12000 if arguments.train is None else arguments.train
+        pairs = number_pairs(train + 2 * held_out, seed)
         parts = {"valid": pairs[:held_out], "test": pairs[held_out : 2 * held_out]}
         parts["train"] = pairs[2 * held_out :]
-    elif arguments.kind == "tatoeba":
-        pairs = published.tatoeba_pairs(arguments.source)
+    elif kind == "tatoeba":
         sizes = {"valid": held_out, "test": held_out}
-        parts = published.split_apart(pairs, sizes, arguments.seed)
+        parts = published.split_apart(published.tatoeba_pairs(arguments.source), sizes, seed)
     else:
         parts = published.iwslt14_splits(arguments.source, arguments.lowercase)
     published.write_splits(parts, arguments.out, ("de", "en"))
-    for name, some in parts.items():
-        print(f"{arguments.out}/{name}: {len(some)} pairs")
+    for name, part in parts.items():
+        print(f"{arguments.out}/{name}: {len(part)} pairs")
 
 
 def add_encode_options(parser: argparse.ArgumentParser) -> None:

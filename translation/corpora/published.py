@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from coe_core.support.archives import check_archive
 from coe_core.support.files import write_text
@@ -76,18 +77,8 @@ def split_apart(
         {'train': 3, 'test': 1}
     """
     import numpy
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
 
-    numbers: dict[tuple[int, str], int] = {}
-    ends = numpy.array(
-        [
-            [numbers.setdefault((side, _key(text)), len(numbers)) for side, text in enumerate(pair)]
-            for pair in pairs
-        ]
-    ).reshape(-1, 2)
-    links = coo_array((numpy.ones(len(pairs)), ends.T), shape=(len(numbers),) * 2)
-    group_of = connected_components(links, directed=False)[1][ends[:, 0]]
+    group_of = _groups(pairs)
     sizes = numpy.bincount(group_of)
     order = list(range(len(pairs)))
     random.Random(seed).shuffle(order)
@@ -112,6 +103,23 @@ def split_apart(
             splits[split_of[group]].append(pairs[row])
     splits["train"] = list(dict.fromkeys(splits["train"]))
     return splits
+
+
+def _groups(pairs: Sequence[Pair]) -> Any:
+    """Number of the group of each pair: pairs that share a sentence, directly or by way of others."""
+    import numpy
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    numbers: dict[tuple[int, str], int] = {}
+    ends = numpy.array(
+        [
+            [numbers.setdefault((side, _key(text)), len(numbers)) for side, text in enumerate(pair)]
+            for pair in pairs
+        ]
+    ).reshape(-1, 2)
+    links = coo_array((numpy.ones(len(pairs)), ends.T), shape=(len(numbers),) * 2)
+    return connected_components(links, directed=False)[1][ends[:, 0]]
 
 
 def _key(sentence: str) -> str:

@@ -70,18 +70,7 @@ def train_vocabulary(
 
     how = segmentation or Segmentation(kind)
     _check(how, size)
-    lines: list[str] = []
-    too_long: list[str] = []
-    for path in texts:
-        text = read_lines(path)
-        too_long += (
-            f"{path}:{number}"
-            for number, line in enumerate(text, start=1)
-            if len(line) * 4 > how.longest_line and len(line.encode()) > how.longest_line
-        )
-        lines += (line for line in text if line.strip())
-    if not lines:
-        raise ValueError(f"no vocabulary: all lines of {', '.join(map(str, texts))} are empty")
+    lines, too_long = _lines_of(texts, how.longest_line)
     used = lines[:: 1 + (len(lines) - 1) // _ENOUGH]
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +94,23 @@ def train_vocabulary(
         len(changed),
         changed[0] if changed else None,
     )
+
+
+def _lines_of(texts: Sequence[str | Path], longest: int) -> tuple[list[str], list[str]]:
+    """Lines that are not empty, and FILE:LINE of those that are too long."""
+    lines: list[str] = []
+    too_long: list[str] = []
+    for path in texts:
+        text = read_lines(path)
+        too_long += (
+            f"{path}:{number}"
+            for number, line in enumerate(text, start=1)
+            if len(line) * 4 > longest and len(line.encode()) > longest
+        )
+        lines += (line for line in text if line.strip())
+    if not lines:
+        raise ValueError(f"no vocabulary: all lines of {', '.join(map(str, texts))} are empty")
+    return lines, too_long
 
 
 def _check(how: Segmentation, size: int) -> None:

@@ -108,3 +108,9 @@ def test_corpus_command(capsys, tmp_path):
     assert "needs a file or folder" in said("tatoeba", "--out", tmp_path)[2]
     error = said("numbers", "--held-out", 0, "--out", tmp_path)[2]
     assert "argument --held-out: must be at least 1, got 0" in error
+    for words, option in (
+        (("numbers", "--lowercase"), "--lowercase"),
+        (("tatoeba", "x", "--train", 3), "--train"),
+        (("iwslt14", "x", "--seed", 3), "--seed"),
+    ):
+        assert f"has no use for {option}" in said(*words, "--out", tmp_path)[2]
