@@ -1,8 +1,10 @@
 """For all tests: calls into coe_core are checked against its annotations, shapes included."""
 
+import json
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jaxtyping
@@ -28,3 +30,44 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+WATCHED = (
+    *("torch", "torchvision", "timm", "lightning", "sklearn", "matplotlib", "scipy", "fairseq"),
+    *("torch._dynamo", "sympy", "pandas", "tensorboard"),
+)
+CALLER = """
+import contextlib, io, json, os, sys
+program, calls = json.loads(sys.argv[1])
+if program == "vision":
+    from vision.commands.cli import main
+else:
+    from translation.commands.cli import main
+for words in calls:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        status = main(words)
+    loaded = [name for name in json.loads(sys.argv[2]) if name in sys.modules]
+    print(json.dumps([words, status, loaded, out.getvalue()[-500:]]))
+"""
+
+
+def loaded_after(program: str, calls: list[list[object]]) -> list[set[str]]:
+    """Which of the watched modules one process has loaded after each of the calls."""
+    words = [[str(word) for word in call] for call in calls]
+    done = subprocess.run(
+        [sys.executable, "-c", CALLER, json.dumps([program, words]), json.dumps(WATCHED)],
+        cwd=CORE.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == len(calls), done.stderr
+    for called, status, _, shown in lines:
+        assert status == 0, (called, shown)
+    return [set(line[2]) for line in lines]
+
+
+@pytest.fixture(scope="session", name="loaded_after")
+def _loaded_after() -> Callable[[str, list[list[object]]], list[set[str]]]:
+    return loaded_after

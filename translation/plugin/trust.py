@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -212,11 +212,13 @@ def last_loaded() -> str | None:
     return _loaded[-1] if _loaded else None
 
 
-def guard_fairseq() -> None:
-    """Let fairseq load a checkpoint only after `check_configuration`. Calling it again has no effect."""
-    from fairseq import checkpoint_utils
+def guard_fairseq(look: Callable[[str], Mapping[str, Any]]) -> None:
+    """Let fairseq load a checkpoint only after `check_configuration`. Calling it again has no effect.
 
-    from translation.plugin.checkpoints import load_state
+    Args:
+        look: file of a checkpoint -> what is in it, as plain values.
+    """
+    from fairseq import checkpoint_utils
 
     load = checkpoint_utils.load_checkpoint_to_cpu
     if getattr(load, "guarded", False):
@@ -225,7 +227,7 @@ def guard_fairseq() -> None:
     @wraps(load)
     def guarded(path, arg_overrides=None, *more, **named):
         local = checkpoint_utils.PathManager.get_local_path(path)
-        state = load_state(local, only_look=True)
+        state = look(local)
         check_configuration(state, str(path), arg_overrides)
         check_sizes(state, str(path))
         _loaded.append(str(local))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import timm
 import torchvision
 from torch import nn
 
 from vision.errors import nearest
-from vision.networks.network import Network
 from vision.networks.own import OWN
+
+if TYPE_CHECKING:
+    from vision.networks.network import Network
 
 _FETCH = {
     "timm": ("timm; timm.create_model('{}', pretrained=True)", "HF_HOME"),

@@ -1,0 +1,37 @@
+"""What each command loads: modules, not seconds (those: benchmarks/startup.py).
+
+The commands of a test are called one after the other in one process, so sets only grow.
+"""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+
+def test_what_needs_no_networks_loads_no_torch(loaded_after, tmp_path):
+    calls = [["--help"], ["--version"], ["train", "--help"], ["recipes"]]
+    calls += [["recipes", "copy", "digits", tmp_path]]
+    assert loaded_after("vision", calls) == [set()] * len(calls)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "a.png"
+    Image.new("L", (8, 8)).save(path)
+    return path
+
+
+def test_what_predicts_and_fits(loaded_after, trained, picture, tmp_path):
+    """No library of networks, no trainer, no compiler: digits' networks are our own, its images sklearn's."""
+    data, results = {"sklearn", "scipy"}, tmp_path / "results"
+    run = shutil.copytree(trained, tmp_path / "run")
+    assert loaded_after(
+        "vision",
+        [
+            ["inspect", "digits"],
+            ["predict", run, picture, "--threshold", 2],
+            ["calibrate", run, "best"],
+            ["evaluate", run, "--no-time", "--out", results],
+        ],
+    ) == [{"torch"}, {"torch"}, {"torch", *data}, {"torch", "matplotlib", *data}]

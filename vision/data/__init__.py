@@ -1,0 +1,1 @@
+"""From files to batches: sections of a recipe, sources, shards, decoding, preprocessing, loaders."""
