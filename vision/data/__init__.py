@@ -1,1 +1,1 @@
-"""From files to batches: sections of a recipe, sources, shards, decoding, preprocessing, loaders."""
+"""From files to batches: what a recipe's data section asks for, where samples lie, how they are decoded and drawn."""
