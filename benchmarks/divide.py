@@ -54,7 +54,7 @@ def main() -> None:
     precision = choose_precision(arguments.precision)
     print(f"{device}, {torch.get_num_threads()} thread(s), {precision}, torch {torch.__version__}")
     lines: list[list[str]] = []
-    print(markdown_table(HEADINGS, [], left=0), end="")
+    print(markdown_table(HEADINGS, [], left=()), end="")
     for s in arguments.s:
         division = divide_network(
             network, s, image_size=arguments.size, tolerance=arguments.tolerance
@@ -69,7 +69,7 @@ def main() -> None:
             f"{whole.macs / 1e6:.2f}M undivided"
         )
     if arguments.out:
-        write_text(arguments.out, markdown_table(HEADINGS, lines, left=0))
+        write_text(arguments.out, markdown_table(HEADINGS, lines, left=()))
 
 
 def measure(

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+LARGEST = 1e150  # sums and differences of larger scores might overflow
 MOST = 2**63 - 1  # of a whole number that an array can hold
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import numba
 import numpy as np
 
-from coe_core.transport import LARGEST
+from coe_core._checks import LARGEST
 
 ROUNDING = 2.0**-50  # values closer than this, relative to their size, are tied
 

@@ -11,9 +11,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import ArrayLike
 
-from coe_core._checks import scientific, whole
-
-LARGEST = 1e150  # sums and differences of larger scores might overflow
+from coe_core._checks import LARGEST, scientific, whole
 
 
 class Assignment(NamedTuple):

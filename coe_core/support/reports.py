@@ -81,8 +81,10 @@ def mean_and_spread(values: Sequence[float | None]) -> Spread:
     )
 
 
-def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table for documents; the first ``left`` columns are aligned to the left, the others to the right.
+def markdown_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)
+) -> str:
+    """A table for documents; the columns ``left`` are aligned to the left, the others to the right.
 
     Example:
         >>> print(markdown_table(["name", "%"], [["a|b", "3"]]), end="")
@@ -90,7 +92,7 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left:
         | --- | ---: |
         | a\\|b | 3 |
     """
-    rule = ["---" if place < left else "---:" for place in range(len(headings))]
+    rule = ["---" if place in left else "---:" for place in range(len(headings))]
     lines = [headings, rule, *rows]
     cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
@@ -118,6 +120,7 @@ def rich_table(
     *,
     left: Sequence[int] = (0,),
     bold: Sequence[int] = (),
+    no_wrap: bool = False,
 ) -> Table:
     """A table for a terminal.
 
@@ -127,6 +130,7 @@ def rich_table(
         title: above the table.
         left: columns that are aligned to the left.
         bold: rows that stand out.
+        no_wrap: cut cells where the terminal is narrow, rather than break them.
 
     Example:
         >>> rich_table(["name", "%"], [["a", "3"]]).row_count
@@ -138,7 +142,8 @@ def rich_table(
     # Text, not markup: names of files and classes may hold brackets.
     table = Table(title=None if title is None else Text(title), title_justify="left")
     for place, heading in enumerate(headings):
-        table.add_column(Text(heading), justify="left" if place in left else "right")
+        justify = "left" if place in left else "right"
+        table.add_column(Text(heading), justify=justify, no_wrap=no_wrap)
     for number, row in enumerate(rows):
         cells = [cell if isinstance(cell, Text) else Text(cell) for cell in row]
         table.add_row(*cells, style="bold" if number in bold else None)

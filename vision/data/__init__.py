@@ -1,1 +1,1 @@
-"""From files to batches: what a recipe's data section asks for, where samples lie, how they are decoded and drawn."""
+"""From files to batches: what the data section asks for, where samples lie, how they are decoded."""

@@ -140,7 +140,7 @@ def rich_table(rows: Sequence[EnsembleRow]) -> Table:
 
 def markdown_table(rows: Sequence[EnsembleRow]) -> str:
     """For documents."""
-    return reports.markdown_table(_HEADINGS, [_cells(row) for row in rows])
+    return reports.markdown_table(_HEADINGS, [_cells(row) for row in rows], left=(0, 2))
 
 
 def csv_table(rows: Sequence[EnsembleRow]) -> str:

@@ -63,17 +63,7 @@ def evaluate(
         RunError: runs of different classes, or a team whose logits are not finite.
     """
     first = runs[0]
-    for run in runs[1:]:
-        if run.networks.classes != first.networks.classes:
-            raise RunError(
-                f"{first.folder} knows {len(first.networks.classes)} classes and {run.folder} "
-                f"{len(run.networks.classes)}, or others: evaluate runs of one recipe together"
-            )
-        if _shape(run) != _shape(first):
-            raise RunError(
-                f"{first.folder} takes images of (size, channels, resize) {_shape(first)}, {run.folder} "
-                f"of {_shape(run)}: evaluate runs of one recipe together"
-            )
+    _check_alike(runs)
     data = load_run_data(first, data_path)
     folder.mkdir(parents=True, exist_ok=True)
     tables: list[list[PredictorRow]] = []
@@ -102,31 +92,15 @@ def evaluate(
         for name, stage in fit_stages(validation, test, macs).items():
             curves.setdefault(name, []).append(stage.test.curve())
         if run is first:
-            _write_examples(run, data, test, folder / "examples")
-            if test.selection_logits is not None:
-                pictures.draw_selection(
-                    folder / "classes_per_expert.png",
-                    f"{run.folder.name}: share of each class that selects each expert, %",
-                    data.classes,
-                    test.target,
-                    test.selected_expert,
-                    run.recipe.num_experts,
-                )
+            _show_images(run, data, test, folder)
     lines = summarise(tables)
     title = f"{first.recipe.data.name}, {len(data.test):,} test images, {len(runs)} run(s)"
     pictures.draw_trade_off(folder / "trade_off.png", title, curves, lines)
     detail: list[EnsembleRow] = []
     if first.recipe.ensembles:
         detail = ensemble_table.ensemble_rows(tests, run_macs(first.networks))
-        write_text(folder / "ensembles.csv", ensemble_table.csv_table(detail))
-        write_text(folder / "ensembles.md", ensemble_table.markdown_table(detail))
-    write_text(folder / "table.csv", csv_table(lines))
-    write_text(folder / "table.md", markdown_table(lines))
-    per_run = [
-        (run.recipe.seed, csv_table(summarise([rows])))
-        for run, rows in zip(runs, tables, strict=True)
-    ]
-    write_text(folder / "per_run.csv", _join_by_seed(per_run))
+    made = Evaluation(lines, detail, diverged)
+    _write_tables(made, runs, tables, folder)
     about = provenance(
         data,
         runs=[str(run.folder) for run in runs],
@@ -134,7 +108,52 @@ def evaluate(
         batch_size=batch_size,
     )
     write_json(folder / "provenance.json", about)
-    return Evaluation(lines, detail, diverged)
+    return made
+
+
+def _check_alike(runs: Sequence[Run]) -> None:
+    """Refuse runs of other classes or images than the first."""
+    first = runs[0]
+    for run in runs[1:]:
+        if run.networks.classes != first.networks.classes:
+            raise RunError(
+                f"{first.folder} knows {len(first.networks.classes)} classes and {run.folder} "
+                f"{len(run.networks.classes)}, or others: evaluate runs of one recipe together"
+            )
+        if _shape(run) != _shape(first):
+            raise RunError(
+                f"{first.folder} takes images of (size, channels, resize) {_shape(first)}, {run.folder} "
+                f"of {_shape(run)}: evaluate runs of one recipe together"
+            )
+
+
+def _show_images(run: Run, data: ImageData, test: Predictions, folder: Path) -> None:
+    """Examples to try, and which classes go to which expert."""
+    _write_examples(run, data, test, folder / "examples")
+    if test.selection_logits is not None:
+        pictures.draw_selection(
+            folder / "classes_per_expert.png",
+            f"{run.folder.name}: share of each class that selects each expert, %",
+            data.classes,
+            test.target,
+            test.selected_expert,
+            run.recipe.num_experts,
+        )
+
+
+def _write_tables(
+    made: Evaluation, runs: Sequence[Run], tables: Sequence[Sequence[PredictorRow]], folder: Path
+) -> None:
+    if made.ensembles:
+        write_text(folder / "ensembles.csv", ensemble_table.csv_table(made.ensembles))
+        write_text(folder / "ensembles.md", ensemble_table.markdown_table(made.ensembles))
+    write_text(folder / "table.csv", csv_table(made.lines))
+    write_text(folder / "table.md", markdown_table(made.lines))
+    per_run = [
+        (run.recipe.seed, csv_table(summarise([rows])))
+        for run, rows in zip(runs, tables, strict=True)
+    ]
+    write_text(folder / "per_run.csv", _join_by_seed(per_run))
 
 
 def _images(run: Run, data: ImageData, count: int) -> Tensor:

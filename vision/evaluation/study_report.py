@@ -68,7 +68,7 @@ def report(study: Study, results: Results, out: Path) -> Report:
     texts = {
         "table.md": markdown_table(headings, rows)
         + "\n"
-        + markdown_table(POINT_HEADINGS, point_rows, left=2)
+        + markdown_table(POINT_HEADINGS, point_rows, left=(0, 1))
         + "".join(f"\n{note}\n" for note in notes),
         "runs.csv": _runs_csv(results),
         "points.csv": _points_csv(results),

@@ -116,7 +116,7 @@ def rich_table(rows: Sequence[SummaryRow], title: str) -> Table:
 
 def markdown_table(rows: Sequence[SummaryRow]) -> str:
     """For documents."""
-    return reports.markdown_table(_HEADINGS, [_cells(row) for row in rows])
+    return reports.markdown_table(_HEADINGS, [_cells(row) for row in rows], left=(0, 5))
 
 
 def csv_table(rows: Sequence[SummaryRow]) -> str:
