@@ -169,7 +169,7 @@ class PixelCache:
                     if decoded.image is None:
                         errors.append(decoded.error)
                         continue
-                    file.write(decoded.image.contiguous().numpy())
+                    file.write(decoded.image.contiguous().numpy().data)
                     kept.append(position)
                     digests.append(decoded.digest)
                     shapes.append(tuple(decoded.image.shape))
@@ -272,7 +272,7 @@ def cache_key(paths: Sequence[str | Member], form: StoredForm) -> str:
         for shard in paths.shards:
             digest.update(_state(shard))
         for values in (paths.shard, paths.offset, paths.size):
-            digest.update(np.ascontiguousarray(values).astype(np.int64))
+            digest.update(np.ascontiguousarray(values).astype(np.int64).data)
     else:
         for path in paths:
             digest.update(_state(path) if isinstance(path, str) else repr(path).encode())

@@ -63,30 +63,30 @@ def _name(path: str | Member) -> str:
 
 def _pairs(first: SplitFiles, second: SplitFiles) -> list[tuple[int, int]]:
     """Positions of equal content: one in the first for each in the second."""
-    if first.digests is None or second.digests is None:
-        first, second = _digested(first, second)
-    where = {int(digest): i for i, digest in reversed(list(enumerate(first.digests))) if digest}
-    common = np.isin(second.digests, np.fromiter(where, np.uint64, len(where)))
-    return [(where[int(second.digests[i])], int(i)) for i in np.flatnonzero(common)]
+    own, theirs = first.digests, second.digests
+    if own is None or theirs is None:
+        own, theirs = _digests(first.paths, second.paths)
+    where = {int(digest): i for i, digest in reversed(list(enumerate(own))) if digest}
+    common = np.isin(theirs, np.fromiter(where, np.uint64, len(where)))
+    return [(where[int(theirs[i])], int(i)) for i in np.flatnonzero(common)]
 
 
-def _digested(first: SplitFiles, second: SplitFiles) -> tuple[SplitFiles, SplitFiles]:
-    """With digests of the files whose sizes occur in both, within the bounds."""
-    none = [
-        SplitFiles(files.paths, np.zeros(len(files.paths), np.uint64)) for files in (first, second)
-    ]
-    if len(first.paths) + len(second.paths) > MAX_FILES:
-        return none[0], none[1]
-    sizes = [_sizes(files.paths) for files in (first, second)]
-    shared = np.intersect1d(*sizes)
+def _digests(*splits: Sequence[str | Member]) -> list[np.ndarray]:
+    """Of the files whose sizes occur in both splits, within the bounds; 0 of the others."""
+    digests = [np.zeros(len(paths), np.uint64) for paths in splits]
+    if sum(map(len, splits)) > MAX_FILES:
+        return digests
+    sizes = [_sizes(paths) for paths in splits]
+    shared = np.intersect1d(sizes[0], sizes[1])
     left = MAX_BYTES
-    for files, own in zip(none[::-1], sizes[::-1], strict=True):  # the smaller one first
-        for position in np.flatnonzero(np.isin(own, shared) & (own > 0)):
-            left -= int(own[position])
+    for split in (1, 0):  # the smaller one first
+        wanted = np.isin(sizes[split], shared) & (sizes[split] > 0)
+        for position in map(int, np.flatnonzero(wanted)):
+            left -= int(sizes[split][position])
             if left < 0:
                 break
-            files.digests[position] = content_digest(files.paths[position])
-    return none[0], none[1]
+            digests[split][position] = content_digest(splits[split][position])
+    return digests
 
 
 def _sizes(paths: Sequence[str | Member]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -92,13 +92,13 @@ def content_digest(path: str | Member) -> int:
 
 
 def decode_each(
-    paths: Sequence[str | Member], load: Callable[[str | Member], Tensor], what: str
+    paths: Sequence[str | Member], load: StoredForm, what: str
 ) -> Iterator[DecodedFile]:
     """Decode files in threads, in their order, with a progress line if it takes long.
 
     Args:
         paths: files.
-        load: file -> tensor.
+        load: how each is decoded.
         what: name of the set in messages.
     """
 

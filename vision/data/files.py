@@ -141,7 +141,7 @@ def find_images(places: Sequence[str | PathLike], what: str = "") -> FoundImages
         ['a.JPG', 'b.png']
     """
     search = _Search()
-    for position, place in enumerate(map(os.fspath, places)):
+    for position, place in enumerate([os.fspath(place) for place in places]):
         try:
             mode = os.stat(place).st_mode
         except OSError as error:

@@ -92,14 +92,14 @@ class ImageSet(Dataset):
         """Several items at once (the loader's fast path); all with a view seed, or all without."""
         seeds = None
         if items and isinstance(items[0], tuple):
-            seeds = np.array([seed for _, seed in items], dtype=np.int64)
-            indices = [index for index, _ in items]
-        else:
-            indices = [int(index) for index in items]
+            seeds = np.array([item[1] for item in items if isinstance(item, tuple)], np.int64)
+        indices = [item[0] if isinstance(item, tuple) else int(item) for item in items]
         outside = [index for index in indices if not 0 <= index < len(self)]
         if outside:
             raise IndexError(f"index {outside[0]} in a set of {len(self)} samples")
-        drawn = seeds is not None and self.augmentation is not None
+        augmentation = self.augmentation if seeds is not None else None
+        drawn = augmentation is not None
+        images: Tensor | list[Tensor]
         if isinstance(self._images, Tensor):
             images = torch.from_numpy(self._images.numpy()[indices])  # torch would wake its threads
         else:
@@ -109,7 +109,7 @@ class ImageSet(Dataset):
         if seeds is not None:
             others = range(1, self.num_views)  # the first view does not depend on their number
             drawings = [seeds, *(mix_seeds(seeds, view) for view in others)]
-            views = [self.augmentation(images, own) if drawn else images for own in drawings]
+            views = [augmentation(images, own) if augmentation else images for own in drawings]
         targets = self.targets[indices].tolist()
         samples = [
             {"image": image, "target": target, "index": index}
@@ -130,6 +130,7 @@ class ImageSet(Dataset):
             return (image if drawn else self._plain(image)), index
         drawing = self.augmentation if drawn else None
         load = stored_form(self.preprocess, drawing, self.max_pixels)
+        assert self.paths is not None
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
             try:

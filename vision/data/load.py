@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from vision.data.files import printable
 from vision.data.images import ImageSet
 from vision.data.preprocess import Preprocess, UnreadableImageError, to_image, to_tensor
 from vision.data.section import Data
-from vision.data.shards import COMPRESSED
+from vision.data.shards import COMPRESSED, Member
 from vision.data.sources import SOURCES, Samples, Source, join
 
 SPLITS = ("train", "validation", "test")
@@ -169,12 +169,13 @@ def _pixels(data: Data, samples: Samples, name: str) -> Samples:
         return Samples(samples.targets, _fit_pixels(samples.pixels, preprocess))
     form = stored_form(preprocess, None, data.max_pixels)
     num_bytes = _stored_bytes(samples, form)
-    cache = pixel_cache(data.cache)
+    cache = pixel_cache(str(data.cache))
     if cache is None or num_bytes > cache.max_bytes:
         decoded = decode_all(samples.paths, form, name)
     else:
         decoded = cache.images(samples.paths, form, name, num_bytes)
         cache.tell()
+    assert isinstance(decoded.images, Tensor)  # of the plain form
     return Samples(samples.targets[decoded.kept], decoded.images)
 
 
@@ -237,7 +238,7 @@ class _Decoded(NamedTuple):
 
     targets: Tensor
     images: Tensor | list[Tensor] | None
-    paths: Any
+    paths: Sequence[str | Member] | None
     digests: np.ndarray | None
 
 
@@ -251,7 +252,7 @@ def _decoded_splits(
     wanted = {name: samples for name, samples in splits.items() if name in decode}
     sizes = {name: _stored_bytes(samples, forms[name]) for name, samples in wanted.items()}
     total = sum(sizes.values())
-    cache = pixel_cache(data.cache) if total and data.in_memory is not False else None
+    cache = pixel_cache(str(data.cache)) if total and data.in_memory is not False else None
     if cache is not None and total > cache.max_bytes:
         cache = None
     in_memory = data.in_memory
@@ -284,14 +285,16 @@ def _decoded_split(
         decoded = decode_all(samples.paths, form, name)
     else:
         decoded = cache.images(samples.paths, form, name, num_bytes)
-    targets, paths = samples.targets, samples.paths
+    targets: Tensor = samples.targets
+    paths: Sequence[str | Member] = samples.paths
     if len(decoded.kept) < len(paths):
         targets, paths = targets[decoded.kept], [paths[i] for i in decoded.kept]
     return _Decoded(targets, decoded.images, paths, decoded.digests)
 
 
-def _fit_pixels(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+def _fit_pixels(pixels: Tensor | None, preprocess: Preprocess) -> Tensor:
     """Bring decoded images [n, ch, h, w] to the size and channels asked for."""
+    assert pixels is not None
     if pixels.shape[1:] == (preprocess.channels, preprocess.size, preprocess.size):
         return pixels
     fitted = [preprocess.square(preprocess.convert(to_image(image))) for image in pixels]
@@ -328,7 +331,8 @@ def _copies(decoded: Mapping[str, _Decoded]) -> dict[str, int]:
 def _with_statistics(preprocess: Preprocess, images: ImageSet) -> Preprocess:
     """Mean and std of each channel over up to 2,000 training images, evenly spread."""
     chosen = np.linspace(0, len(images) - 1, min(len(images), _STATISTICS_IMAGES)).astype(int)
-    total, squares, count = 0.0, 0.0, 0
+    total = squares = torch.zeros(preprocess.channels, dtype=torch.float64)
+    count = 0
     for start in range(0, len(chosen), 100):
         samples = images.__getitems__(chosen[start : start + 100].tolist())
         pixels = torch.stack([s["image"] for s in samples]).double() / 255

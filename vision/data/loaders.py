@@ -116,7 +116,7 @@ class ResumableLoader(DataLoader):
             augmentation.prepare()
         super().__init__(
             images,
-            batch_sampler=BatchSampler(sampler, share, drop_last=True),
+            batch_sampler=BatchSampler(sampler, share, drop_last=True),  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=collate or collate_samples,
             pin_memory=torch.cuda.is_available(),
@@ -130,7 +130,7 @@ class ResumableLoader(DataLoader):
     def __len__(self) -> int:
         return self.epoch_sampler.num_batches
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator: nothing happens before the first batch is asked for, by when the epoch is set.
         sampler = self.epoch_sampler
         epoch, first = self._resume or (sampler.epoch, 0)

@@ -39,7 +39,7 @@ _PILLOWS_LIMIT = threading.Lock()
 class UnreadableImageError(CoEError):
     """A file that cannot be decoded into pixels: damaged, not an image, or far too large."""
 
-    def __init__(self, path: str | PathLike, reason: str = "") -> None:
+    def __init__(self, path: object, reason: str = "") -> None:
         super().__init__(str(path), reason)
         self.path = str(path)
         self.reason = reason
@@ -156,7 +156,7 @@ class Preprocess:
                     content = path
                 image = stack.enter_context(open_image(content, max_pixels))
                 image.load()
-                turn = _UPRIGHT.get(_orientation(image))
+                turn = _UPRIGHT.get(_orientation(image) or 1)
                 image = self.convert(image)
                 return image if turn is None else image.transpose(turn)
         except MemoryError:
@@ -185,7 +185,7 @@ class Preprocess:
             image = Image.alpha_composite(white, image.convert("RGBA"))
         return image if image.mode == mode else image.convert(mode)
 
-    def square(self, image: Image.Image, path: str | PathLike = "in memory") -> Image.Image:
+    def square(self, image: Image.Image, path: object = "in memory") -> Image.Image:
         """Bring a decoded image to size x size."""
         if self.resize == "crop":
             image = self._shorten(image, path)
@@ -195,7 +195,7 @@ class Preprocess:
             return image
         return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
 
-    def _shorten(self, image: Image.Image, path: str | PathLike) -> Image.Image:
+    def _shorten(self, image: Image.Image, path: object) -> Image.Image:
         """Resize the shorter side to `shorter_side`; refuse what that would blow up."""
         pixels = self.shorter_side**2 * max(image.size) / min(image.size)
         if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
@@ -264,7 +264,7 @@ def open_image(content: BinaryIO, max_pixels: int | None = None) -> Iterator[Ima
     with _pillow_open(content, limit) as image:
         _check_size(image.width, image.height, limit)
         if image.format == "TIFF":
-            tags = image.tag_v2
+            tags = image.tag_v2  # type: ignore[attr-defined]
             _check_size(int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_LENGTH, 1)), limit)
         yield image
 

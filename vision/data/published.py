@@ -94,7 +94,7 @@ def read_idx(file: Path, num_axes: int) -> UInt8[Tensor, ...]:
     return torch.from_numpy(values)
 
 
-def _idx_values(content: BinaryIO, num_axes: int, name: str) -> np.ndarray:
+def _idx_values(content: BinaryIO | gzip.GzipFile, num_axes: int, name: str) -> np.ndarray:
     if content.read(4) != bytes([0, 0, 8, num_axes]):
         raise ValueError(f"{name}: not an idx file of bytes with {num_axes} axes")
     sizes = content.read(4 * num_axes)

@@ -63,7 +63,7 @@ class Data:
     std: list[float] | None = None
     workers: int | None = None
     in_memory: bool | None = None
-    cache: bool | str | None = "auto"
+    cache: bool | str | None = "auto"  # a text once it is checked
     max_pixels: int | None = None
 
     def __post_init__(self) -> None:

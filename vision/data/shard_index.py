@@ -7,7 +7,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -110,8 +110,9 @@ def _keep_index(
 ) -> None:
     from coe_core.support.files import whole_file
 
+    content: dict[str, Any] = {"names": names, "state": state, **index}
     with whole_file(kept) as temporary, temporary.open("wb") as file:
-        np.savez(file, names=names, state=state, **index)
+        np.savez(file, **content)
 
 
 def shard_samples(shard: str) -> Iterator[_Sample]:
@@ -143,7 +144,7 @@ def _samples(tar: tarfile.TarFile, shard: str) -> Iterator[_Sample]:
     key, image, label = None, None, None
     last = -1
     for entry in tar:
-        tar.members = []  # else they are all kept
+        tar.members = []  # type: ignore[attr-defined]  # else they are all kept
         if entry.offset <= last or entry.size < 0:
             raise tarfile.ReadError(f"the header at byte {entry.offset} leads back")
         last = entry.offset
@@ -167,7 +168,8 @@ def _samples(tar: tarfile.TarFile, shard: str) -> Iterator[_Sample]:
                     f"{shard}: {printable(entry.name)} has {entry.size} bytes; a .cls file holds the "
                     "number of a class"
                 )
-            label = tar.extractfile(entry).read().decode(errors="replace")
+            content = tar.extractfile(entry)
+            label = content.read().decode(errors="replace") if content else ""
     yield from _sample(shard, key, image, label)
 
 

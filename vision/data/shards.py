@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from torch import Tensor
@@ -75,6 +75,12 @@ class Members(Sequence[Member]):
 
     def __len__(self) -> int:
         return len(self.shard)
+
+    @overload
+    def __getitem__(self, index: int) -> Member: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Members: ...
 
     def __getitem__(self, index: int | slice) -> Member | Members:
         if isinstance(index, slice):

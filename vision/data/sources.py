@@ -199,7 +199,7 @@ def join(
         first = itertools.accumulate((len(source.classes) for source in sources), initial=0)
         splits[split] = Samples(
             torch.cat([part.targets + start for part, start in zip(decoded, first, strict=False)]),
-            torch.cat([part.pixels for part in decoded]),
+            torch.cat([part.pixels for part in decoded if part.pixels is not None]),
         )
     return Source(classes, **splits)
 
