@@ -76,7 +76,7 @@ class Recipe:
         elif not self.ensembles:
             raise ValueError("nothing to train: name a delegator and experts, or ensembles")
         networks = [*self.expert_networks, *self.controls.values()]
-        networks += [self.delegator] if self.has_team else []
+        networks += [] if self.delegator is None else [self.delegator]
         networks += [ensemble.network for ensemble in self.ensembles.values()]
         if any(network.activation == "pwlu" for network in networks) and (
             self.train.statistics_epochs >= self.train.epochs
@@ -116,7 +116,7 @@ class Recipe:
                 "set it to 0 for experts that differ"
             )
 
-        sizes = {network.size for network in (self.delegator, *self.experts)}
+        sizes = {network.size for network in (self.delegator, *self.experts) if network}
         if self.hand_over.trunk is not None and len(sizes) > 1:
             raise ValueError(
                 "hand_over.trunk: delegator and experts share their first layers, so they see images of one "

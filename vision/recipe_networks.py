@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,8 @@ class Networks(nn.Module):
 
     def divisions(self) -> dict[str, Any]:
         """What the ensembles' networks became, as plain values, to be stored beside the weights."""
-        return {name: built.division.to_dict() for name, built in self.ensembles.items()}
+        ensembles = cast(Mapping[str, EnsembleNetworks], self.ensembles)
+        return {name: built.division.to_dict() for name, built in ensembles.items()}
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +108,7 @@ class Networks(nn.Module):
 
     def diverged(self) -> list[str]:
         """Which parts hold values that are not finite: they were trained to nothing, and predict nothing."""
-        parts = {} if self.team is None else {"the team": self.team}
+        parts: dict[str, nn.Module] = {} if self.team is None else {"the team": self.team}
         parts |= {f"control {name}": control for name, control in self.controls.items()}
         parts |= {f"ensemble {name}": ensemble for name, ensemble in self.ensembles.items()}
         return [name for name, part in parts.items() if not _is_finite(part)]
@@ -127,7 +128,7 @@ def _class_names(classes: Any) -> list[str]:
 
 def _is_finite(network: nn.Module) -> bool:
     with torch.no_grad():
-        floats = [p for p in network.parameters() if p.is_floating_point()]
+        floats: list[Tensor] = [p for p in network.parameters() if p.is_floating_point()]
         floats += [b for b in network.buffers() if b.is_floating_point() and not b.isinf().any()]
         # A buffer may hold an infinity by design, such as a mask.
         return all(bool(tensor.isfinite().all()) for tensor in floats)
@@ -149,6 +150,8 @@ def build_team(
             delegator that do not fit the trunk.
     """
     hand_over, channels = recipe.hand_over, image[0]
+    if recipe.delegator is None:
+        raise ValueError("a team needs a delegator: name one")
     outputs = num_classes + len(experts)
     delegator = build_network(recipe.delegator, outputs, channels)
     built = [build_network(network, num_classes, channels) for network in experts]
@@ -210,7 +213,8 @@ def _parts(networks: Networks) -> Iterator[_Part]:
         if isinstance(team.delegator, Trunked):
             from vision.networks.trunk import feature_shape
 
-            shape = feature_shape(team.delegator.trunk, tuple(image.shape[1:]))
+            own = (prepare.channels, prepare.size, prepare.size)
+            shape = feature_shape(team.delegator.trunk, own)
             seen = torch.zeros(1, *shape, device=image.device)
         label = f"delegator ({recipe.delegator.name})"
         yield _Part(label, team.delegator, image, num_classes + team.num_experts)
@@ -219,10 +223,11 @@ def _parts(networks: Networks) -> Iterator[_Part]:
     for name, control in networks.controls.items():
         label = f"control {name} ({recipe.controls[name].name})"
         yield _Part(label, control, image, num_classes)
-    for name, built in networks.ensembles.items():
+    ensembles = cast(Mapping[str, EnsembleNetworks], networks.ensembles)
+    for name, built in ensembles.items():
         label = f"ensemble {name} ({recipe.ensembles[name].network.name})"
         yield _Part(label, built.members[0], image, num_classes)
-    if cascade is not None:
+    if cascade is not None and recipe.delegator is not None:
         label = f"cascade ({recipe.delegator.name})"
         yield _Part(label, cascade.delegator, image, num_classes + cascade.num_experts)
         label = f"cascade ({recipe.expert_networks[0].name})"
@@ -298,6 +303,7 @@ def untrained(recipe: Recipe) -> Networks:
     try:
         with torch.device("meta"):
             networks = Networks(*arguments)
-        return with_zeros(networks, data.size)
+        with_zeros(networks, data.size)  # in place
+        return networks
     except (RuntimeError, ValueError):  # what is really wrong fails again
         return Networks(*arguments)

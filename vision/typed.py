@@ -10,7 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -50,7 +50,9 @@ def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
     values = _with_exponents(kind, plain(values))
     try:
         # As JSON: there a dict becomes a dataclass and yet no text becomes a number.
-        return _adapter(kind).validate_json(json.dumps(values), strict=True, extra="forbid")
+        return _adapter(cast(Any, kind)).validate_json(
+            json.dumps(values), strict=True, extra="forbid"
+        )
     except ValidationError as error:
         raise ValueError(one_line(_first_complaint(kind, values, error))) from error
 
@@ -176,7 +178,7 @@ def parse_override(kind: type, location: Location, text: str, source: str) -> An
 
 def _fields(kind: Any) -> dict[str, Any]:
     kind = _without_none(kind)
-    return _hints(kind) if dataclasses.is_dataclass(kind) else {}
+    return _hints(cast(Any, kind)) if dataclasses.is_dataclass(kind) else {}
 
 
 @functools.cache
@@ -239,7 +241,9 @@ def check_ranges(values: Any, ranges: Mapping[str, str], prefix: str = "") -> No
     """
     for name, interval in ranges.items():
         value = getattr(values, name)
-        left, low, high, right = _INTERVAL.fullmatch(interval).groups()
+        parts = _INTERVAL.fullmatch(interval)
+        assert parts is not None, interval
+        left, low, high, right = parts.groups()
         for number in value if isinstance(value, list | tuple) else [value]:
             if number is None:
                 continue

@@ -115,7 +115,8 @@ def divide_network(
     if isinstance(network, str):
         network = Network(network)
     task = _task(network, rule, num_classes, image_size, channels)
-    network, rule, *shape = task
+    network, rule = task.network, task.rule
+    shape = (task.num_classes, task.image_size, channels)
     _check_rule(task, s, knob)
     undivided = _undivided_size(task)
     arguments = constructor_arguments(network, task.num_classes, channels)
@@ -125,7 +126,15 @@ def divide_network(
     elif s == 1 or rule == NONE:
         new = {}
     else:
-        new = solve_width(network, arguments, s, match, *shape, tolerance, knob).options
+        new = solve_width(
+            network,
+            arguments,
+            s,
+            match,
+            *shape,
+            tolerance=tolerance,
+            knob=knob,
+        ).options
     softer = {r.option: r.after for r in regularisers if r.kind != "weight_decay" and s > 1}
     divided = replace(network, options={**network.options, **new, **softer})
     before = {**dict.fromkeys(FACTORS, 1.0), **arguments}
@@ -181,8 +190,11 @@ def _task(
         options = {**paper.network.options, **network.options}
         own = Network(paper.network.name, network.pretrained, options)
         default = _Task(own, paper.rule, paper.num_classes, paper.image_size, channels)
-    given = {"rule": rule, "num_classes": num_classes, "image_size": image_size}
-    return default._replace(**{name: value for name, value in given.items() if value is not None})
+    return default._replace(
+        rule=default.rule if rule is None else rule,
+        num_classes=default.num_classes if num_classes is None else num_classes,
+        image_size=default.image_size if image_size is None else image_size,
+    )
 
 
 def _check_rule(task: _Task, s: int, knob: str | None) -> None:
@@ -203,9 +215,9 @@ def _check_rule(task: _Task, s: int, knob: str | None) -> None:
 
 
 def _undivided_size(task: _Task) -> Size:
-    network, _, *shape = task
+    network = task.network
     try:
-        return network_size(network, *shape)
+        return network_size(network, task.num_classes, task.image_size, task.channels)
     except ValueError as error:
         if network.name in PUBLISHED:
             raise ValueError(f"{error}; the paper's goes by {PAPER}{network.name}") from error

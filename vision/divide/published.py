@@ -151,7 +151,7 @@ def _wrn(depth: int, k: int) -> Published:
 
 # timm's deep stem of this width is the paper's for ResNeXt (its published size says so); the same
 # one for ResNet and WRN is RECONSTRUCTED.
-_STEM = {"stem_type": "deep", "stem_width": 64}
+_STEM: dict[str, Any] = {"stem_type": "deep", "stem_width": 64}
 _CHANNELS = [64, 128, 256, 512]
 _SIZES = (224, 240, 260, 300, 380, 456, 528, 320)  # of EfficientNet-B7: 320 in the paper
 

@@ -89,8 +89,8 @@ def divide_regularisers(
         chosen[kind] = rule
     found = []
     for option, value in options.items():
-        kind = KINDS.get(option)
-        if kind is None or isinstance(value, bool) or not isinstance(value, int | float):
+        kind = KINDS.get(option, "")
+        if not kind or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{option} must be finite and at least 0 to be divided, got {value}")

@@ -79,7 +79,11 @@ class Widths:
             scaled.append(max(unit, unit * round(value * factor / unit)))
         found = {self.knob: scaled if self.is_list else scaled[0]}
         along = _ALONG.get(self.knob)
-        if along in self.arguments and _accepts_along(self.knob, self.arguments):
+        if (
+            along is not None
+            and along in self.arguments
+            and _accepts_along(self.knob, self.arguments)
+        ):
             found[along] = max(2, 2 * round(self.arguments[along] * factor / 2))
         return found
 
@@ -93,7 +97,9 @@ class Widths:
         if key in self.refused:
             return None
         try:
-            return self.measure(Network(self.network.name, options=self.network.options | options))
+            return self.measure(
+                Network(self.network.name, options={**self.network.options, **options})
+            )
         except UncountedOperatorError:
             raise
         except Exception:  # constructors refuse in any way that they like

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
@@ -109,9 +108,9 @@ def _last_within(
     """Last width whose size is below the share: bisection, first where a power law has it."""
     (low, small), high = lowest, top
     large = search.size(top)
-    for trial in itertools.count():
-        if high - low <= 1:
-            return low
+    trial = -1
+    while high - low > 1:
+        trial += 1
         middle = (low + high) // 2
         if trial < 6 and large is not None and large[position] > small[position]:
             part = math.log(share / small[position]) / math.log(large[position] / small[position])
@@ -123,6 +122,7 @@ def _last_within(
             large = found[1] if found is not None else None
         else:
             low, small = found
+    return low
 
 
 def _choose(
@@ -189,7 +189,7 @@ def _finer(
 ) -> Solution | None:
     """Where attention heads make the width coarse, mend the rest by the width of the MLPs."""
     ratio = search.arguments.get("mlp_ratio")
-    if not is_width(ratio) or isinstance(ratio, list | tuple):
+    if ratio is None or not is_width(ratio) or isinstance(ratio, list | tuple):
         return None
     other = search.size_of({**options, "mlp_ratio": 1.1 * ratio})
     if other is None or other[position] == size[position]:

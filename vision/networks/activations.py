@@ -103,6 +103,7 @@ def replace_activations(
             "activations that are called as functions cannot be replaced"
         )
     per_channel = options.pop("per_channel", name in ("pwlu", "prelu"))
+    builders: dict[str, Callable[[], nn.Module]]
     try:
         if not per_channel:
             builders = dict.fromkeys(found, partial(_build, name, None, 1, options))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -26,13 +27,17 @@ class RoutedConv2d(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, num_experts: int, keep_weights: bool = False):
         super().__init__()
+        kernel, stride, padding, dilation = (
+            cast(tuple[int, int], values)
+            for values in (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        )
         self.conv = CondConv2d(
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            "same" if type(conv) is Conv2dSame else conv.padding,
-            conv.dilation,
+            kernel,
+            stride,
+            "same" if type(conv) is Conv2dSame else padding,
+            dilation,
             conv.groups,
             conv.bias is not None,
             num_experts,
@@ -94,7 +99,7 @@ def replace_convolutions(
         )
     for path in chosen:
         parent, _, child = path.rpartition(".")
-        old = model.get_submodule(path)
+        old = cast(nn.Conv2d, model.get_submodule(path))
         setattr(model.get_submodule(parent), child, RoutedConv2d(old, num_experts, keep_weights))
     return len(chosen)
 

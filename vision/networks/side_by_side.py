@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -47,11 +48,12 @@ class Together:
         (True, torch.Size([5, 2, 4, 6, 6]))
     """
 
-    def __init__(self, members: Sequence[nn.Module], shape: tuple[int, int, int]):
-        self.members = members
+    def __init__(self, members: Sequence[nn.Module] | nn.ModuleList, shape: tuple[int, int, int]):
+        self.members = cast(Sequence[nn.Module], members)
         self.macs = 0
         self.wide: nn.Module | None = None
         self._frozen: tuple[list, nn.Module] | None = None
+        members = self.members
         shapes = [[(name, t.shape) for name, t in m.state_dict().items()] for m in members]
         if len(members) > 1 and all(each == shapes[0] for each in shapes):
             self.wide = _widened(members[0], len(members))
@@ -81,7 +83,7 @@ class Together:
             images: the same for all networks, or a sequence of one batch for each.
         """
         views = [images] * len(self.members) if isinstance(images, Tensor) else images
-        if not self.side_by_side(len(views[0])):
+        if self.wide is None or not self.side_by_side(len(views[0])):
             return torch.stack([m(x) for m, x in zip(self.members, views, strict=True)], 1)
         if self.members[0].training or torch.is_grad_enabled():
             return run_side_by_side(self.wide, self.members, views)
@@ -89,6 +91,7 @@ class Together:
 
     def inference_copy(self) -> nn.Module:
         """The wide network with the members' present numbers, kept until one of these changes."""
+        assert self.wide is not None, "these networks always run in the loop"
         tensors = [t for m in self.members for t in (*m.parameters(), *m.buffers())]
         state = [(t.data_ptr(), t._version, t.device) for t in tensors]
         if self._frozen is None or self._frozen[0] != state:
@@ -154,14 +157,19 @@ def _widened(network: nn.Module, s: int) -> nn.Module | None:
     """s copies of the network side by side, without numbers; None: it has layers that cannot be."""
     wide = deepcopy(network).to("meta")
     for parent, name, layer in list(_layers(wide)):
+        new: nn.Module
         if type(layer) is nn.Conv2d:
+            kernel, stride, padding, dilation = (
+                cast(tuple[int, int], values)
+                for values in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+            )
             new = nn.Conv2d(
                 s * layer.in_channels,
                 s * layer.out_channels,
-                layer.kernel_size,
-                layer.stride,
-                layer.padding,
-                layer.dilation,
+                kernel,
+                stride,
+                padding,
+                dilation,
                 s * layer.groups,
                 layer.bias is not None,
                 layer.padding_mode,

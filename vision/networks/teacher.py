@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -52,7 +52,9 @@ class Teacher:
         own = (OWN_WEIGHTS, OWN_SETTINGS)
         options = {name: v for name, v in network.options.items() if name not in own}
         built = build_network(replace(network, size=None, options=options), len(classes))
-        built.pretrained_cfg = {**built.pretrained_cfg, **network.options.get(OWN_SETTINGS, {})}
+        settings: dict[str, Any] = network.options.get(OWN_SETTINGS, {})
+        timm_network = cast(Any, built)
+        timm_network.pretrained_cfg = {**timm_network.pretrained_cfg, **settings}
         if OWN_WEIGHTS in network.options:
             _load_weights(built, network.options[OWN_WEIGHTS])
         self.network = built.eval().requires_grad_(False)

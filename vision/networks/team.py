@@ -161,7 +161,7 @@ class Team(nn.Module):
         features, rough, selection = self.hand_over(images)
         rough, selection = rough.float(), selection.float()
         delegation = Delegation(rough, confidence(rough, confidence_kind), selection, features)
-        prediction, exits, *route = infer(
+        inference = infer(
             lambda _: delegation,
             list(self.experts),
             images,
@@ -169,10 +169,13 @@ class Team(nn.Module):
             combine=(lambda own_rough, own: own + own_rough) if self.rough_logits else None,
             streams=streams,
         )
+        prediction, exits = inference.prediction, inference.exits
         if isinstance(rough_weight, Tensor) or rough_weight:
             pooled = prediction.float() + _per_row(rough_weight) * rough
             prediction = torch.where(exits[:, None], rough, pooled)
-        return TeamInference(prediction, exits, *route, rough)
+        return TeamInference(
+            prediction, exits, inference.selected_expert, inference.confidence, rough
+        )
 
 
 def _per_row(weight: float | Tensor) -> float | Tensor:

@@ -102,7 +102,8 @@ def cut_network(network: nn.Module, place: str) -> Parts:
             f"the network cannot be cut behind {place!r}, as more than its output goes on from there; "
             f"it can be cut behind {_places_shown(network)}"
         )
-    first, second = ({m: graphs[m][part] for m in graphs} for part in (0, 1))
+    both = {mode: graph for mode, graph in graphs.items() if graph is not None}
+    first, second = ({m: both[m][part] for m in both} for part in (0, 1))
     return Parts(Part(network, first), Part(network, second))
 
 

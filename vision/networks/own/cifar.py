@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from jaxtyping import Float
 from timm.layers import DropPath, SEModule
@@ -104,7 +105,9 @@ class CifarResNet(StagedNetwork):
                 f"{width * group_width}/64 channels per group; both multiplied must reach 64"
             )
         block = Bottleneck if bottleneck else BasicBlock
-        options = {"cardinality": groups, "base_width": group_width} if bottleneck else {}
+        options: dict[str, Any] = (
+            {"cardinality": groups, "base_width": group_width} if bottleneck else {}
+        )
         if squeeze:
             options["attn_layer"] = partial(SEModule, rd_divisor=1)
         if drop_rate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, cast
 
 from timm.models._efficientnet_builder import decode_arch_def, round_channels
 from timm.models.efficientnet import EfficientNet
@@ -143,7 +144,7 @@ def deep_stem_resnext(
             f"group_width at least 64, got {min(channels) * group_width}"
         )
     net = ResNet(
-        Bottleneck,
+        cast(Any, Bottleneck),  # timm's annotation asks for an instance
         tuple(layers),
         num_classes,
         in_chans,

@@ -16,7 +16,7 @@ class _Block(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
         self.act = nn.ReLU(inplace=True)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_width != width:
             self.shortcut = nn.Sequential(
                 # Odd sides are rounded up, as by the convolution.

@@ -40,6 +40,10 @@ class PWLU(nn.Module):
         [[0.0, 1.5], [0.0, 9.0]]
     """
 
+    running_mean: Tensor
+    running_std: Tensor
+    learning: Tensor
+
     def __init__(self, num_channels: int | None = None, intervals: int = 16, dim: int = 1):
         super().__init__()
         if intervals < 1 or (num_channels is not None and num_channels < 1):
