@@ -126,7 +126,7 @@ def infer(
         >>> infer(delegate, [double, negate], torch.tensor([0.5, -0.2, 0.9]), threshold=0.8).prediction
         tensor([1.0000, 0.2000, 0.0000])
     """
-    rough, sureness, selection_logits, handed = delegate(batch)
+    rough, confidences, selection_logits, handed = delegate(batch)
     n, k = selection_logits.shape
     if handed is not None:
         batch = handed
@@ -138,11 +138,15 @@ def infer(
         raise ValueError(f"the delegator selects among {k} experts, but {len(experts)} were given")
     if k == 0:
         raise ValueError("there are no experts; give one at least")
-    if sureness.shape != (n,):
-        raise ValueError(f"confidence has shape {tuple(sureness.shape)}, but there are {n} samples")
-    exits = sureness >= _checked_limit(threshold, sureness)
-    if n == 1 and select is None and sureness.device.type == "cpu":
-        return _infer_one(exits, rough, sureness, selection_logits, experts, batch, take, combine)
+    if confidences.shape != (n,):
+        raise ValueError(
+            f"confidence has shape {tuple(confidences.shape)}, but there are {n} samples"
+        )
+    exits = confidences >= _checked_limit(threshold, confidences)
+    if n == 1 and select is None and confidences.device.type == "cpu":
+        return _infer_one(
+            exits, rough, confidences, selection_logits, experts, batch, take, combine
+        )
     if select is None:
         best, selected = selection_logits.max(1)  # NaN wins every maximum
         place = selected.masked_fill(exits, EXITS).masked_fill_(best.isnan(), UNDECIDED)
@@ -158,26 +162,26 @@ def infer(
         j: partial(_answer, j, experts[j], batch, rough, rows, n, take, combine)
         for j, rows in groups.items()
     }
-    if streams and sureness.is_cuda and len(calls) > 1:
-        answers = _on_streams(calls, sureness.device)
+    if streams and confidences.is_cuda and len(calls) > 1:
+        answers = _on_streams(calls, confidences.device)
     else:
         answers = {j: call() for j, call in calls.items()}
-    return Inference(_in_order(rough, answers, groups, n), exits, selected, sureness)
+    return Inference(_in_order(rough, answers, groups, n), exits, selected, confidences)
 
 
 def _infer_one(
-    exits, rough, sureness, selection_logits, experts, batch, take, combine
+    exits, rough, confidences, selection_logits, experts, batch, take, combine
 ) -> Inference:
     """A single sample on the host: nothing to group, to gather or to put back in order."""
     best, selected = selection_logits.max(1)
     if math.isnan(best.item()):
         raise diverged(1, 1)
     if exits.item():
-        return Inference(rough, exits, selected, sureness)
+        return Inference(rough, exits, selected, confidences)
     j = selected.item()
     answer = _answer(j, experts[j], batch, rough, selected, 1, take, combine)
     prediction = answer.to(rough) if isinstance(rough, Tensor) else list(answer)
-    return Inference(prediction, exits, selected, sureness)
+    return Inference(prediction, exits, selected, confidences)
 
 
 def _on_streams(calls: dict[int, Callable[[], Any]], device: torch.device) -> dict[int, Any]:
@@ -195,9 +199,9 @@ def _on_streams(calls: dict[int, Callable[[], Any]], device: torch.device) -> di
     return answers
 
 
-def _checked_limit(threshold: float | Tensor, sureness: Tensor) -> float | Tensor:
+def _checked_limit(threshold: float | Tensor, confidences: Tensor) -> float | Tensor:
     """The threshold, refused where it could not be compared with every confidence."""
-    n = len(sureness)
+    n = len(confidences)
     shape, undefined = (), False
     if isinstance(threshold, Tensor):
         shape, undefined = tuple(threshold.shape), bool(threshold.isnan().any())
@@ -209,7 +213,7 @@ def _checked_limit(threshold: float | Tensor, sureness: Tensor) -> float | Tenso
             f"threshold must be one number or {n} numbers (one per sample), none NaN; "
             f"got shape {shape}"
         )
-    return threshold.to(sureness) if isinstance(threshold, Tensor) else threshold
+    return threshold.to(confidences) if isinstance(threshold, Tensor) else threshold
 
 
 def _answer(j, expert, batch, rough, rows, n, take, combine) -> Any:

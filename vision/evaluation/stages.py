@@ -74,22 +74,36 @@ def two_stage(predictions: Predictions, logits: StageLogits, rough_weight: float
 
 
 def fit_stages(validation: Predictions, test: Predictions, macs: RunMacs) -> dict[str, FittedStage]:
-    """ "CoE" and, if both of its networks were trained as controls, "cascade"; nothing without a team."""
+    """ "CoE" and, if both of its networks were trained as controls, "cascade"; nothing without a team.
+
+    A cascade that has diverged is left out.
+    """
     if test.rough_logits is None:
         return {}
     kinds = {COE: coe_logits}
-    if test.cascade_logits is not None or {FIRST, SECOND} <= set(test.control_logits):
+    if has_cascade(test):
         kinds[CASCADE] = cascade_logits
     fitted = {}
     for name, logits_of in kinds.items():
-        held_out = logits_of(validation, macs)
+        held_out, tested = logits_of(validation, macs), logits_of(test, macs)
+        if name == CASCADE and not (_is_finite(held_out) and _is_finite(tested)):
+            continue
         weight = fit_rough_weight(held_out.rough, held_out.final, validation.target)
         fitted[name] = FittedStage(
-            weight,
-            two_stage(validation, held_out, weight),
-            two_stage(test, logits_of(test, macs), weight),
+            weight, two_stage(validation, held_out, weight), two_stage(test, tested, weight)
         )
     return fitted
+
+
+def has_cascade(predictions: Predictions) -> bool:
+    """Whether both networks of a cascade were trained beside the team."""
+    return predictions.cascade_logits is not None or {FIRST, SECOND} <= set(
+        predictions.control_logits
+    )
+
+
+def _is_finite(logits: StageLogits) -> bool:
+    return bool(logits.rough.isfinite().all() and logits.final.isfinite().all())
 
 
 class _WithoutSelection(nn.Module):

@@ -17,8 +17,10 @@ from vision.evaluation.stages import (
     FIRST,
     SECOND,
     FittedStage,
+    cascade_logits,
     cascade_team,
     fit_stages,
+    has_cascade,
 )
 from vision.networks.team import Team
 from vision.recipe_networks import Networks, RunMacs
@@ -114,6 +116,11 @@ def _team_rows(
         if FIRST in controls and SECOND in controls:
             cascade = cascade_team(controls[FIRST], controls[SECOND], team.num_classes)
         rows += _two_stage_rows(CASCADE, stages[CASCADE], macs, cascade)
+    elif has_cascade(test):  # one of its networks has diverged
+        costs = {f"at {_in_millions(cost)}": cost for cost in reversed(row_costs(macs))}
+        spent = cascade_logits(test, macs)
+        costs["no exits"] = spent.first_macs + float(spent.second_macs.mean())
+        rows += [PredictorRow(f"{CASCADE} {at}", math.nan, cost) for at, cost in costs.items()]
     rough = float(test.right(test.rough_logits).mean())
     rows.append(
         PredictorRow(
@@ -165,6 +172,10 @@ def row_costs(macs: RunMacs) -> list[float]:
     return sorted(limits)
 
 
+def _in_millions(macs: float) -> str:
+    return f"{macs / 1e6:.3g}M"
+
+
 def _two_stage_rows(
     name: str,
     stage: FittedStage,
@@ -177,7 +188,7 @@ def _two_stage_rows(
     points = [("no exits", torch.inf)]
     for limit in row_costs(macs):
         index = fit_threshold(curve, "macs", max(limit, float(curve.cost.min())))
-        points.append((f"at {limit / 1e6:.3g}M", float(curve.threshold[index])))
+        points.append((f"at {_in_millions(limit)}", float(curve.threshold[index])))
     rows = []
     for label, threshold in reversed(points):
         reached = stage.test.at(threshold)

@@ -248,3 +248,14 @@ def test_a_team_that_has_diverged_has_no_table(test, part, name):
     ):
         wrong.check_team("runs/a")
     test.check_team("runs/a")
+
+
+def test_a_cascade_that_has_diverged(validation, test):
+    controls = {**test.control_logits, "expert": torch.full((4, 3), math.nan)}
+    wrong = [dataclasses.replace(p, control_logits=controls) for p in (validation, test)]
+    rows = table_rows(*wrong, MACS)
+    assert [row.name for row in rows] == [row.name for row in table_rows(validation, test, MACS)]
+    cascades = [row for row in rows if row.name.startswith("cascade")]
+    assert len(cascades) == 4
+    assert all(math.isnan(row.accuracy) for row in cascades)
+    assert "diverged" in markdown_table(summarise([rows]))
