@@ -1,9 +1,11 @@
 """Checkpoints that are damaged, or anyone's: one line from every command, and nothing in them runs."""
 
 import copy
+import json
 import os
 import pickle
 import re
+import shutil
 import zipfile
 
 import pytest
@@ -164,3 +166,52 @@ def test_what_is_no_file(cli, tmp_path, capsys):
         error = capsys.readouterr().err
         assert re.search(message, error)
         assert error.count("\n") == 1
+
+
+STORED = [
+    "[]",
+    "null",
+    "3",
+    '"x"',
+    "{}",
+    "[[]]",
+    '{"best": 3}',
+    '{"best": {}}',
+    "{",
+    "",
+    "\xff",
+    "NaN",
+    "[" * 9999,
+]
+STORED += [
+    '{"format": 1}',
+    '{"task": 3}',
+    '{"points": {"best": [1]}}',
+    '{"points": 5, "task": "vision"}',
+]
+STORED += ['{"task": "vision", "format": "2", "points": [{"name": null, "threshold": "high"}]}']
+
+
+@pytest.mark.parametrize("name", ["operating_points.json", "trade_off_curve.json"])
+def test_stored_json_of_other_types_in_one_line(trained, tmp_path, monkeypatch, name):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    networks = load_run(folder).networks
+    monkeypatch.setattr("vision.run._build", lambda *_: networks)  # once
+    whole = json.loads((folder / name).read_text())
+    changed = [
+        json.dumps({**whole, key: value}) for key in whole for value in (None, [1], "x", {"a": 1})
+    ]
+    refusals = 0
+    for text in [*STORED, *changed]:
+        (folder / name).write_bytes(text.encode("latin-1"))
+        try:
+            load_run(folder)
+        except (CoEError, ValueError) as error:
+            assert str(folder / name) in str(error)  # noqa: PT017  some values mean the same
+            assert "\n" not in str(error)  # noqa: PT017
+            refusals += 1
+    assert refusals > len(changed) // 2
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    load_run(folder)  # as if there were none

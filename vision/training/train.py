@@ -149,8 +149,8 @@ def _threads(
     recipe = networks.recipe
     kept = (trained or {}).get("callbacks", {}).get("ThreadCount")
     if isinstance(kept, dict) and type(kept.get("count")) is int and 1 <= kept["count"] <= 1024:
-        chosen = choose_threads(lambda: None, 0.0)
-        return Threads(kept["count"], "as before" if chosen.reason else "")
+        users = choose_threads(lambda: None, 0.0)
+        return Threads(kept["count"], "as before") if users.reason else users
     images = recipe.train.batch_size // team.count
     step = 3 * images * (macs.delegator + sum(macs.experts) + sum(macs.controls.values()))
     step += 3 * images * sum(macs.ensembles[n] * e.s for n, e in recipe.ensembles.items())
