@@ -22,7 +22,9 @@ def team_session(folder: Path):
     """
     import onnxruntime
 
-    verify_files(folder, read_routing(folder, TASK), ["team.onnx"])
+    routing = read_routing(folder, TASK)
+    weights = [name for name in routing["files"] if name.endswith(".onnx.data")]
+    verify_files(folder, routing, ["team.onnx", *weights])
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # it warns that threshold and rough_weight may be given

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from coe_core.support.files import json_text
 from vision.errors import RunError
@@ -20,31 +20,38 @@ def join_team(folder: Path, routing: dict[str, Any]) -> None:
 
     Inputs: images (uint8, one image), threshold and rough_weight (both have the export's defaults).
     Outputs: probabilities [1, c], exited [1], selected_expert [1], confidence [1].
-    routing.json without its digests is stored in the file's metadata under "routing". What one file
-    cannot hold lies beside it in team.onnx.data.
+    routing.json without its digests is stored in the file's metadata under "routing". Where one file
+    cannot hold all weights, those of each network lie beside it in NAME.onnx.data, for both.
 
     Raises:
         RunError: a network with control flow of its own.
     """
     names = ["delegator", *(f"expert_{j}" for j in range(len(routing["experts"])))]
-    total = sum(path.stat().st_size for name in names for path in folder.glob(f"{name}.onnx*"))
-    models = [onnx.load(folder / f"{name}.onnx") for name in names]
+    paths = [folder / f"{name}.onnx" for name in names]
+    files = [file for path in paths for file in folder.glob(f"{path.name}*")]
+    beside = sum(file.stat().st_size for file in files) > MAX_BYTES
+    if beside:
+        for path in paths:
+            _put_beside(path)
+    models = [onnx.load(path, load_external_data=False) for path in paths]
     team, experts = models[0], [model.graph for model in models[1:]]
     for name, expert in zip(names[1:], experts, strict=True):
         _rename(expert, name)
     _route(team.graph, experts, routing)
     helper.set_model_props(team, {"routing": json_text(routing, indent=None).rstrip()})
-    _save(team, folder / TEAM, beside=total > MAX_BYTES)
-
-
-def _save(team: ModelProto, path: Path, beside: bool) -> None:
-    """Check and write, the weights in a file of their own if ``beside``."""
-    if beside:
-        onnx.save(team, path, save_as_external_data=True, location=f"{path.name}.data")
-        onnx.checker.check_model(str(path), full_check=True)
+    if beside:  # what is checked must find the weights
+        onnx.save(team, folder / TEAM)
+        onnx.checker.check_model(str(folder / TEAM), full_check=True)
     else:
         onnx.checker.check_model(team, full_check=True)
-        onnx.save(team, path)
+        onnx.save(team, folder / TEAM)
+
+
+def _put_beside(path: Path) -> None:
+    """Move a network's weights to a file of their own, unless they are there already."""
+    data = f"{path.name}.data"
+    if not path.with_name(data).exists():
+        onnx.save(onnx.load(path), path, save_as_external_data=True, location=data)
 
 
 def _route(graph: GraphProto, experts: list[GraphProto], routing: dict[str, Any]) -> None:
