@@ -122,9 +122,8 @@ class CifarResNet(StagedNetwork):
             planes = width * 2 ** (index // num_blocks)
             stride = 2 if index and index % num_blocks == 0 else 1
             out = planes * block.expansion
-            shortcut = None
-            if stride != 1 or channels != out:
-                shortcut = downsample_avg(channels, out, 1, stride)
+            changed = stride != 1 or channels != out
+            shortcut = downsample_avg(channels, out, 1, stride) if changed else None
             rate = drop_path_rate * index / last
             layers.append(
                 block(
