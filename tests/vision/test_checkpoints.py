@@ -197,7 +197,9 @@ def test_stored_json_of_other_types_in_one_line(trained, tmp_path, monkeypatch, 
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     networks = load_run(folder).networks
-    monkeypatch.setattr("vision.run._build", lambda *_: networks)  # once
+    content = load_checkpoint(folder / LAST)
+    monkeypatch.setattr("vision.run.load_checkpoint", lambda _: content)  # once
+    monkeypatch.setattr("vision.run._build", lambda *_: networks)
     whole = json.loads((folder / name).read_text())
     changed = [
         json.dumps({**whole, key: value}) for key in whole for value in (None, [1], "x", {"a": 1})
