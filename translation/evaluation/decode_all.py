@@ -211,24 +211,16 @@ def _batches(task: Any, cfg: Any, team: CoETransformerModel) -> list[dict]:
     if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
         cfg.dataset.max_tokens = 12000  # as fairseq-generate
     subset = cfg.dataset.gen_subset
-    dataset = task.dataset(subset)
-    try:
-        batches = task.get_batch_iterator(
-            dataset=dataset,
-            max_tokens=cfg.dataset.max_tokens,
-            max_sentences=cfg.dataset.batch_size,
-            max_positions=utils.resolve_max_positions(task.max_positions(), team.max_positions()),
-            ignore_invalid_inputs=cfg.dataset.skip_invalid_size_inputs_valid_test,
-            required_batch_size_multiple=1,
-            seed=cfg.common.seed,
-            num_workers=cfg.dataset.num_workers,
-        ).next_epoch_itr(shuffle=False)
-    except AssertionError as error:  # a sentence that no batch of so many tokens can hold
-        longest = max(dataset.num_tokens(row) for row in range(len(dataset)))
-        raise ValueError(
-            f"--max-tokens {cfg.dataset.max_tokens} is less than the longest sentence of {subset} has, "
-            f"{longest}; give at least as many"
-        ) from error
+    batches = task.get_batch_iterator(
+        dataset=task.dataset(subset),
+        max_tokens=cfg.dataset.max_tokens,
+        max_sentences=cfg.dataset.batch_size,
+        max_positions=utils.resolve_max_positions(task.max_positions(), team.max_positions()),
+        ignore_invalid_inputs=cfg.dataset.skip_invalid_size_inputs_valid_test,
+        required_batch_size_multiple=1,
+        seed=cfg.common.seed,
+        num_workers=cfg.dataset.num_workers,
+    ).next_epoch_itr(shuffle=False)
     try:
         batches = list(batches)
     except (ValueError, IndexError, OSError) as error:

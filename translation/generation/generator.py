@@ -165,9 +165,9 @@ class CollaborativeGenerator:
         hypotheses = [[self._empty(sentences.source)] for _ in range(n)]
         routes = [Route(EMPTY, certainty(self.confidence))] * n
         if len(rows):
-            spoken = self._decode(take(sentences, rows, self.pad), **options)
-            for row, found, route in zip(rows.tolist(), *spoken, strict=True):
-                hypotheses[row], routes[row] = found, route
+            decoded = self._decode(take(sentences, rows, self.pad), **options)
+            for row, own, route in zip(rows.tolist(), *decoded, strict=True):
+                hypotheses[row], routes[row] = own, route
         return Decoded(hypotheses, routes)
 
     def _decode(self, sentences: Sentences, **options) -> Decoded:
@@ -175,17 +175,20 @@ class CollaborativeGenerator:
 
         def delegate(batch: Sentences) -> Delegation:
             if may_exit(self.threshold, self.confidence):
-                found, logits = self._run(self.delegator, batch, self.selection_logits, **options)
-                sure = [hypothesis_confidence(best[0], self.confidence) for best in found]
+                hypotheses, logits = self._run(
+                    self.delegator, batch, self.selection_logits, **options
+                )
+                confidence = [hypothesis_confidence(own[0], self.confidence) for own in hypotheses]
             else:
-                found = [None] * len(batch.source)
-                sure = [math.nan] * len(found)
+                hypotheses = [None] * len(batch.source)
+                confidence = [math.nan] * len(hypotheses)
                 # Of a cascade or an ensemble nothing is selected either.
-                one = torch.zeros(len(found), 1)
-                logits = one if alone else self.select(batch.source, batch.length)
+                no_choice = torch.zeros(len(hypotheses), 1)
+                logits = no_choice if alone else self.select(batch.source, batch.length)
             if alone:
                 logits = logits[:, :1]
-            return Delegation(found, torch.tensor(sure, dtype=torch.float64), logits.float().cpu())
+            confidences = torch.tensor(confidence, dtype=torch.float64)
+            return Delegation(hypotheses, confidences, logits.float().cpu())
 
         def expert(generator: Any) -> Callable[[Sentences], list[Hypotheses]]:
             return lambda batch: self._run(generator, batch, **options)[0]
@@ -199,8 +202,8 @@ class CollaborativeGenerator:
             select=lambda logits: self.router.select(logits, sentences.source, self.pad),
         )
         routes = [
-            Route(self._name(expert, exits), sure)
-            for exits, expert, sure in zip(
+            Route(self._name(expert, exits), confidence)
+            for exits, expert, confidence in zip(
                 result.exits.tolist(),
                 result.selected_expert.tolist(),
                 result.confidence.tolist(),
@@ -222,14 +225,14 @@ class CollaborativeGenerator:
         beside: Callable[[], Tensor] | None = None,
         **options,
     ) -> tuple[list[Hypotheses], Float[Tensor, "n k"] | None]:
-        """Decode, all together or by length; and what ``beside`` tells after each part, joined."""
+        """Decode, all together or by length; and what ``beside`` gives after each part, joined."""
         n = len(sentences.source)
         parts = [torch.arange(n, device=sentences.source.device)]
         if self.by_length:
             lengths = sentences.length
-            parts = [(lengths == one).nonzero()[:, 0] for one in lengths.unique().tolist()]
-        found: list[Any] = [None] * n
-        told: Tensor | None = None
+            parts = [(lengths == length).nonzero()[:, 0] for length in lengths.unique().tolist()]
+        hypotheses: list[Any] = [None] * n
+        joined: Tensor | None = None
         for rows in parts:
             batch = sentences if len(parts) == 1 else take(sentences, rows, self.pad)
             sample = {
@@ -242,12 +245,12 @@ class CollaborativeGenerator:
                 options["constraints"] = batch.constraints
             answers = generator.generate(None, sample, **options)
             for row, answer in zip(rows.tolist(), answers, strict=True):
-                found[row] = answer
+                hypotheses[row] = answer
             if beside is not None:
                 values = beside()
-                told = values.new_empty(n, values.shape[1]) if told is None else told
-                told[rows] = values
-        return found, told
+                joined = values.new_empty(n, values.shape[1]) if joined is None else joined
+                joined[rows] = values
+        return hypotheses, joined
 
     def _empty(self, like: Tensor) -> dict[str, Tensor]:
         """The hypothesis of an empty line: end of sentence, with certainty."""

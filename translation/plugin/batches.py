@@ -27,13 +27,25 @@ class WholePairDataset(LanguagePairDataset):
         with numpy_seed(self.order_seed):
             return super().ordered_indices()
 
-    def batch_by_size(self, indices, *options, **named):
-        batches = super().batch_by_size(indices, *options, **named)
+    def batch_by_size(self, indices, max_tokens=None, *options, **named):
+        """As the parent.
+
+        Raises:
+            ValueError: a sentence that no batch of so many tokens can hold.
+        """
+        try:
+            batches = super().batch_by_size(indices, max_tokens, *options, **named)
+        except AssertionError as error:
+            longest = max(map(self.num_tokens, indices))
+            raise ValueError(
+                f"--max-tokens {max_tokens} is less than the longest sentence has, {longest}; "
+                "give at least as many"
+            ) from error
         rest = indices[sum(len(batch) for batch in batches) :]
         return [*batches, rest] if len(rest) else batches
 
 
-class TypedDataset(LanguagePairDataset):
+class TypedDataset(WholePairDataset):
     """Lines that fairseq-interactive has read; it says which lines each of its batches holds.
 
     fairseq hands a batch on without the numbers of its sentences, and equal lines cannot be told apart by

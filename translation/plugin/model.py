@@ -21,6 +21,7 @@ from translation.plugin.options import (
 )
 from translation.plugin.selection import SelectionHead
 
+MOST_EXPERTS = 1024  # each is a whole network
 PARTITION = "partition"  # how the names of the portions' state begin
 
 
@@ -62,6 +63,8 @@ class CoETransformerModel(BaseFairseqModel):
         cfg = complete(cfg)
         if cfg.num_experts < 1:
             raise ValueError(f"--num-experts must be at least 1, got {cfg.num_experts}")
+        if cfg.num_experts > MOST_EXPERTS:
+            raise ValueError(f"--num-experts must be at most {MOST_EXPERTS}, got {cfg.num_experts}")
         delegator = TransformerModel.build_model(delegator_arguments(cfg), task)
         experts = [TransformerModel.build_model(one, task) for one in expert_arguments(cfg)]
         return cls(delegator, SelectionHead(cfg.delegator_embed_dim, cfg.num_experts), experts)

@@ -248,10 +248,10 @@ class CoETranslationTask(TranslationTask):
         """
         teams = [model for model in models if isinstance(model, CoETransformerModel)]
 
-        def over(some: list):  # a generator over one network, or several as an ensemble
+        def over(networks: list):  # a generator over one network, or several as an ensemble
             extra = dict(extra_gen_cls_kwargs or {})
             return super(CoETranslationTask, self).build_generator(
-                some, args, *more, extra_gen_cls_kwargs=extra, **named
+                networks, args, *more, extra_gen_cls_kwargs=extra, **named
             )
 
         if not teams:
@@ -374,13 +374,13 @@ class CoETranslationTask(TranslationTask):
 
 def _listen_to_selection(generator, team: CoETransformerModel):
     """Let the generator's encoder pass also give the selection, so that nothing runs twice."""
-    heard = []
+    selection = []
     encode = generator.model.forward_encoder
 
     def forward_encoder(net_input):
         encoded = encode(net_input)
-        heard[:] = [team.select(encoded[0])]
+        selection[:] = [team.select(encoded[0])]
         return encoded
 
     generator.model.forward_encoder = forward_encoder
-    return lambda: heard[0]
+    return lambda: selection[0]

@@ -394,7 +394,7 @@ def test_data_without_a_target(said, decode, corpus, shell, generate, team, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--max-tokens", "4"), "--max-tokens 4 is less than the longest sentence of test has, "),
+        (("--max-tokens", "4"), "--max-tokens 4 is less than the longest sentence has, "),
         (("--max-tokens", "0"), "--max-tokens must be at least 1, got 0"),
         (("--batch-size", "-3"), "--batch-size must be at least 1, got -3"),
         (("--beam", "0"), "--beam must be at least 1, got 0"),

@@ -169,6 +169,7 @@ def test_validation_shows_the_routers(validate):
     [
         (("--router", "always-7"), "there are 2 experts, numbered 0 to 1"),
         (("--num-experts", "0"), "--num-experts must be at least 1, got 0"),
+        (("--num-experts", "2000000000"), "--num-experts must be at most 1024, got 2000000000"),
         (("--expert-decoder-layers", "1,2,3"), "layers for 3 experts, but --num-experts is 2"),
         (("--expert-decoder-layers", "1,x"), "must be whole numbers above 0 such as 6,4,2"),
         (("--focus", "1.5"), "focus must be in [0, 1], got 1.5"),
