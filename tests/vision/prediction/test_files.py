@@ -101,8 +101,8 @@ def test_only_unreadable_files(cli, trained, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.png"], "missing.png does not exist"),
-        (["EMPTY"], "no images in .*; known endings: .jpg"),
+        (["missing.png"], "missing.png: does not exist"),
+        (["EMPTY"], "no images in .*; known endings: .*, .jpg"),
         (["FILE", "--at", "bset"], "has no operating point 'bset'; stored: best, drop, half"),
         (["FILE", "--threshold", "-0.1"], "threshold must be at least 0, got -0.1"),
         (["FILE", "--threshold", "nan"], "threshold must be at least 0, got nan"),

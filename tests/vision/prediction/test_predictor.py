@@ -214,7 +214,7 @@ def test_columns_of_unequal_length_are_no_curve():
 @pytest.mark.parametrize(
     ("image", "error", "message"),
     [
-        (b"not an image", UnreadableImageError, "cannot read the image in memory: Unidentified"),
+        (b"not an image", UnreadableImageError, "cannot read the image in memory: cannot identify"),
         (b"", UnreadableImageError, "cannot read the image in memory"),
         ("missing.png", UnreadableImageError, "missing.png: no such file"),
         (np.zeros((4, 4)), ValueError, "an image is uint8 of .* got float64 of shape 4 x 4"),

@@ -103,14 +103,3 @@ def test_at_an_amount_of_macs(cli, trained, folder, capsys):
     assert f"threshold {best:.4f}" in shown
     assert cli("predict", trained, folder, "--at", "1k") == 2
     assert "below the delegator's own" in capsys.readouterr().err
-
-
-def test_progress_of_long_work_is_told_in_lines(monkeypatch, capsys):
-    from vision import progress
-
-    ticks = iter(range(0, 1000, 5))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(ticks))
-    assert list(progress.progress(range(6), 6, "predicting")) == list(range(6))
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "predicting: 1/6, 0 images/s, 25 s left"
-    assert len(lines) == 3
