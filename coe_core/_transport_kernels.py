@@ -15,16 +15,20 @@ sample takes the expert that lacks most, and where near all is tied nothing is l
 """
 
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
 from coe_core._checks import LARGEST
 
+Array: TypeAlias = NDArray[Any]  # numba compiles for whatever numbers it is called with
+Number: TypeAlias = Any
 ROUNDING = 2.0**-50  # values closer than this, relative to their size, are tied
 
 
-def _compiled(kernel: Callable) -> Callable:
+def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled on its first call; callees come first, for a kernel finds those it calls as globals."""
     try:
         return numba.njit(cache=True, nogil=True)(kernel)
@@ -33,7 +37,9 @@ def _compiled(kernel: Callable) -> Callable:
 
 
 @_compiled
-def scan(scores, prices, demand, expert, gap):
+def scan(
+    scores: Array, prices: Array, demand: Array, expert: Array, gap: Array
+) -> tuple[Array, float]:
     """Phase 1: what every sample takes at these prices; returns each surplus, and the objective."""
     n, k = scores.shape
     load, row = np.zeros(k, np.int64), np.empty(k)
@@ -77,7 +83,7 @@ def scan(scores, prices, demand, expert, gap):
 
 
 @_compiled
-def quantile(gap, rank):
+def quantile(gap: Array, rank: int) -> Number:
     """About the gap that ``rank`` samples do not exceed, from at most 512 of them."""
     step = max(1, gap.size // 512)
     some = gap[::step].copy()
@@ -86,7 +92,9 @@ def quantile(gap, rank):
 
 
 @_compiled
-def newton(scores, prices, expert, gap, surplus, reach):
+def newton(
+    scores: Array, prices: Array, expert: Array, gap: Array, surplus: Array, reach: float
+) -> None:
     """Phase 2: a Newton step on the prices.
 
     The dual is piecewise linear; its curvature is the density of samples nearly tied between two
@@ -124,7 +132,7 @@ def newton(scores, prices, expert, gap, surplus, reach):
 
 
 @_compiled
-def arcs(scores, prices, expert, size):
+def arcs(scores: Array, prices: Array, expert: Array, size: int) -> tuple[Array, Array, float]:
     """What it costs at least to send a sample of a to c: for every block of ``size`` samples, and for all.
 
     Returns:
@@ -152,7 +160,9 @@ def arcs(scores, prices, expert, size):
 
 
 @_compiled
-def shortest_path(cheapest, surplus, rise, rounding, parent):
+def shortest_path(
+    cheapest: Array, surplus: Array, rise: Array, rounding: float, parent: Array
+) -> int:
     """Dijkstra from every expert with a surplus to the nearest one that lacks samples.
 
     Returns:
@@ -186,7 +196,16 @@ def shortest_path(cheapest, surplus, rise, rounding, parent):
 
 
 @_compiled
-def move(scores, prices, expert, size, near, cheapest, a, c):
+def move(
+    scores: Array,
+    prices: Array,
+    expert: Array,
+    size: int,
+    near: Array,
+    cheapest: Array,
+    a: int,
+    c: int,
+) -> Number:
     """Send the sample of a that loses least to c, and renew the costs of its block; returns the gain."""
     m, k = scores.shape
     blocks = near.shape[1]
@@ -221,7 +240,7 @@ def move(scores, prices, expert, size, near, cheapest, a, c):
 
 
 @_compiled
-def exchange(scores, prices, expert, surplus):
+def exchange(scores: Array, prices: Array, expert: Array, surplus: Array) -> tuple[int, Number]:
     """Phase 4: move the surplus along successive shortest paths; exact for the samples given.
 
     The arc a -> c over experts costs the least that a sample now at a would lose by going to c.
@@ -261,7 +280,9 @@ def exchange(scores, prices, expert, surplus):
 
 
 @_compiled
-def descend(scores, demand, prices, expert, gap, few):
+def descend(
+    scores: Array, demand: Array, prices: Array, expert: Array, gap: Array, few: int
+) -> tuple[int, Array, float]:
     """Phases 1 and 2 in turn, until few are left over or Newton steps no longer help."""
     n, k = scores.shape
     kept, least = prices.copy(), n + 1
@@ -284,7 +305,7 @@ def descend(scores, demand, prices, expert, gap, few):
 
 
 @_compiled
-def gather(gap, budget, rows):
+def gather(gap: Array, budget: int, rows: Array) -> tuple[int, Number]:
     """Phase 3: samples of the smallest gaps; returns how many, and the gap up to which."""
     n = gap.size
     limit = quantile(gap, budget) if 2 * budget < n else np.inf
@@ -298,7 +319,7 @@ def gather(gap, budget, rows):
 
 
 @_compiled
-def balance(scores, demand, prices, expert, gap):
+def balance(scores: Array, demand: Array, prices: Array, expert: Array, gap: Array) -> Number:
     """All phases, for one set of samples: meets the demand exactly, and improves the prices.
 
     Returns the objective, NaN if the scores cannot be used.
@@ -343,7 +364,7 @@ def balance(scores, demand, prices, expert, gap):
 
 
 @_compiled
-def solve(scores, demand):
+def solve(scores: Array, demand: Array) -> tuple[Array, Array, float]:
     """Prices from small to large sub-samples, one sample of every stratum, then all samples."""
     n, k = scores.shape
     prices, expert, gap = np.zeros(k), np.empty(n, np.int64), np.empty(n)

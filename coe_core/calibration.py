@@ -47,9 +47,11 @@ def fit_threshold(curve: TradeOffCurve, aim: Aim, value: float | None = None) ->
         raise ValueError(
             f"a curve of {len(cost)} points, some of them not finite, has no best one; see trade_off_curve"
         )
-    if aim != "best":
-        if value is None or value != value:
-            raise ValueError(f"aim {aim!r} needs a value")
+    if aim == "best":
+        value = 0.0  # it has none
+    elif value is None or value != value:
+        raise ValueError(f"aim {aim!r} needs a value")
+    else:
         value = real(f"the value of aim {aim!r}", value)
     slack = 1e-12  # sums in another order differ by rounding
     if aim == "best":

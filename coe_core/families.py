@@ -110,6 +110,9 @@ class FamilyLabels(nn.Module):
         [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
     """
 
+    confusion: Tensor  # [c, c], probability by true class
+    family: Tensor  # of each class; -1 as long as it is not known
+
     def __init__(self, num_classes: int, num_experts: int):
         super().__init__()
         confusion_families(torch.ones(num_classes, num_classes), num_experts)  # checks the numbers

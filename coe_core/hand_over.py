@@ -43,4 +43,5 @@ def scale_gradient(features: Float[Tensor, "n ..."], factor: float) -> Float[Ten
         raise ValueError(f"factor must be finite and at least 0, got {factor}")
     if factor == 1:
         return features
-    return _ScaleGradient.apply(features, factor)  # type: ignore[no-untyped-call]
+    scaled: Tensor = _ScaleGradient.apply(features, factor)
+    return scaled

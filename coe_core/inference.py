@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -68,7 +68,7 @@ def confidence(
     if kind == "margin":
         best = log_probs.topk(2, 1).values.exp()
         return best[:, 0] - best[:, 1]
-    surprise = torch.special.entr(log_probs.exp()).sum(1)
+    surprise: Tensor = torch.special.entr(log_probs.exp()).sum(1)
     return (1 - surprise / math.log(num_classes)).clamp(0, 1)
 
 
@@ -170,7 +170,14 @@ def infer(
 
 
 def _infer_one(
-    exits, rough, confidences, selection_logits, experts, batch, take, combine
+    exits: Tensor,
+    rough: Any,
+    confidences: Tensor,
+    selection_logits: Tensor,
+    experts: Sequence[Callable[[Any], Any]],
+    batch: Any,
+    take: Callable[[Any, Tensor], Any],
+    combine: Callable[[Any, Any], Any] | None,
 ) -> Inference:
     """A single sample on the host: nothing to group, to gather or to put back in order."""
     best, selected = selection_logits.max(1)
@@ -178,13 +185,13 @@ def _infer_one(
         raise diverged(1, 1)
     if exits.item():
         return Inference(rough, exits, selected, confidences)
-    j = selected.item()
+    j = int(selected)
     answer = _answer(j, experts[j], batch, rough, selected, 1, take, combine)
     prediction = answer.to(rough) if isinstance(rough, Tensor) else list(answer)
     return Inference(prediction, exits, selected, confidences)
 
 
-def _on_streams(calls: dict[int, Callable[[], Any]], device: torch.device) -> dict[int, Any]:
+def _on_streams(calls: Mapping[int, Callable[[], Any]], device: torch.device) -> dict[int, Any]:
     """Every call on a CUDA stream of its own; the caller's stream goes on when all are done."""
     here = torch.cuda.current_stream(device)
     answers, streams = {}, []
@@ -202,7 +209,7 @@ def _on_streams(calls: dict[int, Callable[[], Any]], device: torch.device) -> di
 def _checked_limit(threshold: float | Tensor, confidences: Tensor) -> float | Tensor:
     """The threshold, refused where it could not be compared with every confidence."""
     n = len(confidences)
-    shape, undefined = (), False
+    shape: tuple[int, ...] = ()
     if isinstance(threshold, Tensor):
         shape, undefined = tuple(threshold.shape), bool(threshold.isnan().any())
     else:
@@ -216,7 +223,16 @@ def _checked_limit(threshold: float | Tensor, confidences: Tensor) -> float | Te
     return threshold.to(confidences) if isinstance(threshold, Tensor) else threshold
 
 
-def _answer(j, expert, batch, rough, rows, n, take, combine) -> Any:
+def _answer(
+    j: int,
+    expert: Callable[[Any], Any],
+    batch: Any,
+    rough: Any,
+    rows: Tensor,
+    n: int,
+    take: Callable[[Any, Tensor], Any],
+    combine: Callable[[Any, Any], Any] | None,
+) -> Any:
     """Predictions of expert j for its rows."""
     everything = len(rows) == n  # nothing to regroup: spare the copies
     answer = expert(batch if everything else take(batch, rows))
@@ -243,11 +259,11 @@ def _answer(j, expert, batch, rough, rows, n, take, combine) -> Any:
 def _in_order(rough: Any, answers: dict[int, Any], groups: dict[int, Tensor], n: int) -> Any:
     """Rough predictions with the experts' answers in their places; what was given is not written to."""
     if not isinstance(rough, Tensor):
-        prediction = list(rough)
+        items = list(rough)
         for j, answer in answers.items():
             for row, value in zip(groups[j].tolist(), answer, strict=True):
-                prediction[row] = value
-        return prediction
+                items[row] = value
+        return items
     for answer in answers.values():
         if len(answer) == n:
             return answer.to(rough)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,7 +52,7 @@ def _recurrent(inputs: Tensor, *weights: Tensor) -> int:
 
 
 # Multiply-adds of operators that torch's own registry lacks, from their arguments.
-_OWN = {
+_OWN: dict[Any, Callable[..., int]] = {
     torch.ops.aten.dot: lambda a, b: a.numel(),
     torch.ops.aten.vdot: lambda a, b: a.numel(),
     torch.ops.aten.mv: lambda a, b: a.numel(),
@@ -66,7 +66,7 @@ _OWN = {
 
 class _MacCounter(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.macs = 0
         self.unknown: set[str] = set()
 
@@ -75,7 +75,13 @@ class _MacCounter(TorchDispatchMode):
         """Else torch imports its compiler, longer than all of torch, for the first operator counted."""
         return False
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         packet = func.overloadpacket
         if packet in flop_registry:
@@ -93,9 +99,9 @@ class _MacCounter(TorchDispatchMode):
         return func(*args, **kwargs)
 
     @staticmethod
-    def _is_free(func) -> bool:
+    def _is_free(func: Any) -> bool:
         name = func.overloadpacket.__name__.removesuffix("_")  # in place or not
-        return func.namespace in ("aten", "prim", "prims") and (name in _FREE or func.is_view)
+        return func.namespace in ("aten", "prim", "prims") and bool(name in _FREE or func.is_view)
 
 
 @contextmanager

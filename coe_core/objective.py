@@ -235,6 +235,7 @@ class CoTrainingObjective(nn.Module):
     def _scores(self, log_q: Tensor, evidence: Tensor, index: Tensor | None) -> Tensor:
         """S of (W1): what portions go by."""
         if self.scores == "random":
+            assert index is not None, "checked"
             drawn = (spread_out(index) * self.num_experts).long()
             return nn.functional.one_hot(drawn, self.num_experts).to(log_q)
         return {"selection": log_q, "evidence": evidence, "sum": log_q + evidence}[self.scores]
@@ -243,6 +244,7 @@ class CoTrainingObjective(nn.Module):
         """Which samples teach the experts and which the selection: all both, unless some are held out."""
         if self.held_out == 0:
             return _Roles(slice(None), None, max(n, 1), max(n, 1))
+        assert index is not None, "checked"
         apart = spread_out(index) < self.held_out
         rows = apart.nonzero()[:, 0]
         return _Roles(rows, ~apart[:, None], max(n - len(rows), 1), max(len(rows), 1))

@@ -165,7 +165,8 @@ class CalibratedCurve:
         """At most `MAX_POINTS` of its points, both ends included, evenly spread over the samples."""
         last = len(curve.threshold) - 1
         keep = torch.linspace(0, last, min(MAX_POINTS, last + 1)).round().long().unique()
-        return cls(*(column[keep].tolist() for column in curve), **provenance)
+        threshold, exit_rate, quality, cost = (column[keep].tolist() for column in curve)
+        return cls(threshold, exit_rate, quality, cost, **provenance)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; the infinite threshold becomes a string."""
@@ -179,7 +180,7 @@ class CalibratedCurve:
             ValueError: missing or unknown fields, fields of another type, or lists of unequal length.
         """
         _check_fields(cls, values, "a trade-off curve")
-        columns = {}
+        columns: dict[str, Any] = {}
         for name in ("threshold", "exit_rate", "quality", "macs"):
             check_type(name, values[name], list, "a list")
             columns[name] = [as_number(number, name) for number in values[name]]

@@ -84,8 +84,8 @@ def share_gradient(experts: Iterable[nn.Module]) -> None:
                 copy.grad = source.grad.clone()
             else:  # in place: data-parallel wrappers keep the gradients in storage of theirs
                 copy.grad.copy_(source.grad)
-        for source, copy in zip(first.buffers(), expert.buffers(), strict=True):
-            copy.copy_(source)
+        for buffer, own in zip(first.buffers(), expert.buffers(), strict=True):
+            own.copy_(buffer)
 
 
 def check_one(experts: Iterable[nn.Module]) -> None:

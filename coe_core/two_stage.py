@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from coe_core._checks import real
 from coe_core.trade_off import TradeOffCurve, corpus_trade_off_curve
+
+_Kind = TypeVar("_Kind", "StageQuality", "StageCost")
 
 
 class StageQuality(NamedTuple):
@@ -137,7 +139,7 @@ def _mean_cost(spent: StageCost, exits: Tensor, can_exit: bool) -> float:
     return first + float(torch.where(exits, 0.0, spent.second).mean())
 
 
-def _named(what: str, known: Mapping, name: str | None):
+def _named(what: str, known: Mapping[str, _Kind], name: str | None) -> _Kind:
     if name is None:
         return next(iter(known.values()))
     if name not in known:

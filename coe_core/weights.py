@@ -159,6 +159,10 @@ class Partitioner(nn.Module):
         [0, 1]
     """
 
+    queue: Tensor  # scores [queue_size, k] of the last samples, NaN where there are none yet
+    table: Tensor  # scores [num_samples, k] of all samples as last seen, NaN before
+    table_portion: Tensor  # [num_samples], -1 before the first partition
+
     def __init__(
         self,
         num_experts: int,

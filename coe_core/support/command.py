@@ -91,7 +91,7 @@ def build_parser(program: str, description: str, commands: Sequence[Command]) ->
 
 
 class _Version(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *values: Any, **named_values: Any) -> None:
         from coe_core.support.provenance import commit, toolkit_version
 
         at = commit()

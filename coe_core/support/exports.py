@@ -56,6 +56,7 @@ class Parity(NamedTuple):
 
 def standalone(runner: ModuleType) -> str:
     """Source of a runner that imports nothing of ours: `routing_file` stands in place of its import."""
+    assert runner.__file__ is not None, "a module of ours has a file"
     source = Path(runner.__file__).read_text(encoding="utf-8")
     shared = Path(routing_file.__file__).read_text(encoding="utf-8")
     lines, body = source.splitlines(), ast.parse(shared).body

@@ -236,7 +236,7 @@ def read_json(path: str | Path, kind: type = dict) -> Any:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, kind):
-        names = {dict: "keys and values", list: "a list", str: "a text"}
+        names: dict[type, str] = {dict: "keys and values", list: "a list", str: "a text"}
         raise ValueError(
             f"{path} holds {_shortly(value)} where {names.get(kind, kind.__name__)} should stand"
         )

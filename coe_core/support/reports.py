@@ -51,7 +51,7 @@ class Spread(NamedTuple):
 
     mean: float | None  # None: no value at all
     spread: float | None  # sample standard deviation; None with fewer than two values
-    count: int
+    count: int  # type: ignore[assignment]  # in place of tuple's method, which nobody calls
 
     def shown(self, digits: int = 2) -> str:
         """Such as "81.3 ± 0.2".
@@ -142,8 +142,9 @@ def rich_table(
     # Text, not markup: names of files and classes may hold brackets.
     table = Table(title=None if title is None else Text(title), title_justify="left")
     for place, heading in enumerate(headings):
-        justify = "left" if place in left else "right"
-        table.add_column(Text(heading), justify=justify, no_wrap=no_wrap)
+        table.add_column(
+            Text(heading), justify="left" if place in left else "right", no_wrap=no_wrap
+        )
     for number, row in enumerate(rows):
         cells = [cell if isinstance(cell, Text) else Text(cell) for cell in row]
         table.add_row(*cells, style="bold" if number in bold else None)
@@ -309,7 +310,7 @@ def figure_to(
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings = {**_STYLE, "font.family": _fonts(), **(style or {})}
+    settings: Any = {**_STYLE, "font.family": _fonts(), **(style or {})}
     with matplotlib.rc_context(settings), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         figure = Figure(figsize=size, layout="constrained")

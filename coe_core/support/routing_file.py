@@ -57,7 +57,7 @@ def read_routing(folder: str | Path, task: str, verify: bool = True) -> dict[str
     if not path.is_file():
         raise DamagedExportError(f"{folder} is not an export: it has no file routing.json")
     try:
-        routing = json.loads(path.read_text(encoding="utf-8"))
+        routing: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise DamagedExportError(f"{path} is damaged: not JSON ({error})") from error
     try:
@@ -206,7 +206,7 @@ def _typed(table: dict[str, Any], name: str, kind: type, where: str = "", low: i
     """The value under a name: a table, a list, a text, or a whole number of at least ``low``."""
     value = _of(table, name, where)
     kinds = {dict: "a table", list: "a list", str: "a text", int: f"a whole number from {low}"}
-    fits = type(value) is kind and (kind is not int or value >= low)
+    fits = type(value) is kind and not (isinstance(value, int) and value < low)
     _check(fits, f"is damaged: {where}{name} is {_shown(value)}, not {kinds[kind]}")
     return value
 
@@ -226,7 +226,7 @@ def _number(table: dict[str, Any], name: str, where: str, infinite: bool = False
 
 def _file(table: dict[str, Any], name: str, where: str = "") -> str:
     """A path inside the export."""
-    value = _typed(table, name, str, where)
+    value: str = _typed(table, name, str, where)
     _check_path(value, f"{where}{name}")
     return value
 
