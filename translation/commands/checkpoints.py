@@ -41,26 +41,23 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     from translation.plugin.checkpoints import (
         load_state,
         network_names,
+        network_sizes,
+        num_experts_of,
         num_updates,
-        take_network,
     )
     from translation.plugin.trust import sections
 
     state = load_state(arguments.checkpoint)
-    first = take_network(state, "delegator")  # says what is wrong with another checkpoint
+    num_experts = num_experts_of(state)
+    networks = {name: network_sizes(state, name) for name in network_names(num_experts)}
     config = sections(state)
-    num_experts = config["model"]["num_experts"]
     print(f"{config['model']['_name']}, {num_experts} experts")
     print(f"updates {num_updates(state)}")
     print(f"{'network':12} {'encoder':>8} {'decoder':>8} {'width':>6} {'parameters':>12}")
-    for name in network_names(num_experts):
-        network = first if name == "delegator" else take_network(state, name)
-        model = network["cfg"]["model"]
-        # Shared tensors are listed under each of their names, and counted once here.
-        seen = {tensor.data_ptr(): tensor.numel() for tensor in _tensors(state, name)}
+    for name, sizes in networks.items():
         print(
-            f"{name:12} {model['encoder_layers']:8} {model['decoder_layers']:8} "
-            f"{model['encoder_embed_dim']:6} {sum(seen.values()):12,}"
+            f"{name:12} {sizes.encoder_layers:8} {sizes.decoder_layers:8} "
+            f"{sizes.width:6} {sizes.num_parameters:12,}"
         )
     shown = ("focus", "focus_warmup", "selection_labels", "selection_weight", "agreement")
     for name in shown:
@@ -92,9 +89,3 @@ def _save(checkpoint: dict[str, Any], path: str) -> None:
     content = io.BytesIO()
     torch.save(checkpoint, content)
     write_bytes(path, content.getbuffer())
-
-
-def _tensors(state: dict, name: str) -> list:
-    prefix = "delegator." if name == "delegator" else f"experts.{name.removeprefix('expert-')}."
-    own = (value for key, value in state["model"].items() if key.startswith(prefix))
-    return [value for value in own if value.dim() > 0 and value.numel() > 1]

@@ -13,7 +13,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -109,14 +109,76 @@ def num_updates(state: dict[str, Any]) -> int:
 
 
 def network_names(num_experts: int) -> list[str]:
-    """Names of the networks of a team, as lines R-<id> have them.
+    """Names of the networks of a team, as lines R-<id> have them."""
+    return ["delegator", *(f"expert-{j}" for j in range(num_experts))]
+
+
+def num_experts_of(state: dict[str, Any]) -> int:
+    """Number of experts of a team's checkpoint.
 
     Raises:
-        ValueError: not a number of experts.
+        ValueError: not a checkpoint of a team.
     """
+    model = sections(state).get("model", {})
+    if not str(model.get("_name", "")).startswith("coe_transformer"):
+        raise ValueError(
+            "not the checkpoint of a collaboration: its architecture is "
+            f"{str(model.get('_name', model.get('arch')))[:60]!r}; "
+            "give a checkpoint of coe_transformer..."
+        )
+    num_experts = model.get("num_experts", 4)
     if not isinstance(num_experts, int) or num_experts < 1:
         raise ValueError(f"a collaboration of {num_experts!r} experts: the checkpoint is damaged")
-    return ["delegator", *(f"expert-{j}" for j in range(num_experts))]
+    return num_experts
+
+
+def parameters_of(state: dict[str, Any], name: str) -> dict[str, torch.Tensor]:
+    """Parameters of one network of a team, by their names in it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    prefix = "delegator." if name == "delegator" else f"experts.{name.removeprefix('expert-')}."
+    parameters = {
+        key.removeprefix(prefix): value
+        for key, value in state["model"].items()
+        if key.startswith(prefix)
+    }
+    if not parameters:
+        raise ValueError(f"there are no parameters of {name} in this checkpoint: it is damaged")
+    return parameters
+
+
+class NetworkSizes(NamedTuple):
+    """Sizes of one network, as its parameters have them."""
+
+    encoder_layers: int
+    decoder_layers: int
+    width: int  # of the encoder's embeddings
+    num_parameters: int  # shared ones once
+
+
+def network_sizes(state: dict[str, Any], name: str) -> NetworkSizes:
+    """Sizes of one network of a team. Needs no fairseq.
+
+    Raises:
+        ValueError: there is no such network in the checkpoint.
+    """
+    parameters = parameters_of(state, name)
+    layers = {
+        side: {key.split(".")[2] for key in parameters if key.startswith(f"{side}.layers.")}
+        for side in ("encoder", "decoder")
+    }
+    embeddings = parameters.get("encoder.embed_tokens.weight")
+    distinct = {
+        value.data_ptr(): value.numel()
+        for value in parameters.values()
+        if value.dim() > 0 and value.numel() > 1
+    }
+    width = 0 if embeddings is None else embeddings.shape[-1]
+    return NetworkSizes(
+        len(layers["encoder"]), len(layers["decoder"]), width, sum(distinct.values())
+    )
 
 
 def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
@@ -133,32 +195,20 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
     """
     from translation.plugin.options import complete, delegator_arguments, expert_arguments
 
+    known = network_names(num_experts_of(state))
+    if name not in known:
+        raise ValueError(f"no network {name!r} in this checkpoint; known: {', '.join(known)}")
     parts = sections(state)
-    model, task = parts.get("model", {}), parts.get("task", {})
-    if not str(model.get("_name", "")).startswith("coe_transformer"):
-        raise ValueError(
-            "not the checkpoint of a collaboration: its architecture is "
-            f"{str(model.get('_name', model.get('arch')))[:60]!r}; "
-            "give a checkpoint of coe_transformer..."
-        )
+    task = parts.get("task", {})
     try:
-        cfg = complete(argparse.Namespace(**model))
-        if name not in (known := network_names(cfg.num_experts)):
-            raise ValueError(f"no network {name!r} in this checkpoint; known: {', '.join(known)}")
+        cfg = complete(argparse.Namespace(**parts["model"]))
         if name == "delegator":
-            arguments, prefix = delegator_arguments(cfg), "delegator."
+            arguments = delegator_arguments(cfg)
         else:
-            number = int(name.removeprefix("expert-"))
-            arguments, prefix = expert_arguments(cfg)[number], f"experts.{number}."
+            arguments = expert_arguments(cfg)[int(name.removeprefix("expert-"))]
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"the checkpoint's configuration is damaged: {error!r}") from error
-    parameters = {
-        key.removeprefix(prefix): value.clone()
-        for key, value in state["model"].items()
-        if key.startswith(prefix)
-    }
-    if not parameters:
-        raise ValueError(f"there are no parameters of {name} in this checkpoint: it is damaged")
+    parameters = {key: value.clone() for key, value in parameters_of(state, name).items()}
     own = ("router", "threshold", "confidence", "routes")
     config = options_of(state.get("cfg"))
     iterator = (state.get("extra_state") or {}).get("train_iterator", {"epoch": 1})
