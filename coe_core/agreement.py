@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -87,6 +88,7 @@ def distil_from_mean(logits: Float[Tensor, "n s c"]) -> Float[Tensor, " n"]:
     return (log_mean.exp() * (log_mean - log_probs)).sum(-1).mean(1)
 
 
+Agreement = Literal["none", "distil", "js", "mutual"]  # no term, or one of `AGREEMENTS`
 AGREEMENTS = {"distil": distil_from_mean, "js": js_divergence, "mutual": mutual_learning}
 
 

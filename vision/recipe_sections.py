@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from coe_core.agreement import Agreement
 from coe_core.labels import LabelKind
 from coe_core.objective import Scores
 from coe_core.weights import Scope
@@ -57,7 +58,7 @@ class Objective:
     temperature: float = 1.0
     variance_weighting: bool = True
     selection_weight: float = 0.5
-    agreement: Literal["none", "distil", "js", "mutual"] = "none"
+    agreement: Agreement = "none"
     agreement_weight: float = 0.0
     held_out: float = 0.0
     shares: list[float] | None = None

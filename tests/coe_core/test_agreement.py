@@ -1,6 +1,7 @@
 """Agreement terms against their definitions, closed-form gradients, and any logits."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_core import distil_from_mean, js_divergence, mutual_learning, ramped_agreement
+from coe_core.agreement import AGREEMENTS, Agreement
 
 TERMS = [js_divergence, mutual_learning, distil_from_mean]
 
@@ -151,3 +153,7 @@ def test_weight_warms_up_as_published():
 def test_weight_out_of_range(weight, warmup, message):
     with pytest.raises(ValueError, match=message):
         ramped_agreement(weight, 0.5, warmup)
+
+
+def test_the_names_of_the_terms():
+    assert get_args(Agreement) == ("none", *AGREEMENTS)

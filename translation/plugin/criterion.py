@@ -3,7 +3,7 @@
 # No "from __future__ import annotations": fairseq reads the types of dataclass fields.
 import math
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Optional, get_args
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -14,7 +14,10 @@ from omegaconf import II
 from torch import Tensor
 
 from coe_core import CoTrainingObjective, start_as_one
-from coe_core.agreement import AGREEMENTS
+from coe_core.agreement import AGREEMENTS, Agreement
+from coe_core.labels import LabelKind
+from coe_core.objective import Scores
+from coe_core.weights import Scope
 from translation.plugin.losses import num_tokens, sentence_loss, sentence_mean
 from translation.plugin.model import TeamOutput
 
@@ -46,7 +49,7 @@ class CoELabelSmoothedCrossEntropyConfig(FairseqDataclass):
             "help": "part of the training after the shared start over which the focus rises from 0, in [0, 1]"
         },
     )
-    portion_scope: ChoiceEnum(["batch", "queue", "dataset"]) = field(
+    portion_scope: ChoiceEnum(get_args(Scope)) = field(
         default="batch",
         metadata={
             "help": "portions are balanced over the batch (of all processes), over it and a queue of recent "
@@ -56,14 +59,14 @@ class CoELabelSmoothedCrossEntropyConfig(FairseqDataclass):
     portion_queue_size: int = field(
         default=0, metadata={"help": "sentences in the queue of --portion-scope queue"}
     )
-    portion_scores: ChoiceEnum(["selection", "evidence", "sum"]) = field(
+    portion_scores: ChoiceEnum(get_args(Scores)) = field(
         default="selection",
         metadata={
             "help": "scores that portions are cut by: the delegator's selection, the experts' "
-            "log-likelihood of the reference, or both"
+            "log-likelihood of the reference, both, or random ones (a control)"
         },
     )
-    selection_labels: ChoiceEnum(["balanced", "soft_balanced", "hard", "soft"]) = field(
+    selection_labels: ChoiceEnum(get_args(LabelKind)) = field(
         default="balanced",
         metadata={"help": "kind of the generated selection labels; hard and soft are controls"},
     )
@@ -78,7 +81,7 @@ class CoELabelSmoothedCrossEntropyConfig(FairseqDataclass):
         default=False,
         metadata={"help": "do not weight the selection loss by how much the choice matters, (V1)"},
     )
-    agreement: ChoiceEnum(["none", "distil", "js", "mutual"]) = field(
+    agreement: ChoiceEnum(get_args(Agreement)) = field(
         default="none",
         metadata={
             "help": "term between the experts: distillation from their mean, Jensen-Shannon, mutual "

@@ -11,13 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from coe_core import ramped_agreement
-from coe_core.agreement import AGREEMENTS
+from coe_core.agreement import AGREEMENTS, Agreement
 from vision.data.preprocess import Preprocess
 from vision.divide.division import Division, divide_network
 from vision.networks.network import Network, build_network
 from vision.networks.side_by_side import Together
-
-Agreement = Literal["none", "distil", "js", "mutual"]
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def test_update_freq_and_other_kinds_of_everything(train, tmp_path):
                 "--portion-queue-size",
                 "64",
             ),
-            ("--agreement", "mutual", "--no-choice-variance", "--portion-scores", "evidence"),
+            ("--agreement", "mutual", "--no-choice-variance", "--portion-scores", "random"),
         ]
     ):
         folder = tmp_path / str(number)

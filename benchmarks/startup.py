@@ -1,0 +1,164 @@
+"""How soon a command starts: processor seconds of each, and their ratio to `import torch` in the same run.
+
+    python benchmarks/startup.py [--run RUN] [--rounds 5] [--out FOLDER]
+
+Every command runs in a process of its own, all in turns, `import torch` among them. RUN is a trained run of
+digits; without it one is trained for an epoch, which is not measured. What a command loads is counted by
+tests/vision/commands/test_startup.py and its twin; this is what it costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from measure import median_ratio, save
+from PIL import Image
+
+from coe_core.support.reports import print_table, rich_table
+
+VISION, TRANSLATION = "vision.commands.cli", "translation.commands.cli"
+# Of what is named; the bar is a ratio to `import torch`.
+BARS = {"none": 0.1, "light": 1.8, "heavy": 2.5}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, help="a trained run of digits")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="folder for startup.csv and startup.json")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run = arguments.run or trained(folder / "run")
+        seconds = measured(commands(run, folder), arguments.rounds, folder)
+    rows = []
+    for label, (kind, times) in seconds.items():
+        ratio = median_ratio(times, seconds["import torch"][1])
+        bar = BARS.get(kind)
+        rows.append(
+            {
+                "command": label,
+                "processor seconds": statistics.median(times),
+                "times import torch": ratio,
+                "at most": bar,
+                "met": "" if bar is None else "yes" if ratio <= bar else "NO",
+            }
+        )
+    cells = [
+        [
+            row["command"],
+            f"{row['processor seconds']:.2f}",
+            f"{row['times import torch']:.2f}",
+            "" if row["at most"] is None else f"{row['at most']:g}",
+            row["met"],
+        ]
+        for row in rows
+    ]
+    print_table(rich_table(list(rows[0]), cells))
+    if arguments.out is not None:
+        save("startup", rows, arguments.out, rounds=arguments.rounds)
+
+
+def code(module: str, *words: object) -> str:
+    return (
+        f"import sys; from {module} import main; sys.exit(main({[str(word) for word in words]!r}))"
+    )
+
+
+def trained(folder: Path) -> Path:
+    words = ("train", "digits", "train.epochs=1", "data.train_fraction=0.2", "train.batch_size=32")
+    processor_seconds(code(VISION, *words, "--out", folder), folder.parent)
+    return folder
+
+
+def commands(run: Path, folder: Path) -> dict[str, tuple[str, str]]:
+    """Kind of bar, and code, by name."""
+    text, picture, model = folder / "text.de", folder / "picture.png", folder / "joint.model"
+    text.write_text("".join(f"ein Haus und {number} Häuser\n" for number in range(40)))
+    Image.new("L", (8, 8)).save(picture)
+    processor_seconds(code(TRANSLATION, "vocabulary", text, "--size", 30, "--out", model), folder)
+    quick = ("train.epochs=1", "data.train_fraction=0.2", "train.batch_size=32", "--stop-after", 1)
+    return {
+        "import torch": ("", "import torch"),
+        "coe-vision --help": ("none", code(VISION, "--help")),
+        "coe-vision recipes": ("none", code(VISION, "recipes")),
+        "coe-vision inspect digits": ("light", code(VISION, "inspect", "digits")),
+        "coe-vision predict": ("light", code(VISION, "predict", run, picture)),
+        "coe-vision calibrate": ("light", code(VISION, "calibrate", run, "best")),
+        "coe-vision evaluate": (
+            "heavy",
+            code(VISION, "evaluate", run, "--no-time", "--out", folder / "evaluation"),
+        ),
+        "import of training": ("heavy", "import vision.training.train"),
+        "import of the server": (
+            "heavy",
+            "import uvicorn, vision.serve.app, vision.prediction.predictor",
+        ),
+        "coe-vision train, one epoch": (
+            "",
+            code(VISION, "train", "digits", *quick, "--out", folder / "run-ROUND"),
+        ),
+        "coe-translation check": ("none", code(TRANSLATION, "check", text, text)),
+        "coe-translation score": ("none", code(TRANSLATION, "score", text, "-r", text)),
+        "coe-translation encode": (
+            "none",
+            code(TRANSLATION, "encode", text, "--model", model, "--out", folder / "pieces"),
+        ),
+    }
+
+
+def measured(
+    calls: dict[str, tuple[str, str]], rounds: int, folder: Path
+) -> dict[str, tuple[str, list[float]]]:
+    """Kind and times of every command, all in turns; the first round only warms the disk."""
+    seconds: dict[str, tuple[str, list[float]]] = {
+        label: (kind, []) for label, (kind, _) in calls.items()
+    }
+    for turn in range(rounds + 1):
+        for label, (_, source) in calls.items():
+            spent = processor_seconds(source.replace("run-ROUND", f"run-{turn}"), folder)
+            if turn > 0:
+                seconds[label][1].append(spent)
+    return seconds
+
+
+def processor_seconds(source: str, folder: Path) -> float:
+    """Of one process and what it starts; its output goes nowhere.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    before = spent_by_children()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(search_path()),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", source], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{source}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return spent_by_children() - before
+
+
+def search_path() -> Sequence[str]:
+    """This checkout first, whatever is installed."""
+    return [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+
+
+def spent_by_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+if __name__ == "__main__":
+    main()
