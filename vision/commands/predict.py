@@ -111,7 +111,7 @@ def _set_threads(predictor, batch_size: int) -> None:
     from vision.prediction.predictor import Predictor
     from vision.serve.start import serving_threads
 
-    if isinstance(predictor, Predictor):
+    if type(predictor) is Predictor:  # not of an ensemble, whose networks all see every image
         threads = serving_threads(predictor, batch_size)
         torch.set_num_threads(threads.count)
         if threads.measured:

@@ -329,7 +329,7 @@ def test_what_needs_a_team_says_so(cli, cotrained, capsys):
     [
         ({"ensembles": {"a": {"network": WIDE, "s": 0}}}, "s must be at least 1, got 0"),
         ({"ensembles": {"a": {"network": WIDE, "ss": 2}}}, "unknown key 'ensembles.a.ss'; nearest"),
-        ({"ensembles": {"a": {"s": 2}}}, "required: network.name"),
+        ({"ensembles": {"a": {"s": 2}}}, "missing key 'ensembles.a.network'"),
         ({"ensembles": {"a": 3}}, "ensembles.a holds 3; expected keys"),
         ({"ensembles": {}}, "missing delegator, experts; .* or ensembles"),
         ({"ensembles": {}, "delegator": None, "experts": []}, "nothing to train: name"),
@@ -348,7 +348,7 @@ def test_what_needs_a_team_says_so(cli, cotrained, capsys):
         ),
         (
             {"ensembles": {"a": {"network": WIDE, "agreement": "jss"}}},
-            "ensembles.agreement: expected one of .'none', 'distil', 'js', 'mutual'., got jss",
+            "agreement: expected one of .'none', 'distil', 'js', 'mutual'., got jss; nearest: js",
         ),
         (
             {"delegator": SMALL, "experts": [SMALL], "objective": {"agreement": "js"}},
