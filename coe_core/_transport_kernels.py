@@ -86,9 +86,9 @@ def scan(
 def quantile(gap: Array, rank: int) -> Number:
     """About the gap that ``rank`` samples do not exceed, from at most 512 of them."""
     step = max(1, gap.size // 512)
-    some = gap[::step].copy()
-    place = min(some.size - 1, rank // step + 1)
-    return np.partition(some, place)[place]
+    sampled = gap[::step].copy()
+    place = min(sampled.size - 1, rank // step + 1)
+    return np.partition(sampled, place)[place]
 
 
 @_compiled
@@ -144,10 +144,10 @@ def arcs(scores: Array, prices: Array, expert: Array, size: int) -> tuple[Array,
     scale = 0.0
     for i in range(m):
         a, b = expert[i], i // size
-        own = scores[i, a] - prices[a]
-        scale = abs(own) if abs(own) > scale else scale
+        net = scores[i, a] - prices[a]
+        scale = abs(net) if abs(net) > scale else scale
         for c in range(k):
-            cost = own - (scores[i, c] - prices[c])
+            cost = net - (scores[i, c] - prices[c])
             near[a, b, c] = cost if cost < near[a, b, c] else near[a, b, c]
     cheapest = np.full((k, k), np.inf)
     for a in range(k):
@@ -219,18 +219,18 @@ def move(
         i += 1
     expert[i] = c
     gain = np.float64(scores[i, c]) - scores[i, a]
-    own = scores[i, c] - prices[c]
+    net = scores[i, c] - prices[c]
     for j in range(k):
-        cost = own - (scores[i, j] - prices[j])
+        cost = net - (scores[i, j] - prices[j])
         near[c, b, j] = cost if cost < near[c, b, j] else near[c, b, j]
         cheapest[c, j] = cost if cost < cheapest[c, j] else cheapest[c, j]
         near[a, b, j] = np.inf
         cheapest[a, j] = np.inf
     for i in range(first, last):
         if expert[i] == a:
-            own = scores[i, a] - prices[a]
+            net = scores[i, a] - prices[a]
             for j in range(k):
-                cost = own - (scores[i, j] - prices[j])
+                cost = net - (scores[i, j] - prices[j])
                 near[a, b, j] = cost if cost < near[a, b, j] else near[a, b, j]
     for b in range(blocks):
         for j in range(k):
@@ -308,14 +308,14 @@ def descend(
 def gather(gap: Array, budget: int, rows: Array) -> tuple[int, Number]:
     """Phase 3: samples of the smallest gaps; returns how many, and the gap up to which."""
     n = gap.size
-    limit = quantile(gap, budget) if 2 * budget < n else np.inf
+    bound = quantile(gap, budget) if 2 * budget < n else np.inf
     count = 0
     for i in range(n):
         rows[count] = i
-        count += gap[i] <= limit
+        count += gap[i] <= bound
         if count > 4 * budget:  # very many ties
             break
-    return (n, np.inf) if 2 * budget >= n or count > 4 * budget else (count, limit)
+    return (n, np.inf) if 2 * budget >= n or count > 4 * budget else (count, bound)
 
 
 @_compiled
@@ -340,19 +340,19 @@ def balance(scores: Array, demand: Array, prices: Array, expert: Array, gap: Arr
             if left > 0:  # no assert: pytest makes of it what numba cannot compile
                 raise AssertionError("every sample was free to move, yet demand was not met")
             return objective + gain
-        some, taken = np.empty((count, k), scores.dtype), np.empty(count, np.int64)
+        subset, taken = np.empty((count, k), scores.dtype), np.empty(count, np.int64)
         part = -surplus
         for r in range(count):
             taken[r] = expert[rows[r]]
             part[taken[r]] += 1
             for j in range(k):
-                some[r, j] = scores[rows[r], j]
+                subset[r, j] = scores[rows[r], j]
         if count > 1024:
             old = taken.copy()
-            _, surplus, _ = descend(some, part, prices, taken, np.empty(count), count // 64)
+            _, surplus, _ = descend(subset, part, prices, taken, np.empty(count), count // 64)
             for r in range(count):
-                objective += np.float64(some[r, taken[r]]) - some[r, old[r]]
-        left, gain = exchange(some, prices, taken, surplus)
+                objective += np.float64(subset[r, taken[r]]) - subset[r, old[r]]
+        left, gain = exchange(subset, prices, taken, surplus)
         for r in range(count):
             expert[rows[r]] = taken[r]
         low, high = np.inf, -np.inf
@@ -377,18 +377,18 @@ def solve(scores: Array, demand: Array) -> tuple[Array, Array, float]:
         stride *= 8
     while stride > 1:
         m = n // stride
-        some, part = np.empty((m, k), scores.dtype), np.empty(k, np.int64)
+        subset, part = np.empty((m, k), scores.dtype), np.empty(k, np.int64)
         for r in range(m):
             i = r * stride + (r * 40503 >> 4) % stride  # any place: the data may be periodic
             for j in range(k):
-                some[r, j] = scores[i, j]
+                subset[r, j] = scores[i, j]
         total = before = 0
         for j in range(k):
             total += demand[j]
             part[j] = total * m // n - before
             before += part[j]
         expert[:m] = -1
-        balance(some, part, prices, expert[:m], gap[:m])
+        balance(subset, part, prices, expert[:m], gap[:m])
         stride //= 8
     expert[:] = -1  # nothing taken yet
     objective = balance(scores, demand, prices, expert, gap)

@@ -112,8 +112,8 @@ def controlled_threshold(
             that are not finite, or qualities other than 0 and 1.
 
     Example:
-        >>> sure = torch.linspace(0, 1, 1000)
-        >>> round(controlled_threshold(sure, (sure > 0.5).float(), torch.ones(1000), 0.05), 2)
+        >>> confidence = torch.linspace(0, 1, 1000)
+        >>> round(controlled_threshold(confidence, (confidence > 0.5).float(), torch.ones(1000), 0.05), 2)
         0.46
     """
     from scipy.stats import binom

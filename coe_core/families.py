@@ -56,13 +56,13 @@ def confusion_families(confusion: Float[Tensor, "c c"], num_experts: int) -> Int
     leading = torch.linalg.eigh(degree[:, None] * joint * degree).eigenvectors[:, -k:]
     points = nn.functional.normalize(leading, dim=1)
     generator = torch.Generator().manual_seed(0)
-    found = []
+    partitions = []
     for _ in range(_STARTS):
         centres = points[torch.randperm(c, generator=generator)[:k]]
         family = _balanced_kmeans(points, centres)
         same = family[:, None] == family
-        found.append((float((joint * same).sum()), family))
-    return _in_order(max(found, key=lambda pair: pair[0])[1])
+        partitions.append((float((joint * same).sum()), family))
+    return _in_order(max(partitions, key=lambda pair: pair[0])[1])
 
 
 def _balanced_kmeans(points: Tensor, centres: Tensor) -> Tensor:

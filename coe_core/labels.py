@@ -75,7 +75,7 @@ def selection_labels(
     check_label_options(kind, temperature)
     evidence = real_matrix("evidence", evidence)
     num_experts = evidence.shape[1]
-    gathered, own = gather_rows(evidence)
+    gathered, local = gather_rows(evidence)
     bad = int((~gathered.isfinite()).sum())
     if bad:
         raise ValueError(
@@ -106,7 +106,7 @@ def selection_labels(
         elif not bool(scaled.isfinite().all()):
             scaled = leads / temperature
         plan = sinkhorn(scaled, demand)
-    return plan[own].to(evidence.dtype)
+    return plan[local].to(evidence.dtype)
 
 
 def _leads(evidence: Tensor) -> Tensor:

@@ -91,16 +91,16 @@ def group_places(place: Int[Tensor, " n"], num_experts: int) -> Groups:
     Raises:
         ValueError: a row that is `UNDECIDED`, or that goes to an expert outside [0, k).
     """
-    there = place.cpu().numpy()
-    if len(there) == 1 and 0 <= there[0] < num_experts:
-        return Groups(place[:0], {int(there[0]): torch.zeros_like(place)})
-    order = np.argsort(there, kind="stable")
-    starts = np.searchsorted(there[order], [EXITS, EXITS + 1, *range(num_experts + 1)]).tolist()
+    host = place.cpu().numpy()
+    if len(host) == 1 and 0 <= host[0] < num_experts:
+        return Groups(place[:0], {int(host[0]): torch.zeros_like(place)})
+    order = np.argsort(host, kind="stable")
+    starts = np.searchsorted(host[order], [EXITS, EXITS + 1, *range(num_experts + 1)]).tolist()
     if starts[0]:
-        raise diverged(starts[0], len(there))
-    outside = starts[2] - starts[1] + len(there) - starts[-1]
+        raise diverged(starts[0], len(host))
+    outside = starts[2] - starts[1] + len(host) - starts[-1]
     if outside:
-        stays = there[order[starts[1] :]]
+        stays = host[order[starts[1] :]]
         raise ValueError(
             f"selected_expert must be in [0, {num_experts}), but {outside} of {len(stays)} are "
             f"not; they range from {stays[0]} to {stays[-1]}"

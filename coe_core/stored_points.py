@@ -35,7 +35,9 @@ def save_points(path: str | Path, task: str, stored: StoredPoints) -> None:
         >>> import tempfile
         >>> save_points(Path(tempfile.mkdtemp()) / "points.json", "vision", StoredPoints({}, {}))
     """
-    points = {system: [point.to_dict() for point in some] for system, some in stored.points.items()}
+    points = {
+        system: [point.to_dict() for point in entries] for system, entries in stored.points.items()
+    }
     write_json(path, {"task": task, "points": points, "provenance": stored.provenance})
 
 
@@ -74,11 +76,11 @@ def _points_from(task: str, values: dict[str, Any]) -> StoredPoints:
     check_type("points", values["points"], dict, "an object")
     check_type("provenance", provenance, dict, "an object")
     points = {}
-    for system, some in values["points"].items():
-        check_type(f"points of {system}", some, list, "a list")
-        for point in some:
+    for system, entries in values["points"].items():
+        check_type(f"points of {system}", entries, list, "a list")
+        for point in entries:
             check_type(f"a point of {system}", point, dict, "an object")
-        points[system] = [OperatingPoint.from_dict(point) for point in some]
+        points[system] = [OperatingPoint.from_dict(point) for point in entries]
     return StoredPoints(points, provenance)
 
 

@@ -224,18 +224,18 @@ class Partitioner(nn.Module):
             ValueError: scores that are not finite; in scope "dataset", an index that is missing, of
                 another length, or not in the training set. The state is then as before the call.
         """
-        gathered, own = gather_rows(scores.to(torch.promote_types(scores.dtype, torch.float32)))
+        gathered, local = gather_rows(scores.to(torch.promote_types(scores.dtype, torch.float32)))
         if self.scope == "queue":
             filled = self.queue[~self.queue.isnan().any(1)]
             portion = self._solve(torch.cat([gathered, filled]))
             self.queue.copy_(torch.cat([gathered, self.queue])[: len(self.queue)])
-            return portion[own]
+            return portion[local]
         if self.scope == "dataset":
             if index is None:
                 raise ValueError("scope 'dataset' needs each sample's index in the training set")
             known = self._remember(gather_rows(index).rows, gathered)
-            return (known if bool((known >= 0).all()) else self._solve(gathered))[own]
-        return self._solve(gathered)[own]
+            return (known if bool((known >= 0).all()) else self._solve(gathered))[local]
+        return self._solve(gathered)[local]
 
     def _remember(self, index: Tensor, scores: Tensor) -> Tensor:
         """Enter scores into the table; the samples' portions of this epoch, -1 if there are none."""

@@ -162,8 +162,10 @@ def build_team(
             _cut(f"experts[{j}]", cut_network, net, hand_over.trunk) for j, net in enumerate(built)
         ]
         built = fitting_rests(parts, image)
-        own = _cut("delegator", cut_network, delegator, hand_over.branch or hand_over.trunk)
-        delegator = Trunked(parts[0].trunk, branch_behind(parts[0].trunk, own, image))
+        delegator_parts = _cut(
+            "delegator", cut_network, delegator, hand_over.branch or hand_over.trunk
+        )
+        delegator = Trunked(parts[0].trunk, branch_behind(parts[0].trunk, delegator_parts, image))
     return Team(
         delegator,
         built,
@@ -213,8 +215,8 @@ def _parts(networks: Networks) -> Iterator[_Part]:
         if isinstance(team.delegator, Trunked):
             from vision.networks.trunk import feature_shape
 
-            own = (prepare.channels, prepare.size, prepare.size)
-            shape = feature_shape(team.delegator.trunk, own)
+            image_shape = (prepare.channels, prepare.size, prepare.size)
+            shape = feature_shape(team.delegator.trunk, image_shape)
             seen = torch.zeros(1, *shape, device=image.device)
         label = f"delegator ({recipe.delegator.name})"
         yield _Part(label, team.delegator, image, num_classes + team.num_experts)

@@ -131,8 +131,8 @@ def load_run_data(
     Raises:
         RunError: the data's classes are not those that the run knows.
     """
-    settings, own = run.recipe.data, run.networks.preprocess
-    settings = replace(settings, mean=list(own.mean), std=list(own.std))
+    preprocess = run.networks.preprocess
+    settings = replace(run.recipe.data, mean=list(preprocess.mean), std=list(preprocess.std))
     if data_path is not None:
         settings = replace(settings, path=data_path)
     data = load_data(settings, decode)

@@ -59,8 +59,8 @@ def allowed_processors() -> float:
 def _quota() -> float:
     """Of the control group (version 2, else 1), in processors; infinite where there is none."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        own = Path("/proc/self/cgroup").read_text().splitlines()[-1].split(":", 2)[2].lstrip("/")
-        for folder in (_CGROUP / own, _CGROUP):
+        group = Path("/proc/self/cgroup").read_text().splitlines()[-1].split(":", 2)[2].lstrip("/")
+        for folder in (_CGROUP / group, _CGROUP):
             if (folder / "cpu.max").is_file():
                 most, period = (folder / "cpu.max").read_text().split()
                 return math.inf if most == "max" else int(most) / int(period)
@@ -98,8 +98,8 @@ def choose_threads(
         return Threads(1, f"{name} of {macs / 1e9:.2g} G multiply-adds is too short to be shared")
     seconds = _measure(work, (1, most))
     share = seconds[most] / seconds[1]
-    told = f"{name} takes {1000 * seconds[1]:.3g} ms with 1 and {1000 * seconds[most]:.3g} ms with {most}"
-    return Threads(most if share < _FASTER else 1, told, measured=True)
+    reason = f"{name} takes {1000 * seconds[1]:.3g} ms with 1 and {1000 * seconds[most]:.3g} ms with {most}"
+    return Threads(most if share < _FASTER else 1, reason, measured=True)
 
 
 def _measure(work: Callable[[], object], counts: tuple[int, ...]) -> dict[int, float]:

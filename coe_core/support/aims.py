@@ -184,7 +184,7 @@ def parse_aim(text: str, kinds: Sequence[str] = tuple(_EXAMPLES)) -> Aim:
     """
     kind, equals, written = text.partition("=")
     if kind not in kinds or kind not in _EXAMPLES:
-        known = ", ".join(_EXAMPLES[one] for one in kinds)
+        known = ", ".join(_EXAMPLES[aim] for aim in kinds)
         raise ValueError(f"unknown aim {_quoted(text)}{nearest(kind, kinds)}; known: {known}")
     if kind == "best":
         if equals:

@@ -61,7 +61,9 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
         >>> nearest("resnet81", ["resnet18", "vgg11"])
         '; nearest: resnet18'
     """
-    close = difflib.get_close_matches(name, [str(one) for one in known], n=count, cutoff=0.5)
+    close = difflib.get_close_matches(
+        name, [str(candidate) for candidate in known], n=count, cutoff=0.5
+    )
     return f"; nearest: {', '.join(close)}" if close else ""
 
 

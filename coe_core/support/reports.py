@@ -311,14 +311,14 @@ def figure_to(
     from matplotlib.figure import Figure
 
     settings: Any = {**_STYLE, "font.family": _fonts(), **(style or {})}
-    with matplotlib.rc_context(settings), warnings.catch_warnings(record=True) as told:
+    with matplotlib.rc_context(settings), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         figure = Figure(figsize=size, layout="constrained")
         yield figure
         with whole_file(path) as temporary:
             figure.savefig(temporary, dpi=DOTS_PER_INCH)
-    missing = dict.fromkeys(filter(None, (_missing_letter(str(w.message)) for w in told)))
-    for warning in told:
+    missing = dict.fromkeys(filter(None, (_missing_letter(str(w.message)) for w in caught)))
+    for warning in caught:
         if _missing_letter(str(warning.message)) is None:
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno

@@ -100,14 +100,14 @@ def verify_files(folder: str | Path, routing: dict[str, Any], names: Sequence[st
         DamagedExportError: a file that is missing or differs; names it.
     """
     for name in names:
-        own = [
+        files = [
             file
             for file in routing["files"]
             if file in (name, f"{name}.data") or file.startswith(f"{name}/")
         ]
-        if not own and routing["format"] == FORMAT:
+        if not files and routing["format"] == FORMAT:
             raise DamagedExportError(f"{Path(folder) / 'routing.json'} has no digest of {name}")
-        for file in own:
+        for file in files:
             path, stored = Path(folder) / file, routing["files"][file]
             if not path.is_file():
                 raise DamagedExportError(f"{path} is missing: copy the whole export")
@@ -306,7 +306,9 @@ def _from_format_1(routing: dict[str, Any]) -> dict[str, Any]:
     thresholds = _typed(routing, "thresholds", dict)
     count = _typed(routing, "num_experts", int, low=1)
     _check(count < 10_000, f"is damaged: num_experts is {count}")
-    own = {name: value for name, value in routing.items() if name not in ("thresholds", "default")}
+    given = {
+        name: value for name, value in routing.items() if name not in ("thresholds", "default")
+    }
     return {
         "task": "translation",
         "delegator": {"file": "delegator"},
@@ -317,5 +319,5 @@ def _from_format_1(routing: dict[str, Any]) -> dict[str, Any]:
             name: {"threshold": value, "rough_weight": 0.0} for name, value in thresholds.items()
         },
         "files": {},
-        **own,
+        **given,
     }

@@ -75,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
                 failed += outcome.error is not None
                 results.write(outcome)
         if path:
-            there = len(results.done)
-            left_out = f", {there} were there already" if there else ""
+            already = len(results.done)
+            left_out = f", {already} were there already" if already else ""
             print(f"{len(files)} predictions written to {path}{left_out}")
     if failed:
         print(

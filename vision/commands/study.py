@@ -24,9 +24,9 @@ def run(arguments: argparse.Namespace) -> None:
     study = load_study(arguments.study, arguments.data)
     out = Path(arguments.out) if arguments.out else Path("runs/study") / study.name
     results = run_study(study, out, tell=lambda line: print(line, flush=True))
-    made = report(study, results, out)
-    for table in made.tables:
+    outcome = report(study, results, out)
+    for table in outcome.tables:
         print_table(table)
-    for note in made.notes:
+    for note in outcome.notes:
         print(note)
-    print(", ".join(map(str, made.files)))
+    print(", ".join(map(str, outcome.files)))

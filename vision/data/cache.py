@@ -205,8 +205,8 @@ class PixelCache:
                 with contextlib.suppress(OSError):
                     used = (entry / "entry.json").stat().st_mtime
                     entries.append((used, _size(entry), entry))
-        own = sum(_size(self.folder / key) for key in self._keys if (self.folder / key).is_dir())
-        total = own + sum(size for _, size, _ in entries)
+        in_use = sum(_size(self.folder / key) for key in self._keys if (self.folder / key).is_dir())
+        total = in_use + sum(size for _, size, _ in entries)
         for _, size, entry in sorted(entries):
             if total + num_bytes <= self.max_bytes:
                 break

@@ -41,8 +41,8 @@ def tell_copies(splits: Mapping[str, SplitFiles]) -> dict[str, int]:
             continue
         counts[f"{first}, {second}"] = len({second for _, second in pairs})
         listed = [
-            f"{_name(splits[second].paths[theirs])} = {_name(splits[first].paths[own])}"
-            for own, theirs in pairs[:2]
+            f"{_name(splits[second].paths[theirs])} = {_name(splits[first].paths[ours])}"
+            for ours, theirs in pairs[:2]
         ]
         examples.append(
             f"{counts[f'{first}, {second}']} of {second} are in {first} as well "
@@ -63,10 +63,10 @@ def _name(path: str | Member) -> str:
 
 def _pairs(first: SplitFiles, second: SplitFiles) -> list[tuple[int, int]]:
     """Positions of equal content: one in the first for each in the second."""
-    own, theirs = first.digests, second.digests
-    if own is None or theirs is None:
-        own, theirs = _digests(first.paths, second.paths)
-    where = {int(digest): i for i, digest in reversed(list(enumerate(own))) if digest}
+    ours, theirs = first.digests, second.digests
+    if ours is None or theirs is None:
+        ours, theirs = _digests(first.paths, second.paths)
+    where = {int(digest): i for i, digest in reversed(list(enumerate(ours))) if digest}
     common = np.isin(theirs, np.fromiter(where, np.uint64, len(where)))
     return [(where[int(theirs[i])], int(i)) for i in np.flatnonzero(common)]
 

@@ -109,7 +109,7 @@ class ImageSet(Dataset):
         if seeds is not None:
             others = range(1, self.num_views)  # the first view does not depend on their number
             drawings = [seeds, *(mix_seeds(seeds, view) for view in others)]
-            views = [augmentation(images, own) if augmentation else images for own in drawings]
+            views = [augmentation(images, seed) if augmentation else images for seed in drawings]
         targets = self.targets[indices].tolist()
         samples = [
             {"image": image, "target": target, "index": index}
@@ -119,8 +119,8 @@ class ImageSet(Dataset):
             for sample, seed in zip(samples, seeds.tolist(), strict=True):
                 sample["view_seed"] = seed
         if len(views) > 1:
-            for sample, *own in zip(samples, *views, strict=True):
-                sample["views"] = torch.stack(own)
+            for sample, *of_sample in zip(samples, *views, strict=True):
+                sample["views"] = torch.stack(of_sample)
         return samples
 
     def _read(self, index: int, drawn: bool) -> tuple[Tensor, int]:

@@ -102,8 +102,15 @@ def load_data(data: Data, decode: Collection[str] = SPLITS) -> ImageData:
         "left_out": {name: len(splits[name].targets) - len(sets[name]) for name in splits},
         "copies": _copies(decoded) if "train" in decode else {},
     }
-    own = (source.classes, preprocess, provenance, "test" not in sets)
-    return ImageData(sets["train"], sets["validation"], test, *own)
+    return ImageData(
+        sets["train"],
+        sets["validation"],
+        test,
+        source.classes,
+        preprocess,
+        provenance,
+        "test" not in sets,
+    )
 
 
 # Where the samples come from

@@ -85,9 +85,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
             order = torch.randperm(self.num_samples, generator=generator).numpy()
         batches = order[: self.num_batches * self.batch_size].reshape(self.num_batches, -1)
         share = self.batch_size // self.world_size
-        own = batches[self.first_batch :, self.rank * share : (self.rank + 1) * share].reshape(-1)
-        seeds = mix_seeds(self.seed, self.epoch, own) if len(own) else own
-        return iter(list(zip(own.tolist(), seeds.tolist(), strict=True)))
+        columns = slice(self.rank * share, (self.rank + 1) * share)
+        indices = batches[self.first_batch :, columns].reshape(-1)
+        seeds = mix_seeds(self.seed, self.epoch, indices) if len(indices) else indices
+        return iter(list(zip(indices.tolist(), seeds.tolist(), strict=True)))
 
 
 class ResumableLoader(DataLoader):
@@ -163,12 +164,12 @@ class ResumableLoader(DataLoader):
         if state["batches"] == 0:
             self._resume = None
             return
-        own = self.state_dict()
+        current = self.state_dict()
         for key in ("batch_size", "num_samples", "seed"):
-            if state[key] != own[key]:
+            if state[key] != current[key]:
                 raise ValueError(
                     f"cannot resume behind batch {state['batches']} of an epoch: {key} was "
-                    f"{state[key]}, now {own[key]}; restore it, or resume from the end of an epoch"
+                    f"{state[key]}, now {current[key]}; restore it, or resume from the end of an epoch"
                 )
         self._resume = (state["epoch"], state["batches"])
 

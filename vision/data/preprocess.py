@@ -271,17 +271,17 @@ def open_image(content: BinaryIO, max_pixels: int | None = None) -> Iterator[Ima
 
 def _pillow_open(content: BinaryIO, limit: int | None) -> Image.Image:
     formats = image_formats().formats
-    own = Image.MAX_IMAGE_PIXELS
+    pillows_limit = Image.MAX_IMAGE_PIXELS
     try:
-        if own is None or (limit is not None and limit <= own):
+        if pillows_limit is None or (limit is not None and limit <= pillows_limit):
             return Image.open(content, formats=formats)
         with _PILLOWS_LIMIT:  # it has no argument for a higher one
-            own = Image.MAX_IMAGE_PIXELS
+            pillows_limit = Image.MAX_IMAGE_PIXELS
             Image.MAX_IMAGE_PIXELS = limit
             try:
                 return Image.open(content, formats=formats)
             finally:
-                Image.MAX_IMAGE_PIXELS = own
+                Image.MAX_IMAGE_PIXELS = pillows_limit
     except Image.UnidentifiedImageError as error:
         raise _RefusedError(
             f"cannot identify it as one of the formats that are opened: {', '.join(formats)}"

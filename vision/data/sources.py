@@ -238,9 +238,9 @@ def _read_folder(path: Path, classes: list[str] | None = None) -> _ClassFolders:
             f"{printable(path)}: no images ({', '.join(image_formats().endings)}) in its {len(names)} "
             "class folders"
         )
-    own, classes = names, names if classes is None else classes
+    split_classes, classes = names, names if classes is None else classes
     numbers = {name: number for number, name in enumerate(classes)}
-    targets = torch.tensor([numbers[own[place]] for place in images.places])
+    targets = torch.tensor([numbers[split_classes[place]] for place in images.places])
     empty = [name for i, name in enumerate(classes) if not bool((targets == i).any())]
     if empty:
         raise ValueError(

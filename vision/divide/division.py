@@ -188,8 +188,8 @@ def _task(
     if network.name.startswith(PAPER):
         paper = published(network.name.removeprefix(PAPER))
         options = {**paper.network.options, **network.options}
-        own = Network(paper.network.name, network.pretrained, options)
-        default = _Task(own, paper.rule, paper.num_classes, paper.image_size, channels)
+        network = Network(paper.network.name, network.pretrained, options)
+        default = _Task(network, paper.rule, paper.num_classes, paper.image_size, channels)
     return default._replace(
         rule=default.rule if rule is None else rule,
         num_classes=default.num_classes if num_classes is None else num_classes,
@@ -233,9 +233,9 @@ def _regularisers(
 ) -> tuple[Regulariser, ...]:
     """Of the network and, as weight_decay, of its recipe; with rule none of the recipe alone."""
     decay = {} if weight_decay is None else {"weight_decay": weight_decay}
-    own = {k: v for k, v in arguments.items() if k != "weight_decay" and task.rule != NONE}
+    of_network = {k: v for k, v in arguments.items() if k != "weight_decay" and task.rule != NONE}
     return divide_regularisers(
-        {**decay, **own}, s, resnet_family=_is_resnet(task.network.name), rules=rules
+        {**decay, **of_network}, s, resnet_family=_is_resnet(task.network.name), rules=rules
     )
 
 

@@ -87,7 +87,7 @@ def divide_regularisers(
                 f"{', '.join(RULES)}"
             )
         chosen[kind] = rule
-    found = []
+    regularisers = []
     for option, value in options.items():
         kind = KINDS.get(option, "")
         if not kind or isinstance(value, bool) or not isinstance(value, int | float):
@@ -96,5 +96,5 @@ def divide_regularisers(
             raise ValueError(f"{option} must be finite and at least 0 to be divided, got {value}")
         if value:
             rule = chosen[kind]
-            found.append(Regulariser(option, kind, rule, value, RULES[rule](value, s)))
-    return tuple(found)
+            regularisers.append(Regulariser(option, kind, rule, value, RULES[rule](value, s)))
+    return tuple(regularisers)

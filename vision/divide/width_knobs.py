@@ -77,15 +77,15 @@ class Widths:
             )
             unit = math.lcm(unit, rounding)
             scaled.append(max(unit, unit * round(value * factor / unit)))
-        found = {self.knob: scaled if self.is_list else scaled[0]}
+        options = {self.knob: scaled if self.is_list else scaled[0]}
         along = _ALONG.get(self.knob)
         if (
             along is not None
             and along in self.arguments
             and _accepts_along(self.knob, self.arguments)
         ):
-            found[along] = max(2, 2 * round(self.arguments[along] * factor / 2))
-        return found
+            options[along] = max(2, 2 * round(self.arguments[along] * factor / 2))
+        return options
 
     def size(self, index: int, multiple: int = 1) -> Size | None:
         """Size at a width; None where the constructor refuses it."""
@@ -162,5 +162,5 @@ def usable_width(
     if knob not in arguments or not is_width(arguments[knob]):
         return None
     widths = Widths(network, arguments, knob, measure)
-    found = widths.near(max(1, (3 * round(widths.lead / widths.step)) // 4))
-    return widths if found is not None and found[1] < measure(network) else None
+    narrower = widths.near(max(1, (3 * round(widths.lead / widths.step)) // 4))
+    return widths if narrower is not None and narrower[1] < measure(network) else None

@@ -99,7 +99,7 @@ def solve_width(
 def _lowest(search: Widths, top: int) -> tuple[int, Size] | None:
     """About the narrowest network that the constructor takes."""
     starts = [2**power for power in range(top.bit_length())]
-    return next((found for start in starts if (found := search.near(start))), None)
+    return next((narrow for start in starts if (narrow := search.near(start))), None)
 
 
 def _last_within(
@@ -116,12 +116,12 @@ def _last_within(
             part = math.log(share / small[position]) / math.log(large[position] / small[position])
             guess = low * (high / low) ** min(max(part, 0.0), 1.0)
             middle = min(max(round(guess), low + 1), high - 1)
-        found = search.near(middle)
-        if found is None or found[0] >= high or found[1][position] >= share:
+        tried = search.near(middle)
+        if tried is None or tried[0] >= high or tried[1][position] >= share:
             high = middle
-            large = found[1] if found is not None else None
+            large = tried[1] if tried is not None else None
         else:
-            low, small = found
+            low, small = tried
     return low
 
 
@@ -163,13 +163,13 @@ def _scan(
     for multiple in MULTIPLES:
         centre = low // multiple
         for index in range(max(1, centre), centre + (2 if multiple > 1 else 6)):
-            found = search.size(index, multiple)
-            if found is None:
+            candidate = search.size(index, multiple)
+            if candidate is None:
                 continue
-            off = abs(s * found[position] / budget - 1)
+            off = abs(s * candidate[position] / budget - 1)
             if off < best:
-                best, options, size = off, search.options(index, multiple), found
-            elif s * found[position] > budget:
+                best, options, size = off, search.options(index, multiple), candidate
+            elif s * candidate[position] > budget:
                 break
         if best <= tolerance:
             return Solution(search.knob, options, size)
@@ -196,8 +196,10 @@ def _finer(
         return None
     part = (share - size[position]) / (other[position] - size[position])
     mended = {**options, "mlp_ratio": round(ratio * (1 + 0.1 * part), 2)}
-    found = search.size_of(mended)
-    return None if found is None or abs(part) > 3 else Solution(search.knob, mended, found)
+    mended_size = search.size_of(mended)
+    if mended_size is None or abs(part) > 3:
+        return None
+    return Solution(search.knob, mended, mended_size)
 
 
 def _first(options: Mapping[str, Any]) -> Any:

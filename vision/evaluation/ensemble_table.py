@@ -97,8 +97,8 @@ def _rows(
     if s == 1:
         return [row(ALONE, macs, members)]
     together = [
-        row(label, s * macs, [_Measures(r.accuracy, r.nll, r.calibration_error) for r in some])
-        for label, some in joined.items()
+        row(label, s * macs, [_Measures(r.accuracy, r.nll, r.calibration_error) for r in measured])
+        for label, measured in joined.items()
     ]
     return [row(MEMBER, macs, members), *together]
 

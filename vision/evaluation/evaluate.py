@@ -99,8 +99,8 @@ def evaluate(
     detail: list[EnsembleRow] = []
     if first.recipe.ensembles:
         detail = ensemble_table.ensemble_rows(tests, run_macs(first.networks))
-    made = Evaluation(lines, detail, diverged)
-    _write_tables(made, runs, tables, folder)
+    evaluation = Evaluation(lines, detail, diverged)
+    _write_tables(evaluation, runs, tables, folder)
     about = provenance(
         data,
         runs=[str(run.folder) for run in runs],
@@ -108,7 +108,7 @@ def evaluate(
         batch_size=batch_size,
     )
     write_json(folder / "provenance.json", about)
-    return made
+    return evaluation
 
 
 def _check_alike(runs: Sequence[Run]) -> None:
@@ -142,13 +142,16 @@ def _show_images(run: Run, data: ImageData, test: Predictions, folder: Path) -> 
 
 
 def _write_tables(
-    made: Evaluation, runs: Sequence[Run], tables: Sequence[Sequence[PredictorRow]], folder: Path
+    evaluation: Evaluation,
+    runs: Sequence[Run],
+    tables: Sequence[Sequence[PredictorRow]],
+    folder: Path,
 ) -> None:
-    if made.ensembles:
-        write_text(folder / "ensembles.csv", ensemble_table.csv_table(made.ensembles))
-        write_text(folder / "ensembles.md", ensemble_table.markdown_table(made.ensembles))
-    write_text(folder / "table.csv", csv_table(made.lines))
-    write_text(folder / "table.md", markdown_table(made.lines))
+    if evaluation.ensembles:
+        write_text(folder / "ensembles.csv", ensemble_table.csv_table(evaluation.ensembles))
+        write_text(folder / "ensembles.md", ensemble_table.markdown_table(evaluation.ensembles))
+    write_text(folder / "table.csv", csv_table(evaluation.lines))
+    write_text(folder / "table.md", markdown_table(evaluation.lines))
     per_run = [
         (run.recipe.seed, csv_table(summarise([rows])))
         for run, rows in zip(runs, tables, strict=True)

@@ -162,7 +162,7 @@ def _checked(content: Any, path: Path) -> Study:
     overrides = content.get("overrides") or []
     if not isinstance(variants, dict) or not variants:
         raise ValueError(f"{path}: variants must be overrides by name, got {variants!r}")
-    variants = {str(name): [] if own is None else own for name, own in variants.items()}
+    variants = {str(name): [] if words is None else words for name, words in variants.items()}
     for where, words in (("overrides", overrides), *variants.items()):
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise ValueError(f"{path}: {where} must be a list of key=value, got {words!r}")
@@ -253,15 +253,17 @@ def _run_once(
     recipe = load_recipe(study.recipe, study.overrides_of(variant, seed))
     with contextlib.redirect_stdout(io.StringIO()):  # the study has its own progress
         train(recipe, folder, resume=True, data=data)
-    own = _predictions(folder, data)
+    predictions = _predictions(folder, data)
     if variant != study.baseline:
         beside = _predictions(baseline, data)
-        own = OfRun(
-            dataclasses.replace(own.validation, control_logits=beside.validation.control_logits),
-            dataclasses.replace(own.test, control_logits=beside.test.control_logits),
-            dataclasses.replace(own.macs, controls=beside.macs.controls),
+        predictions = OfRun(
+            dataclasses.replace(
+                predictions.validation, control_logits=beside.validation.control_logits
+            ),
+            dataclasses.replace(predictions.test, control_logits=beside.test.control_logits),
+            dataclasses.replace(predictions.macs, controls=beside.macs.controls),
         )
-    return measure(own)
+    return measure(predictions)
 
 
 class OfRun(NamedTuple):

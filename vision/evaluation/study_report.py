@@ -97,23 +97,23 @@ def _metric_rows(study: Study, results: Results) -> tuple[list[str], list[list[s
         cells = [
             mean_and_spread([run.metrics[metric] for run in runs]).shown(1) for metric in METRICS
         ]
-        own = [run.metrics["CoE"] for run in runs]
+        scores = [run.metrics["CoE"] for run in runs]
         gain, p = "", ""
         if name != study.baseline:
-            gain = f"{statistics.fmean(own) - statistics.fmean(base):+.1f}"
-            p = _paired_test(own, base)
+            gain = f"{statistics.fmean(scores) - statistics.fmean(base):+.1f}"
+            p = _paired_test(scores, base)
         rows.append([name, *cells, gain, p])
     return ["variant", *METRICS, "CoE gains", "p"], rows
 
 
-def _paired_test(own: Sequence[float], base: Sequence[float]) -> str:
+def _paired_test(scores: Sequence[float], base: Sequence[float]) -> str:
     """p of a paired t-test over seeds; empty with one seed, or where all differences are the same."""
     from scipy.stats import ttest_rel
 
-    differences = [a - b for a, b in zip(own, base, strict=True)]
+    differences = [a - b for a, b in zip(scores, base, strict=True)]
     if len(differences) < 2 or len(set(differences)) == 1:
         return ""
-    return f"{ttest_rel(own, base).pvalue:.3f}"
+    return f"{ttest_rel(scores, base).pvalue:.3f}"
 
 
 def _point_rows(study: Study, results: Results) -> list[list[str]]:

@@ -164,12 +164,12 @@ def _team_rows(
 def row_costs(macs: RunMacs) -> list[float]:
     """Mean MACs that two-stage rows are fitted to: where a single network is near, exactly its MACs."""
     singles = list(macs.controls.values())
-    limits = set()
+    costs = set()
     for part in EXPERT_PARTS:
-        limit = macs.delegator + part * macs.expert
-        near = [m for m in singles if max(m / limit, limit / m) <= NEAR]
-        limits.add(min(near, key=lambda m: abs(m - limit), default=limit))
-    return sorted(limits)
+        cost = macs.delegator + part * macs.expert
+        near = [m for m in singles if max(m / cost, cost / m) <= NEAR]
+        costs.add(min(near, key=lambda m: abs(m - cost), default=cost))
+    return sorted(costs)
 
 
 def _in_millions(macs: float) -> str:
@@ -186,9 +186,9 @@ def _two_stage_rows(
     """No exits, then every budget; a budget's threshold maximises held-out accuracy within it."""
     curve = stage.validation.curve()
     points = [("no exits", torch.inf)]
-    for limit in row_costs(macs):
-        index = fit_threshold(curve, "macs", max(limit, float(curve.cost.min())))
-        points.append((f"at {_in_millions(limit)}", float(curve.threshold[index])))
+    for cost in row_costs(macs):
+        index = fit_threshold(curve, "macs", max(cost, float(curve.cost.min())))
+        points.append((f"at {_in_millions(cost)}", float(curve.threshold[index])))
     rows = []
     for label, threshold in reversed(points):
         reached = stage.test.at(threshold)

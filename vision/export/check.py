@@ -97,8 +97,8 @@ def check_export(
         DamagedExportError: a file of the export is missing or damaged; names it.
     """
     with undisturbed(), torch.inference_mode():
-        own = own_run(run)
-        eager = _eager(own, pixels, threshold, rough_weight)
+        copied = own_run(run)
+        eager = _eager(copied, pixels, threshold, rough_weight)
         answers: dict[str, tuple[Routed, Routed]] = {}
         if kind == "pt2":
             programs = load_programs(folder, run.recipe.num_experts)
@@ -110,9 +110,9 @@ def check_export(
                 eager,
                 run_one_by_one(team, pixels, threshold, rough_weight),
             )
-            decoded = _decoded_alike(own, runner, pixels, files)
+            decoded = _decoded_alike(copied, runner, pixels, files)
             answers["runner.py, from files"] = (
-                _eager(own, decoded, threshold, rough_weight),
+                _eager(copied, decoded, threshold, rough_weight),
                 runner.infer(decoded.numpy(), threshold, rough_weight),
             )
     parities = [_compare(form, *both, threshold, tolerance) for form, both in answers.items()]
@@ -149,9 +149,9 @@ def _decoded_alike(run: Run, runner: Runner, pixels: Tensor, files: Sequence[Pat
                 expected = decode_image(preprocess, path)
             except UnreadableImageError:
                 continue  # a damaged file of the data
-            found = runner.decode(path)
-            if not np.array_equal(found, expected.numpy()):
-                difference = np.abs(found.astype(int) - expected.numpy()).max()
+            theirs = runner.decode(path)
+            if not np.array_equal(theirs, expected.numpy()):
+                difference = np.abs(theirs.astype(int) - expected.numpy()).max()
                 raise ExportError(
                     f"runner.py decodes {path.name} otherwise than the run: pixels differ by up to "
                     f"{difference}; please report it with this picture's size and mode"

@@ -144,19 +144,19 @@ def _rename(graph: GraphProto, prefix: str) -> None:
     """Make a network's names its own, and turn its input into the name of the outer graph."""
     names = {graph.input[0].name: "images"}
 
-    def own(name: str) -> str:
+    def prefixed(name: str) -> str:
         return names.setdefault(name, f"{prefix}/{name}") if name else name
 
     for tensor in graph.initializer:
-        tensor.name = own(tensor.name)
+        tensor.name = prefixed(tensor.name)
     name_nodes(graph)
     for node in graph.node:
         if any(attribute.HasField("g") for attribute in node.attribute):
             raise RunError(f"{prefix} has control flow of its own ({node.op_type}); not supported")
         node.name = f"{prefix}/{node.name}"
-        node.input[:] = [own(name) for name in node.input]
-        node.output[:] = [own(name) for name in node.output]
-    output = own(graph.output[0].name)
+        node.input[:] = [prefixed(name) for name in node.input]
+        node.output[:] = [prefixed(name) for name in node.output]
+    output = prefixed(graph.output[0].name)
     del graph.input[:], graph.output[:], graph.value_info[:]
     graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
     graph.name = prefix

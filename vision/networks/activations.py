@@ -88,15 +88,15 @@ def replace_activations(
     if name not in NAMES:
         raise ValueError(f"unknown activation {name!r}: choose of {', '.join(NAMES)}")
     kinds = replaced_kinds()
-    found = {
+    replaced = {
         path: module
         for path, module in model.named_modules()
         if isinstance(module, kinds) and re.search(where, path)
     }
-    found = {p: m for p, m in found.items() if not isinstance(_parent(model, p), ByWidth)} | {
+    replaced = {p: m for p, m in replaced.items() if not isinstance(_parent(model, p), ByWidth)} | {
         p: m for p, m in model.named_modules() if isinstance(m, ByWidth) and re.search(where, p)
     }
-    if not found:
+    if not replaced:
         place = f" where {where!r} matches" if where else ""
         raise ValueError(
             f"{type(model).__name__} has no activation module{place} to replace by {name}; "
@@ -106,14 +106,14 @@ def replace_activations(
     builders: dict[str, Callable[[], nn.Module]]
     try:
         if not per_channel:
-            builders = dict.fromkeys(found, partial(_build, name, None, 1, options))
+            builders = dict.fromkeys(replaced, partial(_build, name, None, 1, options))
         else:
             builders = {
                 path: _per_channel(name, seen, options)
-                for path, seen in _widths(model, list(found), image).items()
+                for path, seen in _widths(model, list(replaced), image).items()
             }
         for path, build in builders.items():
-            old = found[path]
+            old = replaced[path]
             new = build().train(old.training)
             reference = next(model.parameters(), None)
             if reference is not None and reference.device.type != "meta":
@@ -183,5 +183,5 @@ def _shapes(model: nn.Module) -> list[tuple[int, ...]]:
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     channels = convolutions[0].in_channels if convolutions else 3
     config = getattr(model, "pretrained_cfg", None) or {}
-    own = [config["input_size"][1]] if config.get("input_size") else []
-    return [(1, channels, size, size) for size in (*own, *_TRIED_SIZES)]
+    configured = [config["input_size"][1]] if config.get("input_size") else []
+    return [(1, channels, size, size) for size in (*configured, *_TRIED_SIZES)]

@@ -85,17 +85,17 @@ def replace_convolutions(
     """
     if num_experts < 2:
         raise ValueError(f"condconv mixes at least 2 kernels, got {num_experts}")
-    found = [path for path, m in model.named_modules() if _mixable(m)]
+    mixable = [path for path, m in model.named_modules() if _mixable(m)]
     if where is not None:
-        chosen = [path for path in found if re.search(where, path)]
+        chosen = [path for path in mixable if re.search(where, path)]
     else:
-        chosen = [path for path in found[1:] if not re.search(_NOT_BY_DEFAULT, path)]
+        chosen = [path for path in mixable[1:] if not re.search(_NOT_BY_DEFAULT, path)]
         chosen = chosen[len(chosen) // 2 :]
     if not chosen:
         raise ValueError(
             f"no convolution of {type(model).__name__} to replace"
             + (f" where {where!r} matches" if where is not None else "")
-            + f"; it has {', '.join(found[:3]) or 'none'}{', ...' if len(found) > 3 else ''}"
+            + f"; it has {', '.join(mixable[:3]) or 'none'}{', ...' if len(mixable) > 3 else ''}"
         )
     for path in chosen:
         parent, _, child = path.rpartition(".")

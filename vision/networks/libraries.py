@@ -86,11 +86,11 @@ def _torchvision(network: Network, name: str, num_outputs: int) -> nn.Module:
     model = torchvision.models.get_model(name, weights=None, num_classes=num_outputs, **options)
     if network.pretrained:
         published = torchvision.models.get_model(name, weights="DEFAULT").state_dict()
-        own = model.state_dict()
+        expected = model.state_dict()
         fitting = {
             key: value
             for key, value in published.items()
-            if key in own and value.shape == own[key].shape
+            if key in expected and value.shape == expected[key].shape
         }
         model.load_state_dict(fitting, strict=False)
     return model

@@ -49,8 +49,8 @@ class Teacher:
                     f"{len(classes)}: choose a teacher of these classes"
                 )
             _check_order(network.name, classes)
-        own = (OWN_WEIGHTS, OWN_SETTINGS)
-        options = {name: v for name, v in network.options.items() if name not in own}
+        reserved = (OWN_WEIGHTS, OWN_SETTINGS)
+        options = {name: v for name, v in network.options.items() if name not in reserved}
         built = build_network(replace(network, size=None, options=options), len(classes))
         settings: dict[str, Any] = network.options.get(OWN_SETTINGS, {})
         timm_network = cast(Any, built)

@@ -166,7 +166,7 @@ class Team(nn.Module):
             list(self.experts),
             images,
             threshold,
-            combine=(lambda own_rough, own: own + own_rough) if self.rough_logits else None,
+            combine=(lambda rough, logits: logits + rough) if self.rough_logits else None,
             streams=streams,
         )
         prediction, exits = inference.prediction, inference.exits

@@ -232,37 +232,37 @@ def fitting_rests(parts: Sequence[Parts], image: tuple[int, int, int]) -> list[n
     """
     wanted = feature_shape(parts[0].trunk, image)
     for j, part in enumerate(parts):
-        own = feature_shape(part.trunk, image)
-        if own != wanted:
+        features = feature_shape(part.trunk, image)
+        if features != wanted:
             raise ValueError(
                 f"experts[{j}] does not fit the trunk, which is expert 0's: its rest takes features of "
-                f"{_shown(own)}, the trunk gives {_shown(wanted)}"
+                f"{_shown(features)}, the trunk gives {_shown(wanted)}"
             )
     return [part.rest for part in parts]
 
 
-def branch_behind(trunk: nn.Module, own: Parts, image: tuple[int, int, int]) -> nn.Module:
+def branch_behind(trunk: nn.Module, parts: Parts, image: tuple[int, int, int]) -> nn.Module:
     """The rest of a delegator's own network behind a trunk that is not its own.
 
     Other numbers of channels are met by a 1x1 convolution, which is counted like every layer.
 
     Args:
         trunk: of the experts.
-        own: parts of the delegator's network; its trunk is not used but for its shape.
+        parts: of the delegator's network; its trunk is not used but for its shape.
         image: (channels, height, width).
 
     Raises:
         ValueError: features of another side.
     """
-    given, wanted = feature_shape(trunk, image), feature_shape(own.trunk, image)
+    given, wanted = feature_shape(trunk, image), feature_shape(parts.trunk, image)
     if given == wanted:
-        return own.rest
+        return parts.rest
     if len(given) != 3 or len(wanted) != 3 or given[1:] != wanted[1:]:
         raise ValueError(
             f"hand_over.branch: the delegator's rest takes features of {_shown(wanted)}, the trunk gives "
             f"{_shown(given)}; cut the delegator where its side is the same, or use another delegator"
         )
-    return Adapted(own.rest, given[0], wanted[0])
+    return Adapted(parts.rest, given[0], wanted[0])
 
 
 def _shown(shape: tuple[int, ...]) -> str:

@@ -85,14 +85,14 @@ def _predict_batch(
         if file in errors:
             yield FilePrediction(str(file), budget.threshold, error=errors[file])
             continue
-        found = next(predictions)
+        prediction = next(predictions)
         yield FilePrediction(
             str(file),
             budget.threshold,
-            found.label,
-            found.probability,
-            found.exited,
-            found.expert,
-            found.confidence,
-            found.macs,
+            prediction.label,
+            prediction.probability,
+            prediction.exited,
+            prediction.expert,
+            prediction.confidence,
+            prediction.macs,
         )

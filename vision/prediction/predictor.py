@@ -131,13 +131,13 @@ class Predictor:
         if isinstance(images, ImageSource) and not _is_stack(images):
             images = [images]
         budget = self.resolve(budget, threshold)
-        found: list[Prediction] = []
+        predictions: list[Prediction] = []
         for start in range(0, len(images), self.batch_size):
             part = images[start : start + self.batch_size]
             with self._turns:
                 pixels = torch.stack(list(self._decoders.map(self.decode, part)))
-                found += self._predict(pixels, budget.threshold, budget.rough_weight)
-        return found
+                predictions += self._predict(pixels, budget.threshold, budget.rough_weight)
+        return predictions
 
     def decode(self, image: ImageSource, name: str | None = None) -> UInt8[Tensor, "ch size size"]:
         """One image as the networks take it, see `decode_image`."""

@@ -132,21 +132,21 @@ async def image_of(request: Request) -> tuple[bytes, str]:
         await form.close()
 
 
-def answer_of(found: Prediction, classes: list[str], budget: Budget, seconds: float) -> Answer:
+def answer_of(prediction: Prediction, classes: list[str], budget: Budget, seconds: float) -> Answer:
     """A prediction as it is sent."""
-    best = found.probabilities.argsort()[::-1][:TOP]
+    best = prediction.probabilities.argsort()[::-1][:TOP]
     return Answer(
-        label=text(found.label),
-        probability=found.probability,
+        label=text(prediction.label),
+        probability=prediction.probability,
         top=[
-            ClassProbability(label=text(classes[i]), probability=float(found.probabilities[i]))
+            ClassProbability(label=text(classes[i]), probability=float(prediction.probabilities[i]))
             for i in best
         ],
-        exited=bool(found.exited),
-        expert=found.expert,
-        confidence=found.confidence,
-        rough_label=text(found.rough_label),
-        macs=found.macs,
+        exited=bool(prediction.exited),
+        expert=prediction.expert,
+        confidence=prediction.confidence,
+        rough_label=text(prediction.rough_label),
+        macs=prediction.macs,
         budget=text(budget.name),
         threshold=finite(budget.threshold),
         milliseconds=1000 * seconds,

@@ -26,10 +26,10 @@ def listen(host: str, port: int) -> socket.socket:
         raise RunError(f"cannot listen on port {port}: ports are 0 (a free one) to 65535")
     bare = host.removeprefix("[").removesuffix("]")
     try:
-        found = socket.getaddrinfo(
+        addresses = socket.getaddrinfo(
             bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE, proto=socket.IPPROTO_TCP
         )
-        family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+        family, _, _, _, address = min(addresses, key=lambda entry: entry[0] != socket.AF_INET)
         both = bare == "::" and socket.has_dualstack_ipv6()
         return socket.create_server(address[:2], family=family, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:

@@ -147,7 +147,7 @@ class Ingress:
             logits = answer + np.float32(resolved.rough_weight) * rough.logits
             spent += self.macs.experts[expert]
         odds = np.exp(logits - logits.max())
-        found = Prediction(
+        prediction = Prediction(
             self.classes[int(logits.argmax())],
             odds / odds.sum(),
             exited,
@@ -156,7 +156,7 @@ class Ingress:
             self.classes[int(rough.logits.argmax())],
             spent,
         )
-        return found, resolved
+        return prediction, resolved
 
     async def __call__(self, request: Request) -> JSONResponse:
         """POST an image, with `budget` or `threshold` in the query."""
@@ -171,7 +171,9 @@ class Ingress:
                     413, f"a body has its length, of at most {self.max_bytes:,} bytes"
                 )
             content, name = await image_of(request)
-            found, resolved = await self._predict(content, name, query.get("budget"), threshold)
+            prediction, resolved = await self._predict(
+                content, name, query.get("budget"), threshold
+            )
         except HTTPException as error:
             return JSONResponse({"detail": text(error.detail)}, error.status_code)
         except TooMuchMemoryError as error:
@@ -182,10 +184,12 @@ class Ingress:
             return JSONResponse({"detail": client_text(error, self.run)}, 422)
         except (ValueError, RunError, AimNotReachableError, OverflowError) as error:
             return JSONResponse({"detail": client_text(error, self.run)}, 400)
-        if isinstance(or_its_error(found), Exception):
-            return JSONResponse({"detail": f"the prediction failed: {or_its_error(found)}"}, 500)
+        if isinstance(or_its_error(prediction), Exception):
+            return JSONResponse(
+                {"detail": f"the prediction failed: {or_its_error(prediction)}"}, 500
+            )
         seconds = time.perf_counter() - start
-        return JSONResponse(answer_of(found, self.classes, resolved, seconds).model_dump())
+        return JSONResponse(answer_of(prediction, self.classes, resolved, seconds).model_dump())
 
 
 class Settings(NamedTuple):

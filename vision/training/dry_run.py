@@ -90,12 +90,12 @@ class _Meter(Callback):
         self._hooks: Any = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        own = {p.untyped_storage().data_ptr() for p in pl_module.parameters()}
+        parameters = {p.untyped_storage().data_ptr() for p in pl_module.parameters()}
         storages: dict[int, int] = {}
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
+            if storage.data_ptr() not in parameters:
                 storages[storage.data_ptr()] = storage.nbytes()
             return tensor
 

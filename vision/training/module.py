@@ -140,8 +140,8 @@ class CoETraining(LightningModule):
     def _ensemble_step(self, name: str, views: list[Tensor], target: Tensor) -> Tensor:
         """Sum of the networks' losses and the agreement between them; one view for each, or for all."""
         ensemble = self.recipe.ensembles[name]
-        own = views[: ensemble.s] if ensemble.own_views else views[0]
-        logits = self.networks.ensembles[name](own).float()
+        inputs = views[: ensemble.s] if ensemble.own_views else views[0]
+        logits = self.networks.ensembles[name](inputs).float()
         n, s, _ = logits.shape
         losses = self._loss(logits.flatten(0, 1), target.repeat_interleave(s, 0)).sum() / n
         consent = ensemble.agreement_term(logits, self.global_step / self.num_steps)

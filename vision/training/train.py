@@ -163,18 +163,18 @@ def _trial(networks: Networks, images: int) -> Callable[[], object]:
     team, ensembles = networks.team, list(networks.ensembles.values())
     network = team.experts[0] if team is not None else ensembles[0].members[0]
     preprocess, precision = networks.preprocess, choose_precision(networks.recipe.train.precision)
-    own: list[nn.Module] = []
+    replica: list[nn.Module] = []
 
     def work() -> None:
-        if not own:
-            own.append(copy.deepcopy(network).train())
+        if not replica:
+            replica.append(copy.deepcopy(network).train())
         with torch.random.fork_rng(devices=[]):  # dropout draws, but not from the training's state
             shape = (min(images, 32), preprocess.channels, preprocess.size, preprocess.size)
             batch = torch.randn(shape).contiguous(memory_format=torch.channels_last)
             with autocast("cpu", precision):
-                loss = own[0](batch).float().square().mean()
+                loss = replica[0](batch).float().square().mean()
             loss.backward()
-        own[0].zero_grad(set_to_none=True)
+        replica[0].zero_grad(set_to_none=True)
 
     return work
 
@@ -235,8 +235,10 @@ def _kept(checkpoint: Path) -> str:
 
 def _lost_process(error: RuntimeError) -> bool:
     """Whether it comes from the communication between processes: gloo has no error class of its own."""
-    told = ("Connection closed by peer", "Connection reset by peer", "gloo", "Broken pipe")
-    return isinstance(error, torch.distributed.DistError) or any(t in str(error) for t in told)
+    phrases = ("Connection closed by peer", "Connection reset by peer", "gloo", "Broken pipe")
+    return isinstance(error, torch.distributed.DistError) or any(
+        phrase in str(error) for phrase in phrases
+    )
 
 
 def _trainer(

@@ -117,8 +117,8 @@ class _Lines:
             b.store(value, b.bitcast(start, value.type.as_pointer()), align=4)
 
     def splat(self, scalar: Any) -> Any:
-        one = self.builder.insert_element(ir.Constant(_V, ir.Undefined), scalar, _I32(0))
-        return self.builder.shuffle_vector(one, ir.Constant(_V, ir.Undefined), _all(_VI, 0))
+        lane = self.builder.insert_element(ir.Constant(_V, ir.Undefined), scalar, _I32(0))
+        return self.builder.shuffle_vector(lane, ir.Constant(_V, ir.Undefined), _all(_VI, 0))
 
     def number(self, memory: _Memory, index: Any) -> Any:
         """One number, in all lanes."""
@@ -137,15 +137,15 @@ class _Lines:
 
     def look_up(self, table: _Memory, start: Any, piece: Any) -> Any:
         """table[start + piece] for every lane."""
-        b, found = self.builder, None
+        b, value = self.builder, None
         for first in range(0, PIECES, LANES):
             part = self.load(table, b.add(start, _I64(first)))
             chosen = b.call(self.permute, [part, piece])
-            if found is None:
-                found = chosen
+            if value is None:
+                value = chosen
             else:
-                found = b.select(b.icmp_signed("<", piece, _all(_VI, first)), found, chosen)
-        return found
+                value = b.select(b.icmp_signed("<", piece, _all(_VI, first)), value, chosen)
+        return value
 
     def turn(self, rows: list[Any]) -> list[Any]:
         """LANES vectors as columns instead of rows."""
@@ -257,8 +257,8 @@ def backward_tile(typingctx, g, x, grad_x, kept, pieces, at, row, channel, left,
         columns = lines.turn([lines.load(x, place) for place in places])
         out = []
         for i, (column, gradient) in enumerate(zip(columns, gradients, strict=True)):
-            own = builder.add(channel, _I64(i))
-            value, piece, grad_t = _backward(lines, column, gradient, tables, own)
+            this_channel = builder.add(channel, _I64(i))
+            value, piece, grad_t = _backward(lines, column, gradient, tables, this_channel)
             out.append(value)
             lines.store(gradient, kept, _I64(i * LANES))
             lines.store(grad_t, kept, _I64((LANES + i) * LANES))
