@@ -1,7 +1,8 @@
 # make demo   trains a Collaboration of Experts on digits, shows its table, predicts a few files
 # make demo-translation   the same for translation: German numbers, dates and amounts into English (five minutes)
-# make test   lint, format check, types, tests and doctests
-# make types  the type checker alone: strict in coe_core, no error elsewhere
+# make test   all that CI runs: lint, types, tests and doctests (under 8 minutes of processor time)
+# make quick  tests that start no other process and train nothing (under a minute)
+# make lint, make types, make fuzz, make matrix   see CONTRIBUTING.md
 # Everything is installed into .venv on the first call (a few minutes: torch is large) and reused afterwards.
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -12,7 +13,7 @@ BIN := .venv/bin
 # Threads that wait for each other must not spin: on a machine shared with other work that costs 10 to 100 times.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-translation test types lint setup lock clean
+.PHONY: demo demo-translation test quick lint types fuzz matrix setup lock clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -21,13 +22,31 @@ demo: setup
 demo-translation: setup
 	@COE_BIN=$(BIN) OMP_NUM_THREADS=1 sh recipes/translation/demo.sh
 
+test: setup lint types
+	$(BIN)/python -m pytest -n auto --dist loadscope
+
+quick: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not process and not slow and not fuzz"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest --confcutdir=tests/docs tests/docs/test_prose.py
+
 types: setup
 	$(BIN)/mypy
 
-test: setup types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n auto --dist loadscope
+fuzz: setup  ## every parser against FUZZ_EXAMPLES damaged inputs, other ones in every run
+	$(BIN)/python -m pytest -n auto -m fuzz --hypothesis-profile=fuzz tests
+
+# Python's oldest and newest, packages locked and as low as pyproject.toml allows; 7 GB each, an hour in all.
+MATRIX := 3.11-lowest-direct 3.13-lowest-direct 3.13-locked 3.11-locked
+
+matrix: $(addprefix matrix-,$(MATRIX))
+
+matrix-%:
+	sh tests/matrix.sh $(UV) $*
 
 setup: .venv/.installed
 

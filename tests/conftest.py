@@ -1,4 +1,4 @@
-"""For all tests: calls into coe_core are checked against its annotations, shapes included."""
+"""For all tests: annotations are checked, shapes included; marks say what starts processes, what is slow."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 os.environ["COE_CACHE"] = "off"  # decoded images of tests are not kept in the developer's cache
 assert "coe_core" not in sys.modules, "imported before its annotations could be checked"
@@ -21,7 +21,50 @@ jaxtyping.install_import_hook(
 )
 
 settings.register_profile("offline", deadline=None, max_examples=60, derandomize=True)
+settings.register_profile(  # make fuzz; what is marked fuzz sets no number of its own
+    "fuzz",
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "10000")),
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("offline")
+
+MARKED_BY_FIXTURE = {
+    "apart": "process",
+    "loaded_after": "process",
+    "trained": "slow",
+    "corpus": "slow",
+}
+STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+unmarked: list[str] = []  # the test that runs now, if it has no mark that lets it start processes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture in MARKED_BY_FIXTURE.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(MARKED_BY_FIXTURE[fixture])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    if item.get_closest_marker("process") is None:
+        unmarked.append(item.nodeid)
+    try:
+        return (yield)
+    finally:
+        unmarked.clear()
+
+
+def no_process(event: str, arguments: tuple[object, ...]) -> None:
+    """An audit hook: a test that starts a process says so by its mark."""
+    if unmarked and event in STARTS:
+        program = Path(os.fsdecode(arguments[0])).name if event == "subprocess.Popen" else event
+        if program != "git":  # tells which commit a result is of; takes milliseconds
+            pytest.fail(f"{unmarked[0]} starts a process ({program}): mark it process")
+
+
+sys.addaudithook(no_process)
 
 
 @pytest.fixture

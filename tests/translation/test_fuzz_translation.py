@@ -1,14 +1,13 @@
-"""Parsers of texts, points and checkpoints: a result, or one line. FUZZ_EXAMPLES=10000 for longer."""
+"""Parsers of texts, points and checkpoints: a result, or one line. `make fuzz` for longer."""
 
 import argparse
 import contextlib
 import json
-import os
 import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_core import CoEError
@@ -21,8 +20,7 @@ from translation.evaluation.translations import Translations
 from translation.generation.routers import Router, check_threshold, parse_router
 from translation.plugin.thresholds import threshold_from
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
-fuzz = settings(max_examples=EXAMPLES, deadline=None)
+fuzz = pytest.mark.fuzz
 LINES = st.lists(
     st.one_of(
         st.text(max_size=30),
@@ -169,7 +167,7 @@ def state(team):
     return torch.load(team / "checkpoint_last.pt", weights_only=True)
 
 
-@settings(max_examples=max(20, EXAMPLES // 3), deadline=None)
+@fuzz
 @given(JSON, st.randoms(use_true_random=False))
 def test_checkpoints_with_one_wrong_value(state, tmp_path_factory, value, draw):
     """Of the configuration: it is refused, or what it names is still known."""
@@ -187,7 +185,7 @@ def test_checkpoints_with_one_wrong_value(state, tmp_path_factory, value, draw):
         take_network(changed, "expert-0")
 
 
-@settings(max_examples=max(20, EXAMPLES // 3), deadline=None)
+@fuzz
 @given(st.integers(0, 2**32))
 def test_damaged_checkpoints(team, tmp_path_factory, seed):
     from translation.plugin.checkpoints import load_state

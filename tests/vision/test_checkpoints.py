@@ -10,14 +10,12 @@ import zipfile
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_core import CoEError
 from vision.checkpoints import LAST, load_checkpoint
 from vision.run import load_run
-
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +116,7 @@ PLACES += [
 ]
 
 
-@settings(max_examples=max(1, EXAMPLES // 4))  # each builds a recipe
+@pytest.mark.fuzz
 @given(place=st.sampled_from(PLACES), value=st.sampled_from(WRONG))
 def test_stored_values_of_any_kind_in_one_line(content, tmp_path_factory, place, value):
     changed = copy.deepcopy(content)
@@ -131,7 +129,7 @@ def test_stored_values_of_any_kind_in_one_line(content, tmp_path_factory, place,
         assert "\n" not in str(error)  # noqa: PT017  some values are as good as what was there
 
 
-@settings(max_examples=EXAMPLES)
+@pytest.mark.fuzz
 @given(data=st.data())
 def test_damaged_bytes_in_one_line_or_the_same_weights(
     trained, content, tmp_path_factory, same, data

@@ -1,18 +1,18 @@
 """Whatever a recipe, an override or a checkpoint's recipe holds: a recipe, or one line."""
 
-import os
 import string
 import time
 
+import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vision.plain_values import parse_yaml, plain
 from vision.recipe import Recipe, load_recipe, recipe_from_dict
 from vision.shipped import shipped_recipes
 
-fuzz = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=None)
+fuzz = pytest.mark.fuzz
 SMALL = {"name": "small_resnet", "options": {"width": 2, "blocks": [1, 2]}, "size": 8}
 RECIPE = {
     "delegator": SMALL,

@@ -1,7 +1,7 @@
 """One grammar of amounts and aims."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_core.support.aims import (
@@ -140,7 +140,7 @@ def test_sizes():
     ]
 
 
-@settings(max_examples=100)
+@pytest.mark.fuzz
 @given(st.text(max_size=30) | st.from_regex(r"[a-z_]{0,14}=[-+0-9.e%kMG]{0,9}", fullmatch=True))
 def test_any_text_is_an_aim_or_one_line(text):
     for parse in (parse_aim, parse_budget, parse_size):

@@ -9,12 +9,10 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_core.support.archives import check_archive, check_saved
-
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "200"))
 
 
 @pytest.fixture
@@ -102,7 +100,7 @@ def test_every_record_is_compared(saved, tmp_path):
     assert {"data.pkl", "data/0", "data/1", "version"} <= set(names)
 
 
-@settings(max_examples=EXAMPLES)
+@pytest.mark.fuzz
 @given(data=st.data())
 def test_damaged_in_any_way_it_is_refused_in_one_line_or_loads_as_it_was(
     saved, tmp_path_factory, data

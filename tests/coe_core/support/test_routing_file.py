@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_core.support.exports import Parity, write_routing
@@ -278,7 +278,7 @@ def places(value: object, path: tuple = ()) -> list[tuple]:
     return [path, *(place for key, part in inner for place in places(part, (*path, key)))]
 
 
-@settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "150")))
+@pytest.mark.fuzz
 @given(st.sampled_from(["vision", "translation"]), st.data())
 def test_any_change_is_read_or_refused_in_one_line(tmp_path_factory, task, data):
     folder = tmp_path_factory.getbasetemp() / f"routing-{task}"

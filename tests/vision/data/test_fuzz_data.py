@@ -1,8 +1,7 @@
-"""Parsers of data under damage: a result, or one line that names the file. FUZZ_EXAMPLES=10000 for longer."""
+"""Parsers of data under damage: a result, or one line that names the file. `make fuzz` for longer."""
 
 import gzip
 import io
-import os
 import struct
 import tarfile
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -20,7 +19,7 @@ from vision.data.published import read_idx
 from vision.data.shard_index import read_shards, shard_samples
 from vision.data.shards import read_class_names
 
-fuzz = settings(max_examples=int(os.environ.get("FUZZ_EXAMPLES", "60")), deadline=None)
+fuzz = pytest.mark.fuzz
 
 
 @st.composite

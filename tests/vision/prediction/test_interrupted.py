@@ -41,6 +41,7 @@ def predict(path, kind, files, threshold, resume=True):
                 results.write(outcome)
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 @given(
     files=st.lists(names, max_size=6, unique=True), threshold=THRESHOLDS, cut=st.integers(0, 999)
@@ -67,6 +68,7 @@ def test_every_cut(tmp_path, kind):
         assert (tmp_path / "part").read_bytes() == whole, cut
 
 
+@pytest.mark.fuzz
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 @given(content=st.binary(min_size=1, max_size=60))
 def test_anything_else_is_refused_or_continued_in_one_line(tmp_path_factory, kind, content):

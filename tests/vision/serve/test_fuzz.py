@@ -1,6 +1,5 @@
 """Whatever a client sends, it gets an answer that blames it, or none; and the next one is none the worse."""
 
-import os
 import re
 from collections import Counter
 
@@ -10,7 +9,6 @@ from hypothesis import strategies as st
 
 from vision.serve.app import ServerSettings, create_app
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "120"))
 ALLOWED = {200, 400, 403, 404, 405, 408, 413, 422, 429, 499, 503}
 TYPES = [
     "image/png",
@@ -104,13 +102,13 @@ def served(serving, predictor):
         yield served
 
 
+@pytest.mark.fuzz
 def test_any_bytes(served, images, caplog):
     seen = Counter()
 
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=max(120, settings.default.max_examples),
         suppress_health_check=list(HealthCheck),
-        derandomize="FUZZ_EXAMPLES" not in os.environ,
     )
     @given(requests(images[0]))
     def check(text):
