@@ -22,8 +22,8 @@ demo: setup
 demo-translation: setup
 	@COE_BIN=$(BIN) OMP_NUM_THREADS=1 sh recipes/translation/demo.sh
 
-test: setup lint types
-	$(BIN)/python -m pytest -n auto --dist loadscope
+test: setup lint
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not process and not slow and not fuzz"
@@ -45,7 +45,7 @@ MATRIX := 3.11-lowest-direct 3.13-lowest-direct 3.13-locked 3.11-locked
 
 matrix: $(addprefix matrix-,$(MATRIX))
 
-matrix-%:
+matrix-%: .venv/.installed
 	sh tests/matrix.sh $(UV) $*
 
 setup: .venv/.installed
@@ -67,4 +67,4 @@ lock:  ## resolve requirements.lock again (all supported Pythons and platforms; 
 		--no-header --no-annotate --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf .venv .venv-boot build *.egg-info
+	rm -rf .venv .venv-boot .venv-matrix build *.egg-info

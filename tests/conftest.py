@@ -32,12 +32,16 @@ settings.load_profile("offline")
 
 MARKED_BY_FIXTURE = {
     "apart": "process",
+    "commands": "process",
     "loaded_after": "process",
+    "ranks": "process",
     "trained": "slow",
     "corpus": "slow",
 }
 STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
-unmarked: list[str] = []  # the test that runs now, if it has no mark that lets it start processes
+unmarked: list[
+    str
+] = []  # the test that runs now, in a run of those that start no processes (make quick)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    if item.get_closest_marker("process") is None:
+    if "not process" in item.config.option.markexpr:
         unmarked.append(item.nodeid)
     try:
         return (yield)

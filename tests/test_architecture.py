@@ -34,10 +34,12 @@ def heavy_modules_after(statement: str) -> set[str]:
     return loaded & HEAVY
 
 
+@pytest.mark.process
 def test_the_core_loads_no_trainer_and_no_images():
     assert heavy_modules_after("import coe_core; coe_core.balanced_assignment") == set()
 
 
+@pytest.mark.process
 def test_the_test_above_can_fail():
     assert "matplotlib" in heavy_modules_after("import coe_core, matplotlib")
 
@@ -68,6 +70,7 @@ def test_the_scan_sees_imports():
     assert "coe_core" in set().union(*map(imports, (ROOT / "vision").rglob("*.py")))
 
 
+@pytest.mark.process
 def test_rooms_and_floors():
     """The contracts of pyproject.toml."""
     script = Path(sys.executable).with_name("lint-imports")

@@ -51,6 +51,7 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
+@pytest.mark.process
 def test_the_wheel_holds_every_file(wheel):
     packed = set(zipfile.ZipFile(wheel).namelist())
     for package in ("coe_core", "vision", "translation"):
@@ -68,6 +69,7 @@ def test_the_wheel_holds_every_file(wheel):
     assert not [name for name in packed if name.startswith(("tests/", "benchmarks/"))]
 
 
+@pytest.mark.process
 def test_the_installed_wheel_runs_the_demo(wheel, tmp_path):
     """A fresh environment that borrows the dependencies, and of this project has the wheel alone."""
     fresh = tmp_path / "fresh"

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.process
 def test_every_way_is_timed(tmp_path):
     table = tmp_path / "table.md"
     options = ["small_resnet", "width=8", "stages=2", "--s", "2", "--tolerance", "0.2"]

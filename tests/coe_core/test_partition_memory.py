@@ -27,6 +27,7 @@ print(4 * n * k, peak() - base)
 """
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_table_of_all_samples_and_its_solution():

@@ -378,10 +378,12 @@ def run(script: str) -> str:
     return finished.stdout.strip()
 
 
+@pytest.mark.process
 def test_the_second_process_compiles_nothing():
     balanced_assignment(np.eye(4, dtype=np.float32)[:, :2])  # compiles, or finds it compiled
     assert run(USE) == "1 0"
 
 
+@pytest.mark.process
 def test_works_where_no_cache_can_be_written():
     assert run(NO_CACHE) == "NullCache"

@@ -26,7 +26,7 @@ def cli() -> Callable[..., int]:
 
 
 @pytest.fixture(scope="session")
-def shell() -> Callable[..., subprocess.CompletedProcess]:
+def apart() -> Callable[..., subprocess.CompletedProcess]:
     """Python in a process of its own."""
 
     def call(*arguments: object) -> subprocess.CompletedProcess:

@@ -48,6 +48,7 @@ def target(request, tmp_path):
     return path
 
 
+@pytest.mark.process
 def test_a_second_owner_is_refused_by_name_and_nothing_is_left(target):
     child = holder(target)
     expected = (
@@ -63,6 +64,7 @@ def test_a_second_owner_is_refused_by_name_and_nothing_is_left(target):
     assert not lock_path(target).exists()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("how", ["crash", signal.SIGTERM, signal.SIGKILL, "fork"])
 def test_it_ends_with_its_owner(tmp_path, how):
     """However that ends; a child that it forked and left does not keep it."""
@@ -103,6 +105,7 @@ def test_not_twice_in_one_process_and_not_by_two_threads(tmp_path):
     assert errors == []
 
 
+@pytest.mark.process
 def test_many_at_once_and_only_one_inside(tmp_path):
     """Locks come and go: whoever gets one is alone."""
     context = multiprocessing.get_context("fork")

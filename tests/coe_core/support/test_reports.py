@@ -77,6 +77,7 @@ def test_pictures_leave_the_callers_matplotlib_alone(tmp_path, recwarn):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["four.png", "one.png"]
 
 
+@pytest.mark.process
 def test_support_loads_the_standard_library_only():
     modules = "files, aims, command, provenance, progress, reports"
     heavy = ("torch", "numpy", "scipy", "matplotlib", "rich", "yaml")

@@ -242,6 +242,7 @@ def test_settings(folder, task):
             stored_setting(routing, threshold=threshold)
 
 
+@pytest.mark.process
 def test_the_reader_loads_nothing_of_others():
     code = "import coe_core.support.routing_file, sys; print(*sys.modules)"
     loaded = subprocess.run(

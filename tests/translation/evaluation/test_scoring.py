@@ -162,6 +162,7 @@ def test_packages_and_models_that_are_missing(monkeypatch):
         build_metric("BLEU", Scoring("flores200"))
 
 
+@pytest.mark.process
 def test_scoring_loads_no_torch(apart):
     pytest.importorskip("sacrebleu")
     import subprocess

@@ -109,6 +109,7 @@ def test_only_what_is_needed_runs_and_grouped_equals_one_by_one(exported, corpus
     assert ran == wanted  # the empty line runs nothing
 
 
+@pytest.mark.process
 def test_the_exported_file_alone(exported, corpus, generate, tmp_path):
     """In a folder of its own, by a Python that finds neither this package nor fairseq."""
     folder = tmp_path / "moved"

@@ -160,6 +160,7 @@ def test_a_head_of_other_experts(folder):
         Runner(folder, verify=False)
 
 
+@pytest.mark.process
 def test_a_reader_that_goes_away(exported):
     """As `runner.py | head -1`: in a process of its own, because the pipe is the process's."""
     process = subprocess.Popen(

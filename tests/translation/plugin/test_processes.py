@@ -4,11 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.process
 def test_two_processes_train_one_team(corpus, shell, tmp_path):
     """legacy_ddp: fairseq's default wrapper names a GPU even with --cpu, which torch refuses."""
     command = [

@@ -58,6 +58,7 @@ def entries(data):
     return sorted(p for p in Path(data.cache).iterdir() if not p.name.startswith("."))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("resize", ["exact", "crop"])
 @pytest.mark.parametrize("augmentation", [[], ["flip", "shift"], ["random_resized_crop", "flip"]])
 def test_the_same_pixels_and_views_decoded_kept_and_reused(data, resize, augmentation, capsys):
@@ -280,6 +281,7 @@ def test_two_threads_decode_once(data, monkeypatch, capsys):
     assert "decoded images of train: waiting for" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_a_killed_process_leaves_no_half_entry_and_no_lock(data, capsys):
     script = (
         "import sys, time, os\n"

@@ -175,6 +175,7 @@ def test_statistics_by_hand(tmp_path):
     assert data.train.preprocess == data.preprocess
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("resize", ["exact", "crop"])
 @pytest.mark.parametrize("augmentation", [[], ["flip", "shift"], ["random_resized_crop", "flip"]])
 @pytest.mark.parametrize("size", [(16, 16), (23, 14), (8, 8)])
@@ -281,6 +282,7 @@ def test_many_unreadable_files_stop(tmp_path, in_memory):
         quietly(folder(tmp_path, in_memory=in_memory))
 
 
+@pytest.mark.process
 def test_unreadable_files_on_the_fly(tmp_path):
     write_folder(tmp_path, count=100)
     write_folder(tmp_path, "validation", count=40)

@@ -112,6 +112,7 @@ def test_seeds_are_stable():
 # Views
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("names", [["shift", "flip"], ["randaugment", "random_erasing"]])
 def test_views_are_the_same_with_workers_and_again(names):
     data = images(names=names)
@@ -189,6 +190,7 @@ def test_unknown_augmentation_names_the_nearest():
 # Resuming
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("passed", [1, 3])
 def test_resume_inside_an_epoch(workers, passed):
@@ -270,6 +272,7 @@ def test_resume_of_something_else_is_an_error(key):
     data.load_state_dict({**state, "batches": 0})  # between epochs anything goes
 
 
+@pytest.mark.process
 def test_an_abandoned_iteration_leaves_nothing_behind():
     data = loader(workers=2)
     expected = list(loader())
@@ -293,6 +296,7 @@ class Record(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_lightning_resumes_inside_an_epoch_and_at_its_end(tmp_path, workers):
     def fit(**options):
@@ -334,6 +338,7 @@ def test_batch_layout_and_default_collation():
     assert next(iter(DataLoader(data, 4)))["image"].shape == (4, 3, 16, 16)
 
 
+@pytest.mark.process
 def test_eval_loader_reads_everything_in_order():
     data = images()
     batches = list(eval_loader(data, 5))
@@ -357,6 +362,7 @@ def test_train_loader_workers(monkeypatch):
         train_loader(Data(), images(), 23, seed=0)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("alphas", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}])
 def test_mixing(alphas):
     data = images()
@@ -372,6 +378,7 @@ def test_mixing(alphas):
     assert not any(torch.equal(a["image"], b["image"]) for a, b in itertools.pairwise(first))
 
 
+@pytest.mark.process
 def test_transforms_are_made_before_the_worker_processes_are():
     data = images(names=["rotate"])
     train_loader(Data(), data, 4, seed=0)
@@ -389,6 +396,7 @@ def test_mixup_equals_torchvisions():
     assert (got["image"].float() - image).abs().max() <= 0.5
 
 
+@pytest.mark.process
 def test_a_set_and_its_collation_can_be_sent_to_spawned_workers():
     data = images(names=list(AUGMENTATIONS))
     again = pickle.loads(pickle.dumps(data))

@@ -198,6 +198,7 @@ def test_programs(cli, trained, run, pixels, tmp_path, capsys):
     assert json.loads((tmp_path / "routing.json").read_text())["default"]["threshold"] == 0.4
 
 
+@pytest.mark.process
 def test_runner_without_this_package(onnx_folder, trained, run, pixels, tmp_path):
     """In a process of its own, away from the checkout: only numpy, Pillow and onnxruntime load."""
     for i in range(3):

@@ -208,6 +208,7 @@ def test_arrays_of_other_shapes(small_export):
         Runner(small_export, batch_size=0)
 
 
+@pytest.mark.process
 def test_a_reader_that_goes_away(small_export, picture):
     """As `runner.py ... | head -1`: in a process of its own, because the pipe is the process's."""
     process = subprocess.Popen(

@@ -197,15 +197,16 @@ def test_the_comparison_sees_other_pixels(small, small_export, tmp_path, monkeyp
         export_check.check_export(small, small_export, "onnx", example_pixels(small, 4), 0.5, 0.0)
 
 
-def test_a_light_import(shell):
+def test_a_light_import(apart):
     """The exporter and what comes with it are loaded when something is exported."""
     code = "import vision.export.export, sys; print(*sys.modules)"
-    loaded = set(shell("-c", code).stdout.split())
+    loaded = set(apart("-c", code).stdout.split())
     assert "vision.export.convert" in loaded
     heavy = {"sympy", "torch._dynamo", "onnx", "onnxscript", "onnxruntime", "lightning", "sklearn"}
     assert not (heavy | {"torchvision", "matplotlib", "scipy", "timm"}) & loaded
 
 
+@pytest.mark.process
 def test_full_tmpfs(converted_once, small, tmp_path):
     """The real thing, where this machine lets one mount a small disk."""
     import subprocess

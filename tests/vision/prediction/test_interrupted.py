@@ -109,6 +109,7 @@ def test_one_writer(tmp_path):
     assert not (tmp_path / "x.csv").exists()
 
 
+@pytest.mark.process
 def test_the_lock_of_a_process_that_is_gone(tmp_path, capsys):
     target = str(tmp_path / "x")
     left = "from coe_core.support.locks import locked; import os\n"

@@ -94,6 +94,7 @@ def test_addresses_of_ipv6():
             socket.create_connection((host, port)).close()
 
 
+@pytest.mark.process
 def test_the_command_serves_and_stops(trained, images):
     command = [sys.executable, "-m", "vision", "serve", str(trained), "--port", "0", "--at", "half"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -115,6 +115,7 @@ def test_a_folder_that_is_trained_into_is_refused_by_process_and_host(
             assert error.count("\n") == 1
 
 
+@pytest.mark.process
 def test_the_lock_of_a_killed_training_is_taken_over_and_that_is_said(digits, tmp_path, capsys):
     child = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True

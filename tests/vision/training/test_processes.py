@@ -71,20 +71,20 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.mark.slow
-def test_signal_and_output(shell, same, final_state, tmp_path):
+def test_signal_and_output(apart, same, final_state, tmp_path):
     """SIGTERM inside the second epoch; then as if nothing had been. Nothing useless is printed."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    done = shell("-c", SIGNALLED, 15, 9, "train", *SHORT, "--out", run)
+    done = apart("-c", SIGNALLED, 15, 9, "train", *SHORT, "--out", run)
     assert done.returncode == 143, done.stderr
     assert re.fullmatch(
         r"coe-vision train: stopped by SIGTERM; state kept in \S+, .*\n", done.stderr
     )
     assert final_state(run)["global_step"] == 10
     # Not in this process, whose threads and settings other tests may have changed: equal bit for bit.
-    resumed = shell("-m", "vision", "train", *SHORT, "--out", run, "--resume")
+    resumed = apart("-m", "vision", "train", *SHORT, "--out", run, "--resume")
     assert resumed.returncode == 0, resumed.stderr
 
-    done = shell("-m", "vision", "train", *SHORT, "--out", whole)
+    done = apart("-m", "vision", "train", *SHORT, "--out", whole)
     assert done.returncode == 0
     assert same(final_state(run), final_state(whole))
     assert done.stderr == ""
@@ -100,9 +100,9 @@ def test_signal_and_output(shell, same, final_state, tmp_path):
 
 
 @pytest.mark.slow
-def test_full_disk(shell, cli, tmp_path):
+def test_full_disk(apart, cli, tmp_path):
     run = tmp_path / "run"
-    done = shell("-c", FULL, "train", *SHORT, "--out", run)
+    done = apart("-c", FULL, "train", *SHORT, "--out", run)
     assert done.returncode == 2
     assert re.fullmatch(
         r"coe-vision train: training into \S+ stopped: .*File too large.*; the last whole state is "
@@ -129,6 +129,7 @@ def node(number, port, *arguments):
     )
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_two_nodes_do_what_one_process_does_lose_one_and_one_goes_on(cli, tmp_path):
     """Same losses and weights on two nodes; one is killed; what was kept is continued by one process."""
