@@ -13,7 +13,7 @@ BIN := .venv/bin
 # Threads that wait for each other must not spin: on a machine shared with other work that costs 10 to 100 times.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo demo-translation test quick lint types fuzz matrix setup lock clean
+.PHONY: demo demo-translation test quick style lint types fuzz matrix setup lock clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -22,15 +22,17 @@ demo: setup
 demo-translation: setup
 	@COE_BIN=$(BIN) OMP_NUM_THREADS=1 sh recipes/translation/demo.sh
 
-test: setup lint
+test: setup style types
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not process and not slow and not fuzz"
 
-lint: setup
+style: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint: style  ## what make test checks by tests too, alone
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest --confcutdir=tests/docs tests/docs/test_prose.py
 
