@@ -97,10 +97,10 @@ def measure(
     stacked = stack_module_state(list(members))
     images = torch.stack(views, 1)
 
-    def one(parameters: dict, buffers: dict, x: Tensor) -> Tensor:
+    def call_member(parameters: dict, buffers: dict, x: Tensor) -> Tensor:
         return functional_call(skeleton, (parameters, buffers), (x,))
 
-    vmapped = torch.vmap(one, in_dims=(0, 0, 1), out_dims=1, randomness="different")
+    vmapped = torch.vmap(call_member, in_dims=(0, 0, 1), out_dims=1, randomness="different")
     ways: dict[str, Callable[[], Tensor]] = {
         "wide": lambda: undivided(views[0]),
         "loop": lambda: torch.stack([m(x) for m, x in zip(members, views, strict=True)], 1),

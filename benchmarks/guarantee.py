@@ -50,8 +50,8 @@ def main() -> None:
         population = of_run(folder)
         for size in SIZES:
             for drop in DROPS:
-                found = coverage(*population, size, drop, arguments.resamplings)
-                rows.append([folder.name, size, 100 * drop, *found])
+                kept_and_rates = coverage(*population, size, drop, arguments.resamplings)
+                rows.append([folder.name, size, 100 * drop, *kept_and_rates])
                 print(*rows[-1], flush=True)
     report(rows, arguments.resamplings, arguments.out)
 
@@ -60,28 +60,28 @@ def of_run(folder: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Confidence, and whether the rough and the selected expert's prediction are right, on test data."""
     run = load_run(folder)
     test = load_data(run.recipe.data).test
-    found = predict_all(run.networks, test, choose_precision(run.recipe.train.precision))
+    predictions = predict_all(run.networks, test, choose_precision(run.recipe.train.precision))
     return (
-        confidence(found.rough_logits),
-        found.right(found.rough_logits),
-        found.right(found.selected_logits),
+        confidence(predictions.rough_logits),
+        predictions.right(predictions.rough_logits),
+        predictions.right(predictions.selected_logits),
     )
 
 
 def coverage(
-    sure: Tensor, rough: Tensor, expert: Tensor, size: int, drop: float, resamplings: int
+    confidences: Tensor, rough: Tensor, expert: Tensor, size: int, drop: float, resamplings: int
 ) -> tuple[float, float, float, float]:
     """Part of the calibration sets whose threshold keeps the drop, and mean exit rate; controlled, plain."""
     generator = torch.Generator().manual_seed(0)
     full = float(expert.mean())
     kept, exits = [0, 0], [0.0, 0.0]
     for _ in range(resamplings):
-        rows = torch.randint(len(sure), (size,), generator=generator)
-        sample = sure[rows], rough[rows], expert[rows]
+        rows = torch.randint(len(confidences), (size,), generator=generator)
+        sample = confidences[rows], rough[rows], expert[rows]
         curve = trade_off_curve(*sample, 0.0, 1.0)
         plain = float(curve.threshold[fit_threshold(curve, "accuracy_drop", drop)])
         for way, threshold in enumerate((controlled_threshold(*sample, drop, GUARANTEE), plain)):
-            ends = sure >= threshold
+            ends = confidences >= threshold
             reached = float(torch.where(ends, rough, expert).mean())
             kept[way] += full - reached <= drop + 1e-9
             exits[way] += float(ends.float().mean())
@@ -101,8 +101,8 @@ def report(rows: list[list], resamplings: int, out: Path) -> None:
     for name in heading:
         table.add_column(name, justify="left" if name == "run" else "right")
     lines = [heading, ["---"] + ["---:"] * (len(heading) - 1)]
-    for run, size, drop, *found in rows:
-        cells = [run, str(size), f"{drop:g}", *(f"{100 * value:.1f} %" for value in found)]
+    for run, size, drop, *parts in rows:
+        cells = [run, str(size), f"{drop:g}", *(f"{100 * value:.1f} %" for value in parts)]
         table.add_row(*cells)
         lines.append(cells)
     Console(width=160).print(table)

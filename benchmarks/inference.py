@@ -84,8 +84,8 @@ def report(
         if system.accuracy is None:
             return None
         able = [seconds(p.name) for p in plain if p.accuracy >= system.accuracy]
-        own = statistics.median(seconds(system.name))
-        return min(map(statistics.median, able)) / own if able else None
+        seconds_of_system = statistics.median(seconds(system.name))
+        return min(map(statistics.median, able)) / seconds_of_system if able else None
 
     rows = []
     for system in systems:
@@ -150,9 +150,9 @@ def main() -> None:
         for batch in batches:
             rounds = 1 if chosen.quick else chosen.rounds or ROUNDS.get(batch, 5)
             times = measure(systems, images, min(batch, len(images)), rounds, clock, mode)
-            found = report(systems, times, mode, min(batch, len(images)))
-            console.print(shown(found, f"{mode}, batch {batch}"))
-            rows += found
+            reported = report(systems, times, mode, min(batch, len(images)))
+            console.print(shown(reported, f"{mode}, batch {batch}"))
+            rows += reported
     if chosen.out:
         save("inference", rows, Path(chosen.out), options=vars(chosen))
 

@@ -91,8 +91,8 @@ MODES = {f.__name__: f for f in (eager, bf16, compiled, onnxruntime)}
 
 
 def network(name: str, outputs: int = CLASSES) -> nn.Module:
-    made = timm.create_model(name, num_classes=outputs).eval()
-    return made.to(memory_format=torch.channels_last)
+    model = timm.create_model(name, num_classes=outputs).eval()
+    return model.to(memory_format=torch.channels_last)
 
 
 class MultiExit(nn.Module):
@@ -125,25 +125,25 @@ class MultiExit(nn.Module):
 
 def untrained(mode: str, images: Tensor) -> list[System]:
     """Plain networks, CoE, cascade, ensemble, conditional convolutions."""
-    run, one = MODES[mode], images[:1]
+    run, image = MODES[mode], images[:1]
     seeded = torch.Generator().manual_seed(0)
     uniform = torch.rand(len(images), generator=seeded)
     chosen = torch.randint(0, EXPERTS, (len(images),), generator=seeded)
     plain = {name: network(name) for name in PLAIN}
     compute = {name: run(net, images[:8]) for name, net in plain.items()}
     systems = [
-        dense(f"plain {name}", count_macs(net, one), compute[name]) for name, net in plain.items()
+        dense(f"plain {name}", count_macs(net, image), compute[name]) for name, net in plain.items()
     ]
     delegator = network(DELEGATOR, CLASSES + EXPERTS)
     experts = [network(EXPERT) for _ in range(EXPERTS)]
-    first, second = count_macs(delegator, one), count_macs(experts[0], one)
+    first, second = count_macs(delegator, image), count_macs(experts[0], image)
     delegate = run(delegator, images[:8])
     answers = [run(expert, images[:8]) for expert in experts]
 
     def team(name: str, rate: float, calls: Sequence[Compute]) -> System:
         # Exactly this share of every 8 images exits.
         rank = uniform.view(-1, 8).argsort(1).argsort(1).flatten()
-        sure = (rank < round(8 * rate)).float()
+        confidences = (rank < round(8 * rate)).float()
         selection = nn.functional.one_hot(chosen % len(calls), len(calls)).float()
 
         def predict(batch: Tensor, rows: slice) -> object:
@@ -151,12 +151,12 @@ def untrained(mode: str, images: Tensor) -> list[System]:
                 out = delegate(x)
                 rough = out[:, :CLASSES]
                 confidence(rough), out[:, CLASSES:]  # computed as always, then drawn instead
-                return Delegation(rough, sure[rows], selection[rows])
+                return Delegation(rough, confidences[rows], selection[rows])
 
             return infer(delegation, calls, batch, 0.5)
 
         def parts(batch: Tensor, rows: slice) -> Callable[[], object]:
-            stays, experts_of = sure[rows] < 0.5, (chosen % len(calls))[rows]
+            stays, experts_of = confidences[rows] < 0.5, (chosen % len(calls))[rows]
             groups = {}
             for j in range(len(calls)):
                 index = (stays & (experts_of == j)).nonzero().flatten()
@@ -184,15 +184,15 @@ def untrained(mode: str, images: Tensor) -> list[System]:
     for name in CONDITIONAL:
         if mode in ("eager", "bf16"):  # their kernels are made per image: neither is exported
             conditional = network(name)
-            macs = count_macs(conditional, one)
-            systems.append(dense(f"CondConv {name}", macs, run(conditional, one)))
+            macs = count_macs(conditional, image)
+            systems.append(dense(f"CondConv {name}", macs, run(conditional, image)))
     return systems
 
 
 def multi_exit(mode: str, images: Tensor, uniform: Tensor) -> System:
     """A third of the images ends at each of three exits."""
-    made = MultiExit(network(EXPERT), images[:2])
-    stages, inputs, macs, calls = [made.stage(i) for i in range(3)], images[:8], 0.0, []
+    model = MultiExit(network(EXPERT), images[:2])
+    stages, inputs, macs, calls = [model.stage(i) for i in range(3)], images[:8], 0.0, []
     for i, stage in enumerate(stages):
         macs += (1 - i / 3) * count_macs(stage, inputs[:1])
         calls.append(stage_call(mode, stage, inputs))

@@ -44,17 +44,17 @@ def run(rank: int, folder: str, arguments: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(1 + rank)
     start = time.monotonic()
     for batch in order.split(arguments.batch):
-        own = batch.chunk(count)[rank] if len(batch) >= count else batch[rank : rank + 1]
-        partition(torch.randn(len(own), k, generator=generator).log_softmax(1), own)
+        indices = batch.chunk(count)[rank] if len(batch) >= count else batch[rank : rank + 1]
+        partition(torch.randn(len(indices), k, generator=generator).log_softmax(1), indices)
     epoch = time.monotonic() - start
     start = time.monotonic()
     partition.begin_epoch()
     solved = time.monotonic() - start
     load = partition.table_portion.bincount(minlength=k)
     assert load.tolist() == even_demand(n, k).tolist(), load.tolist()
-    found = torch.tensor([peak_bytes() - base, base, 1000 * epoch, 1000 * solved]).long()
-    parts = [torch.zeros_like(found) for _ in range(count)]
-    dist.all_gather(parts, found)
+    figures = torch.tensor([peak_bytes() - base, base, 1000 * epoch, 1000 * solved]).long()
+    parts = [torch.zeros_like(figures) for _ in range(count)]
+    dist.all_gather(parts, figures)
     if rank == 0:
         grown, bases, epochs, solves = torch.stack(parts).T.tolist()
         print(f"{n:,} samples, {k} experts, {count} processes, batches of {arguments.batch:,}")

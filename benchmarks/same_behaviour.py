@@ -79,9 +79,9 @@ def tensors(value: object, prefix: str = "") -> dict[str, torch.Tensor]:
     else:
         return {}
     return {
-        path: found
+        path: tensor
         for key, inner in items
-        for path, found in tensors(inner, f"{prefix}/{key}").items()
+        for path, tensor in tensors(inner, f"{prefix}/{key}").items()
     }
 
 

@@ -84,8 +84,8 @@ def share_gradient(experts: Iterable[nn.Module]) -> None:
                 copy.grad = source.grad.clone()
             else:  # in place: data-parallel wrappers keep the gradients in storage of theirs
                 copy.grad.copy_(source.grad)
-        for buffer, own in zip(first.buffers(), expert.buffers(), strict=True):
-            own.copy_(buffer)
+        for buffer, kept in zip(first.buffers(), expert.buffers(), strict=True):
+            kept.copy_(buffer)
 
 
 def check_one(experts: Iterable[nn.Module]) -> None:

@@ -79,10 +79,10 @@ def run_calibrate(arguments: argparse.Namespace) -> None:
     from translation.evaluation.translations import Translations
 
     ready_to_write(arguments.out)
-    made = Translations.load(arguments.translations)
-    scoring = chosen_scoring(arguments, made.reference, made.provenance.get("scoring"))
-    points, unmet = fit_all(made, arguments.aims, arguments.translations, scoring)
-    save_points(arguments.out, points, {**made.provenance, "scoring": scoring._asdict()})
+    decoded = Translations.load(arguments.translations)
+    scoring = chosen_scoring(arguments, decoded.reference, decoded.provenance.get("scoring"))
+    points, unmet = fit_all(decoded, arguments.aims, arguments.translations, scoring)
+    save_points(arguments.out, points, {**decoded.provenance, "scoring": scoring._asdict()})
     print(f"{'system':8} {'aim':16} {'threshold':>9} {'exits %':>8} {'quality':>8} {'cost':>14}")
     for system, of_system in points.items():
         for point in of_system:
@@ -130,7 +130,9 @@ def run_curve(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.out)
     ready_to_write(folder / "table.csv")
     scoring = chosen_scoring(arguments, seeds[0].reference, seeds[0].provenance.get("scoring"))
-    of_seeds = [table.rows(seed, own, scoring) for seed, own in zip(seeds, points, strict=True)]
+    of_seeds = [
+        table.rows(seed, of_seed, scoring) for seed, of_seed in zip(seeds, points, strict=True)
+    ]
     summary = table.summary(of_seeds)
     table.write_csv(folder / "table.csv", summary)
     for place, (seed, rows) in enumerate(zip(seeds, of_seeds, strict=True)):

@@ -121,13 +121,19 @@ def _print_table(table: Mapping[str, Sequence[Score]], word_order: int) -> None:
     scores: Sequence[Score] = ()
     for path, scores in table.items():
         print(path)
-        for one in scores:
-            against = "" if one.p_value is None else f"  p {one.p_value:.4f}"
-            interval = "" if one.mean is None else f"  ({one.mean:.2f} ± {one.half_width:.2f})"
-            print(f"  {_shown(one.metric, word_order):14} {one.value:6.2f}{interval}{against}")
+        for metric_score in scores:
+            against = "" if metric_score.p_value is None else f"  p {metric_score.p_value:.4f}"
+            interval = (
+                ""
+                if metric_score.mean is None
+                else f"  ({metric_score.mean:.2f} ± {metric_score.half_width:.2f})"
+            )
+            print(
+                f"  {_shown(metric_score.metric, word_order):14} {metric_score.value:6.2f}{interval}{against}"
+            )
     print("signatures")
-    for one in scores:
-        print(f"  {_shown(one.metric, word_order):14} {one.signature}")
+    for metric_score in scores:
+        print(f"  {_shown(metric_score.metric, word_order):14} {metric_score.signature}")
 
 
 def _print_sentences(path: str, rows: Sequence[Mapping[str, float]], word_order: int) -> None:

@@ -52,15 +52,15 @@ def number_pairs(size: int, seed: int) -> list[Pair]:
         raise ValueError(f"the corpus needs at least one pair, got size {size}")
     draw = random.Random(seed)
     kinds = list(KINDS.values())
-    found: dict[str, str] = {}
-    while len(found) < size:
+    pairs: dict[str, str] = {}
+    while len(pairs) < size:
         parts = [draw.choice(kinds)(draw) for _ in range(draw.choice((1, 1, 2, 3)))]
         german, english = (
             plain(format_list([part[side] for part in parts], locale=language))
             for side, language in enumerate(LANGUAGES)
         )
-        found.setdefault(german, english)
-    return list(found.items())
+        pairs.setdefault(german, english)
+    return list(pairs.items())
 
 
 def plain(text: str) -> str:
@@ -70,7 +70,7 @@ def plain(text: str) -> str:
         >>> plain("2:05\\u202fPM, 25.\\u2009–\\u200929. Nov.")
         '2:05 PM, 25. - 29. Nov.'
     """
-    spaced = "".join(" " if unicodedata.category(one) == "Zs" else one for one in text)
+    spaced = "".join(" " if unicodedata.category(letter) == "Zs" else letter for letter in text)
     return " ".join(spaced.replace("–", "-").replace("−", "-").split())
 
 

@@ -171,7 +171,9 @@ def iwslt14_splits(folder: str | Path, lowercase: bool = False) -> dict[str, lis
         "test": [pair for paths in tests for pair in _segments(paths)],
     }
     if lowercase:
-        splits = {name: [(a.lower(), b.lower()) for a, b in some] for name, some in splits.items()}
+        splits = {
+            name: [(a.lower(), b.lower()) for a, b in pairs] for name, pairs in splits.items()
+        }
     return splits
 
 

@@ -313,8 +313,8 @@ def _search(
         seconds = (time.perf_counter() - started) / len(hypotheses)
         sources = batch["net_input"]["src_tokens"]
         lengths = batch["net_input"]["src_lengths"].cpu()
-        steps = torch.tensor([max(len(one["tokens"]) for one in best) for best in hypotheses])
-        macs = sum(one.sentence(lengths, steps, beam) for one in spends) + searcher.extra_macs
+        steps = torch.tensor([max(len(part["tokens"]) for part in best) for best in hypotheses])
+        macs = sum(part.sentence(lengths, steps, beam) for part in spends) + searcher.extra_macs
         empty = ~not_empty(sources, pad, eos).cpu()
         for place, number in enumerate(batch["id"].tolist()):
             best = hypotheses[place][0]

@@ -42,11 +42,11 @@ def check_reference(
         ValueError: the reference does not match the target of test in 1 of 1 lines: the data are pieces, ...
     """
     differing, other = [], []
-    for place, (own, given) in enumerate(zip(target, reference, strict=True)):
-        if _letters(own) == _letters(given):
+    for place, (line, given) in enumerate(zip(target, reference, strict=True)):
+        if _letters(line) == _letters(given):
             continue
-        unknown = _UNKNOWN.search(own) is not None
-        if not _alike(own, given):
+        unknown = _UNKNOWN.search(line) is not None
+        if not _alike(line, given):
             other.append(place)
         elif not unknown:
             differing.append(place)
@@ -93,12 +93,12 @@ def _letters(text: str) -> str:
     return "".join(letter for letter in text if letter.isalnum())
 
 
-def _alike(one: str, other: str) -> bool:
-    one, other = _letters(one), _letters(other)
-    if not one or not other:
-        return one == other
-    compare = SequenceMatcher(None, one, other, autojunk=False)
-    return compare.quick_ratio() >= _ALIKE and compare.ratio() >= _ALIKE
+def _alike(target: str, reference: str) -> bool:
+    target, reference = _letters(target), _letters(reference)
+    if not target or not reference:
+        return target == reference
+    matcher = SequenceMatcher(None, target, reference, autojunk=False)
+    return matcher.quick_ratio() >= _ALIKE and matcher.ratio() >= _ALIKE
 
 
 def in_pieces(lines: Sequence[str]) -> bool:

@@ -93,8 +93,8 @@ def sentence_scores(
     _check_lengths(system, references)
     built = {name: build_metric(name, scoring, effective_order=True) for name in metrics}
     return [
-        {name: metric.sentence_score(line, list(own)).score for name, metric in built.items()}
-        for line, *own in zip(system, *references, strict=True)
+        {name: metric.sentence_score(line, list(texts)).score for name, metric in built.items()}
+        for line, *texts in zip(system, *references, strict=True)
     ]
 
 
@@ -137,9 +137,9 @@ def compare(
         _, columns = test()
         (results,) = (column for title, column in columns.items() if title != "System")
         for name, result in zip(systems, results, strict=True):
-            own = scores[name][place]
+            unpaired = scores[name][place]
             compared[name].append(
-                own._replace(
+                unpaired._replace(
                     p_value=_plain(result.p_value),
                     mean=_plain(result.mean),
                     half_width=_plain(result.ci),

@@ -166,8 +166,8 @@ def routed_systems(
 
 def single_systems(translations: Translations) -> dict[str, Mixture]:
     """Every system that has no choice: the team's parts, their ensemble, and the controls."""
-    own = (DELEGATOR, *(f"expert-{j}" for j in range(translations.num_experts)), ENSEMBLE)
-    named = {name: translations.networks[name] for name in own if name in translations.networks}
+    first = (DELEGATOR, *(f"expert-{j}" for j in range(translations.num_experts)), ENSEMBLE)
+    named = {name: translations.networks[name] for name in first if name in translations.networks}
     named |= {name: network for name, network in translations.networks.items() if name not in named}
     return {
         name: Mixture(

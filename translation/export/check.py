@@ -118,14 +118,14 @@ def _by_fairseq(
 
 def _differences(theirs: Sequence[_Translated], ours: Sequence) -> np.ndarray:
     pairs = zip(theirs, ours, strict=True)
-    return np.array([abs(one.confidence - other.confidence) for one, other in pairs])
+    return np.array([abs(their.confidence - our.confidence) for their, our in pairs])
 
 
 def _parity(
     theirs: Sequence[_Translated], ours: Sequence, texts: tuple, threshold: float
 ) -> Parity:
-    same = [one.network == other.network for one, other in zip(theirs, ours, strict=True)]
-    alike = [one == other for one, other in zip(*texts, strict=True)]
+    same = [their.network == our.network for their, our in zip(theirs, ours, strict=True)]
+    alike = [first == second for first, second in zip(*texts, strict=True)]
     return Parity(
         "export",
         len(theirs),

@@ -187,7 +187,7 @@ class Runner:
         Raises:
             ValueError: as `limit`, or a sentence longer than the networks take.
         """
-        limit = self.limit(at, threshold)
+        exit_threshold = self.limit(at, threshold)
         search = self.search(beam, lenpen, max_length)
         if threshold is None:
             self._check_fitted(at, search)
@@ -200,7 +200,7 @@ class Runner:
         certain = 1.0 if self.routing["confidence"] == "probability" else 0.0
         translations = [Translation("", "empty", certain)] * len(sentences)
         spoken = [row for row, sentence in enumerate(sentences) if sentence]
-        if limit <= certain:
+        if exit_threshold <= certain:
             rough = self._search(self.delegator, [sentences[row] for row in spoken], search)
             confidences = self.confidence([sentences[row] for row in spoken], rough)
         else:  # none can end early
@@ -208,7 +208,9 @@ class Runner:
         for row, pieces, value in zip(spoken, rough, confidences, strict=True):
             translations[row] = Translation(self._text(pieces), "delegator", value)
         staying = [
-            row for row, value in zip(spoken, confidences, strict=True) if not value >= limit
+            row
+            for row, value in zip(spoken, confidences, strict=True)
+            if not value >= exit_threshold
         ]
         selected = self.select([sentences[row] for row in staying])
         for j in sorted(set(selected.tolist())):
@@ -232,7 +234,7 @@ class Runner:
         scored = self.delegator.score_batch(
             sentences, translations, max_batch_size=self.batch_size, max_input_length=0
         )
-        means = [float(np.mean(one.log_probs)) for one in scored]
+        means = [float(np.mean(scores.log_probs)) for scores in scored]
         if self.routing["confidence"] == "probability":
             return [math.exp(mean) for mean in means]
         return means

@@ -166,8 +166,8 @@ class CollaborativeGenerator:
         routes = [Route(EMPTY, certainty(self.confidence))] * n
         if len(rows):
             decoded = self._decode(take(sentences, rows, self.pad), **options)
-            for row, own, route in zip(rows.tolist(), *decoded, strict=True):
-                hypotheses[row], routes[row] = own, route
+            for row, ranked, route in zip(rows.tolist(), *decoded, strict=True):
+                hypotheses[row], routes[row] = ranked, route
         return Decoded(hypotheses, routes)
 
     def _decode(self, sentences: Sentences, **options) -> Decoded:
@@ -178,7 +178,9 @@ class CollaborativeGenerator:
                 hypotheses, logits = self._run(
                     self.delegator, batch, self.selection_logits, **options
                 )
-                confidence = [hypothesis_confidence(own[0], self.confidence) for own in hypotheses]
+                confidence = [
+                    hypothesis_confidence(ranked[0], self.confidence) for ranked in hypotheses
+                ]
             else:
                 hypotheses = [None] * len(batch.source)
                 confidence = [math.nan] * len(hypotheses)

@@ -103,10 +103,10 @@ def _linear(part: nn.Module) -> int:
 def _one_width(layers: nn.ModuleList) -> int:
     """Sum over layers of the attention's width, which must be that of self- and cross-attention alike."""
     for layer in layers:
-        own, cross = layer.self_attn.embed_dim, layer.encoder_attn.embed_dim
-        if own != cross:
+        width, cross = layer.self_attn.embed_dim, layer.encoder_attn.embed_dim
+        if width != cross:
             raise ValueError(
-                f"a decoder layer attends to itself in {own} dimensions and to the source in {cross}; "
+                f"a decoder layer attends to itself in {width} dimensions and to the source in {cross}; "
                 "only equal ones are counted"
             )
     return sum(layer.self_attn.embed_dim for layer in layers)

@@ -209,7 +209,7 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"the checkpoint's configuration is damaged: {error!r}") from error
     parameters = {key: value.clone() for key, value in parameters_of(state, name).items()}
-    own = ("router", "threshold", "confidence", "routes")
+    options_of_ours = ("router", "threshold", "confidence", "routes")
     config = options_of(state.get("cfg"))
     iterator = (state.get("extra_state") or {}).get("train_iterator", {"epoch": 1})
     return {
@@ -217,7 +217,10 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
         "cfg": {
             **config,
             "model": _for_every_reader(arguments, task),
-            "task": {**{key: task[key] for key in task if key not in own}, "_name": "translation"},
+            "task": {
+                **{key: task[key] for key in task if key not in options_of_ours},
+                "_name": "translation",
+            },
             "criterion": None,
             "common": {**parts.get("common", {}), "user_dir": None},
         },

@@ -196,8 +196,8 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
         experts = [sentence_loss(logits, target, pad, eps) for logits in output.experts]
         if shared:
             experts *= self.objective.num_experts
-        expert_loss = torch.stack([one.smoothed for one in experts], 1)  # [n, k]
-        evidence = torch.stack([one.log_likelihood for one in experts], 1).detach()  # [n, k]
+        expert_loss = torch.stack([losses.smoothed for losses in experts], 1)  # [n, k]
+        evidence = torch.stack([losses.log_likelihood for losses in experts], 1).detach()  # [n, k]
         tokens = num_tokens(target, pad)
         n, ntokens = len(target), int(tokens.sum())
         sample_size = n if self.sentence_avg else ntokens
@@ -258,7 +258,9 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
         loss = ((rough.smoothed + expert_loss[:, 0]) * weight).mean()
         # Data-parallel wrappers wait for a gradient of every parameter; see `share_gradient`.
         idle = [
-            one.sum() for expert in self.task.new_team.experts[1:] for one in expert.parameters()
+            parameter.sum()
+            for expert in self.task.new_team.experts[1:]
+            for parameter in expert.parameters()
         ]
         loss = loss + 0 * sum(idle, start=output.selection_logits.sum())
         tokens = num_tokens(sample["target"], self.padding_idx)

@@ -66,7 +66,9 @@ class CoETransformerModel(BaseFairseqModel):
         if cfg.num_experts > MOST_EXPERTS:
             raise ValueError(f"--num-experts must be at most {MOST_EXPERTS}, got {cfg.num_experts}")
         delegator = TransformerModel.build_model(delegator_arguments(cfg), task)
-        experts = [TransformerModel.build_model(one, task) for one in expert_arguments(cfg)]
+        experts = [
+            TransformerModel.build_model(arguments, task) for arguments in expert_arguments(cfg)
+        ]
         return cls(delegator, SelectionHead(cfg.delegator_embed_dim, cfg.num_experts), experts)
 
     @property
@@ -105,7 +107,7 @@ class CoETransformerModel(BaseFairseqModel):
         encoded = self.delegator.encoder(src_tokens, src_lengths=src_lengths)
         rough, _ = self.delegator.decoder(prev_output_tokens, encoder_out=encoded)
         running = self.experts[:1] if one_expert else self.experts
-        experts = [one(src_tokens, src_lengths, prev_output_tokens)[0] for one in running]
+        experts = [expert(src_tokens, src_lengths, prev_output_tokens)[0] for expert in running]
         return TeamOutput(rough, self.select(encoded), experts)
 
     def keep(self, partition: Partitioner) -> None:
@@ -121,7 +123,9 @@ class CoETransformerModel(BaseFairseqModel):
 
     def max_positions(self) -> tuple[int, int]:
         """Longest source and target that every network takes."""
-        sides = zip(*(one.max_positions() for one in (self.delegator, *self.experts)), strict=True)
+        sides = zip(
+            *(network.max_positions() for network in (self.delegator, *self.experts)), strict=True
+        )
         return tuple(min(side) for side in sides)
 
     def max_decoder_positions(self) -> int:

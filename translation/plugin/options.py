@@ -159,11 +159,11 @@ def complete(cfg) -> Namespace:
 
 def expert_arguments(cfg: CoETransformerConfig) -> list[Namespace]:
     """Arguments of fairseq's own ``transformer`` for each expert."""
-    own = {"num_experts", "expert_encoder_layers", "expert_decoder_layers", "_name"}
+    not_shared = {"num_experts", "expert_encoder_layers", "expert_decoder_layers", "_name"}
     common = {
         option.name: getattr(cfg, option.name)
         for option in fields(CoETransformerConfig)
-        if option.name not in own and not option.name.startswith("delegator_")
+        if option.name not in not_shared and not option.name.startswith("delegator_")
     }
     for name in ("decoder_embed_dim", "decoder_ffn_embed_dim"):
         if common[name] is None:
@@ -198,8 +198,8 @@ def delegator_arguments(cfg: CoETransformerConfig) -> Namespace:
     )
 
 
-def _transformer_arguments(common: dict, **own) -> Namespace:
-    arguments = Namespace(**{**common, **own})
+def _transformer_arguments(common: dict, **given) -> Namespace:
+    arguments = Namespace(**{**common, **given})
     base_architecture(arguments)
     return arguments
 

@@ -163,10 +163,10 @@ class CoETranslationTask(TranslationTask):
         """
         stored = state_dict.get("dictionaries")
         stored = stored if isinstance(stored, dict) else {}
-        for side, own in self.state.dictionaries.items():
-            trained = stored.get(side, own)
-            if trained != own:
-                sizes = [str(which).partition(" ")[0] for which in (own, trained)]
+        for side, dictionary in self.state.dictionaries.items():
+            trained = stored.get(side, dictionary)
+            if trained != dictionary:
+                sizes = [str(which).partition(" ")[0] for which in (dictionary, trained)]
                 what = "as many, but others or in another order"
                 what = what if sizes[0] == sizes[1] else sizes[1]
                 raise ValueError(
@@ -301,13 +301,13 @@ class CoETranslationTask(TranslationTask):
         if not is_stored(self.cfg.threshold) or not self._loaded:
             return
         kind = self.router.kind
-        own = "checkpoint" if kind != CASCADE else "expert-alone"
+        part = "checkpoint" if kind != CASCADE else "expert-alone"
         threshold_from(
             self.cfg.threshold,
             kind,
             {
                 **self._settings(kind),
-                own: sha256_of(self._loaded[-1]),
+                part: sha256_of(self._loaded[-1]),
                 "beam": getattr(args, "beam", 5),
                 "lenpen": getattr(args, "lenpen", 1.0),
             },
