@@ -98,7 +98,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return tensors(content.get("state_dict", content.get("model")))
 
 
-def compare(before: Path, after: Path) -> int:
+def compare_folders(before: Path, after: Path) -> int:
     checks: dict[str, list[str]] = {}
     for name in ("best", "last"):
         path = Path(f"digits/checkpoints/{name}.ckpt")
@@ -151,7 +151,7 @@ def main() -> int:
     if options.command == "keep":
         keep(options.folder)
         return 0
-    return compare(options.before, options.after)
+    return compare_folders(options.before, options.after)
 
 
 if __name__ == "__main__":

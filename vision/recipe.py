@@ -13,12 +13,12 @@ from vision.data.section import Data
 from vision.divide.ensemble import Ensemble, check_agreement
 from vision.networks.network import Network, check_options
 from vision.plain_values import one_line, read_yaml
-from vision.recipe_sections import Budget, HandOver, Objective, Train
+from vision.recipe_sections import CostPromise, HandOver, Objective, Train
 from vision.shipped import find_recipe
 from vision.typed import check_ranges, from_plain, parse_override
 
 __all__ = [
-    "Budget",
+    "CostPromise",
     "HandOver",
     "Objective",
     "Recipe",
@@ -54,7 +54,7 @@ class Recipe:
     train: Train = field(default_factory=Train)
     controls: dict[str, Network] = field(default_factory=dict)
     ensembles: dict[str, Ensemble] = field(default_factory=dict)
-    budget: Budget | None = None
+    budget: CostPromise | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -186,7 +186,7 @@ _TRAIN_RANGES = {
 
 
 @dataclass(frozen=True)
-class Budget:
+class CostPromise:
     """What a recipe promises to cost per image: `coe-vision train RECIPE --dry-run` counts it.
 
     Args:

@@ -45,7 +45,7 @@ def run_export(arguments: argparse.Namespace) -> None:
         if path is not None and not Path(path).is_file():
             raise ValueError(f"{path}: no such file")
     load_fairseq()
-    from translation.export.check import compare
+    from translation.export.check import check_against_fairseq
     from translation.export.export import Search, export_team, load_team
 
     folder = Path(arguments.out)
@@ -64,7 +64,9 @@ def run_export(arguments: argparse.Namespace) -> None:
 
     def check(part: Path) -> None:
         if arguments.check > 0:
-            compared.append(compare(team, part, arguments.subset, arguments.check, threshold))
+            compared.append(
+                check_against_fairseq(team, part, arguments.subset, arguments.check, threshold)
+            )
 
     sizes = export_team(
         team,

@@ -14,7 +14,7 @@ from sacrebleu.metrics import BLEU
 
 from coe_core.support.exports import Parity
 from translation.export import runner as ctranslate2_runner
-from translation.export.export import Search, Team
+from translation.export.export import LoadedTeam, Search
 from translation.generation.routers import certainty
 
 TIE = 1e-4  # confidences this near to the threshold may fall on either side of it
@@ -44,7 +44,9 @@ class _Translated(NamedTuple):
     confidence: float
 
 
-def compare(team: Team, folder: Path, subset: str, count: int, threshold: float) -> Comparison:
+def check_against_fairseq(
+    team: LoadedTeam, folder: Path, subset: str, count: int, threshold: float
+) -> Comparison:
     """Translate some sentences by fairseq and by the export, and say how often they agree.
 
     Args:
@@ -87,7 +89,7 @@ def compare(team: Team, folder: Path, subset: str, count: int, threshold: float)
 
 
 def _by_fairseq(
-    team: Team, runner, dataset, rows: Sequence[int], threshold: float
+    team: LoadedTeam, runner, dataset, rows: Sequence[int], threshold: float
 ) -> list[_Translated]:
     """fairseq's translations in the order of the rows; the task's settings are put back afterwards."""
     task, search = team.task, Search(**runner.routing["search"])

@@ -32,7 +32,7 @@ class Search(NamedTuple):
     max_length: int = 200  # --max-len-b
 
 
-class Team(NamedTuple):
+class LoadedTeam(NamedTuple):
     """A loaded team with what belongs to it."""
 
     model: CoETransformerModel
@@ -40,7 +40,7 @@ class Team(NamedTuple):
     state: dict[str, Any]  # of its checkpoint
 
 
-def load_team(path: str, data: str) -> Team:
+def load_team(path: str, data: str) -> LoadedTeam:
     """A team's checkpoint with the dictionaries of a folder that fairseq-preprocess made.
 
     Raises:
@@ -53,11 +53,11 @@ def load_team(path: str, data: str) -> Team:
     models, _, task = checkpoint_utils.load_model_ensemble_and_task(
         [path], arg_overrides={"data": data}
     )
-    return Team(models[0].eval(), task, state)
+    return LoadedTeam(models[0].eval(), task, state)
 
 
 def export_team(
-    team: Team,
+    team: LoadedTeam,
     data: str,
     folder: Path,
     *,
@@ -121,7 +121,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _routing(
-    team: Team,
+    team: LoadedTeam,
     points: Mapping[str, OperatingPoint],
     at: str | None,
     search: Search,
@@ -189,7 +189,7 @@ def confidence_of(points: Mapping[str, OperatingPoint], otherwise: str) -> str:
     return next(iter(kinds), otherwise)
 
 
-def _convert(team: Team, name: str, data: str, out: Path, quantization: str | None) -> None:
+def _convert(team: LoadedTeam, name: str, data: str, out: Path, quantization: str | None) -> None:
     """One network by CTranslate2's own converter, from what `coe-translation take` writes."""
     from ctranslate2.converters import FairseqConverter
 
@@ -205,7 +205,7 @@ def _convert(team: Team, name: str, data: str, out: Path, quantization: str | No
         raise ExportError(f"CTranslate2 does not take {name}: {error}") from error
 
 
-def _write_selection(team: Team, out: Path) -> None:
+def _write_selection(team: LoadedTeam, out: Path) -> None:
     """The delegator's encoder as a model that gives its states, and the head's weights."""
     from ctranslate2.converters import Converter
     from ctranslate2.converters.fairseq import set_transformer_encoder

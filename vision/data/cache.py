@@ -36,8 +36,8 @@ from coe_core.support.locks import LockedError, locked
 from vision.data.decode import (
     DecodedImages,
     StoredForm,
-    decode_all,
     decode_each,
+    decode_files,
     tell_unreadable,
 )
 from vision.data.files import image_formats
@@ -119,7 +119,7 @@ class PixelCache:
                 "data.cache=FOLDER, none data.cache=off",
                 stacklevel=2,
             )
-            return decode_all(paths, form, split)
+            return decode_files(paths, form, split)
         tell_unreadable(entry.errors, len(paths), split)
         return entry.images
 

@@ -116,7 +116,7 @@ def decode_each(
             raise
 
 
-def decode_all(paths: Sequence[str | Member], load: StoredForm, what: str) -> DecodedImages:
+def decode_files(paths: Sequence[str | Member], load: StoredForm, what: str) -> DecodedImages:
     """Decode files into memory; leave unreadable ones out.
 
     Raises:

@@ -17,7 +17,7 @@ from torch import Tensor
 from vision.data.augmentation import Augmentation
 from vision.data.cache import PixelCache, pixel_cache
 from vision.data.copies import SplitFiles, tell_copies
-from vision.data.decode import StoredForm, decode_all, stored_form
+from vision.data.decode import StoredForm, decode_files, stored_form
 from vision.data.facts import DATA_SETS
 from vision.data.files import printable
 from vision.data.images import ImageSet
@@ -178,7 +178,7 @@ def _pixels(data: Data, samples: Samples, name: str) -> Samples:
     num_bytes = _stored_bytes(samples, form)
     cache = pixel_cache(str(data.cache))
     if cache is None or num_bytes > cache.max_bytes:
-        decoded = decode_all(samples.paths, form, name)
+        decoded = decode_files(samples.paths, form, name)
     else:
         decoded = cache.images(samples.paths, form, name, num_bytes)
         cache.tell()
@@ -289,7 +289,7 @@ def _decoded_split(
     if not decode:
         return _Decoded(samples.targets, None, samples.paths, None)
     if cache is None:
-        decoded = decode_all(samples.paths, form, name)
+        decoded = decode_files(samples.paths, form, name)
     else:
         decoded = cache.images(samples.paths, form, name, num_bytes)
     targets: Tensor = samples.targets

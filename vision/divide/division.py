@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, get_args
 
-from vision.divide.published import PUBLISHED, RULES, apply_rule, published
+from vision.divide.published import DIVISION_RULES, PUBLISHED, apply_rule, published_network
 from vision.divide.regularisers import Regulariser, divide_regularisers
 from vision.divide.width_knobs import FACTORS
 from vision.divide.width_solver import Match, solve_width
@@ -121,7 +121,7 @@ def divide_network(
     undivided = _undivided_size(task)
     arguments = constructor_arguments(network, task.num_classes, channels)
     regularisers = _regularisers(task, arguments, s, weight_decay, regulariser_rules)
-    if rule in RULES:
+    if rule in DIVISION_RULES:
         new = apply_rule(rule, arguments, s)
     elif s == 1 or rule == NONE:
         new = {}
@@ -186,7 +186,7 @@ def _task(
 ) -> _Task:
     default = _Task(network, SOLVE, 10, 32, channels)
     if network.name.startswith(PAPER):
-        paper = published(network.name.removeprefix(PAPER))
+        paper = published_network(network.name.removeprefix(PAPER))
         options = {**paper.network.options, **network.options}
         network = Network(paper.network.name, network.pretrained, options)
         default = _Task(network, paper.rule, paper.num_classes, paper.image_size, channels)
@@ -198,7 +198,7 @@ def _task(
 
 
 def _check_rule(task: _Task, s: int, knob: str | None) -> None:
-    rule, known = task.rule, (SOLVE, NONE, *RULES)
+    rule, known = task.rule, (SOLVE, NONE, *DIVISION_RULES)
     if rule not in known:
         raise ValueError(
             f"unknown rule {rule!r}{nearest(rule, known)}; there are {', '.join(known)}"

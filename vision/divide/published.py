@@ -116,7 +116,7 @@ class Rule(NamedTuple):
     needs: tuple[str, ...]  # the constructor's arguments that it divides: one of them
 
 
-RULES = {
+DIVISION_RULES = {
     "planes": Rule(_planes, ("width", "channels")),
     "widening": Rule(_widening, ("width",)),
     "bottleneck_width": Rule(_bottleneck_width, ("base_width",)),
@@ -132,7 +132,7 @@ class Published(NamedTuple):
     """A network of the paper, undivided."""
 
     network: Network
-    rule: str  # of RULES
+    rule: str  # of DIVISION_RULES
     image_size: int = 32
     num_classes: int = 10
 
@@ -188,14 +188,14 @@ PUBLISHED = {
 }
 
 
-def published(name: str) -> Published:
+def published_network(name: str) -> Published:
     """A network of the paper by name.
 
     Raises:
         ValueError: unknown name; the nearest ones are named, and all.
 
     Example:
-        >>> published("wrn_28_10").network.options["width"]
+        >>> published_network("wrn_28_10").network.options["width"]
         160
     """
     if name in PUBLISHED:
@@ -209,7 +209,7 @@ def apply_rule(rule: str, arguments: Arguments, s: int) -> dict[str, Any]:
     """Options of one of s divided networks.
 
     Args:
-        rule: a name in RULES.
+        rule: a name in DIVISION_RULES.
         arguments: of the undivided network's constructor.
         s: number of networks.
 
@@ -221,16 +221,17 @@ def apply_rule(rule: str, arguments: Arguments, s: int) -> dict[str, Any]:
         >>> apply_rule("widening", {"width": 160, "stem": 16}, 2)
         {'width': 112, 'stem': 16}
     """
-    if rule not in RULES:
+    if rule not in DIVISION_RULES:
         raise ValueError(
-            f"unknown rule {rule!r}{nearest(rule, RULES)}; there are solve, {', '.join(RULES)}"
+            f"unknown rule {rule!r}{nearest(rule, DIVISION_RULES)}; there are solve, "
+            f"{', '.join(DIVISION_RULES)}"
         )
-    if not any(option in arguments for option in RULES[rule].needs):
+    if not any(option in arguments for option in DIVISION_RULES[rule].needs):
         raise ValueError(
-            f"rule {rule!r} divides {' or '.join(RULES[rule].needs)}, which this network's "
+            f"rule {rule!r} divides {' or '.join(DIVISION_RULES[rule].needs)}, which this network's "
             "constructor does not have; rule 'solve' looks for another width"
         )
-    options = RULES[rule].apply(arguments, s)
+    options = DIVISION_RULES[rule].apply(arguments, s)
     same = all(arguments.get(option) == value for option, value in options.items())
     empty = [option for option, value in options.items() if value == 0]
     if s > 1 and (same or empty):

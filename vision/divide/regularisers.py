@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vision.errors import nearest
 
-RULES: dict[str, Callable[[float, int], float]] = {
+REGULARISER_RULES: dict[str, Callable[[float, int], float]] = {
     "none": lambda value, s: value,
     "linear": lambda value, s: value / s,
     "sqrt": lambda value, s: value / math.sqrt(s),
@@ -41,7 +41,7 @@ class Regulariser(NamedTuple):
 
     option: str  # of the network's constructor, or "weight_decay" of the recipe
     kind: str  # of DEFAULTS
-    rule: str  # of RULES
+    rule: str  # of REGULARISER_RULES
     before: float
     after: float
 
@@ -81,10 +81,10 @@ def divide_regularisers(
                 f"unknown regulariser {kind!r}{nearest(kind, DEFAULTS)}; there are "
                 f"{', '.join(DEFAULTS)}"
             )
-        if rule not in RULES:
+        if rule not in REGULARISER_RULES:
             raise ValueError(
-                f"unknown rule {rule!r} for {kind}{nearest(rule, RULES)}; there are "
-                f"{', '.join(RULES)}"
+                f"unknown rule {rule!r} for {kind}{nearest(rule, REGULARISER_RULES)}; there are "
+                f"{', '.join(REGULARISER_RULES)}"
             )
         chosen[kind] = rule
     regularisers = []
@@ -96,5 +96,7 @@ def divide_regularisers(
             raise ValueError(f"{option} must be finite and at least 0 to be divided, got {value}")
         if value:
             rule = chosen[kind]
-            regularisers.append(Regulariser(option, kind, rule, value, RULES[rule](value, s)))
+            regularisers.append(
+                Regulariser(option, kind, rule, value, REGULARISER_RULES[rule](value, s))
+            )
     return tuple(regularisers)

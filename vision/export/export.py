@@ -22,7 +22,7 @@ from vision.export.convert import (
     weight_bytes,
 )
 from vision.export.graphs import Kind, example_pixels, own_run, team_graphs, undisturbed
-from vision.prediction.budgets import Budget, resolve_budget
+from vision.prediction.budgets import ResolvedBudget, resolve_budget
 from vision.recipe_networks import run_macs
 from vision.run import Run
 
@@ -145,7 +145,7 @@ def require(*packages: str, extra: str) -> None:
 
 
 def routing_of(
-    run: Run, kind: Kind, default: Budget, opset: int = OPSET, int8: bool = False
+    run: Run, kind: Kind, default: ResolvedBudget, opset: int = OPSET, int8: bool = False
 ) -> dict[str, Any]:
     """What a runner must know beside the networks, see `coe_core.support.routing_file`."""
     macs = run_macs(run.networks)

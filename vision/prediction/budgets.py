@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Budget:
+class ResolvedBudget:
     """What was asked for, resolved to the numbers that inference needs."""
 
     name: str
@@ -42,7 +42,7 @@ def check_threshold(threshold: float) -> float:
 
 def resolve_budget(
     run: Run, budget: str | float | None = None, threshold: float | None = None
-) -> Budget:
+) -> ResolvedBudget:
     """The threshold that serves a budget. Thresholds are the run's own, fitted on validation data.
 
     Args:
@@ -67,7 +67,9 @@ def resolve_budget(
     if name in points:
         point = points[name]
         _check_fitted(run, f"operating point {name!r}", point.fitted_with)
-        return Budget(name, point.threshold, point.rough_weight, point.exit_rate, point.num_samples)
+        return ResolvedBudget(
+            name, point.threshold, point.rough_weight, point.exit_rate, point.num_samples
+        )
     is_number = isinstance(budget, int | float)
     amount = parse_budget(budget) if is_number or looks_like_an_amount(name) else None
     if amount is not None and curve is not None:
@@ -97,13 +99,13 @@ def _check_fitted(run: Run, what: str, fitted_with: Mapping[str, Any]) -> None:
         raise RunError(str(error)) from error
 
 
-def _at(run: Run, threshold: float, name: str) -> Budget:
+def _at(run: Run, threshold: float, name: str) -> ResolvedBudget:
     curve, best = run.curve, run.operating_points.get("best")
     for fitted in (curve, best):
         if fitted is not None:
             _check_fitted(run, "the weight of the rough prediction", fitted.fitted_with)
     if curve is None:
-        return Budget(name, threshold, best.rough_weight if best else 0.0, None, None)
-    return Budget(
+        return ResolvedBudget(name, threshold, best.rough_weight if best else 0.0, None, None)
+    return ResolvedBudget(
         name, threshold, curve.rough_weight, curve.at(threshold).exit_rate, curve.num_samples
     )

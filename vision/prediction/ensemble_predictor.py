@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vision.errors import RunError, nearest
 from vision.precision import autocast
-from vision.prediction.budgets import Budget
+from vision.prediction.budgets import ResolvedBudget
 from vision.prediction.predictor import Prediction, Predictor, diverged
 from vision.run import Run, load_run
 
@@ -55,7 +55,9 @@ class EnsemblePredictor(Predictor):
         self.name, self.ensemble = ensemble, self.networks.ensembles[ensemble]
         self.cost = self.ensemble.division.s * self.macs.ensembles[ensemble]
 
-    def resolve(self, budget: str | float | None = None, threshold: float | None = None) -> Budget:
+    def resolve(
+        self, budget: str | float | None = None, threshold: float | None = None
+    ) -> ResolvedBudget:
         """There is nothing to choose.
 
         Raises:
@@ -63,7 +65,7 @@ class EnsemblePredictor(Predictor):
         """
         if budget is not None or threshold is not None:
             raise ValueError("an ensemble always runs whole: it takes no --at and no --threshold")
-        return Budget("ensemble", 0.0, 0.0, 0.0, 0)
+        return ResolvedBudget("ensemble", 0.0, 0.0, 0.0, 0)
 
     @torch.inference_mode()
     def _predict(

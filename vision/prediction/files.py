@@ -13,7 +13,7 @@ from torch import Tensor
 from vision.data import files as image_files
 from vision.data.decode import num_processors
 from vision.data.preprocess import UnreadableImageError
-from vision.prediction.budgets import Budget
+from vision.prediction.budgets import ResolvedBudget
 from vision.prediction.predictor import Predictor
 
 
@@ -47,7 +47,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
 
 
 def predict_files(
-    predictor: Predictor, files: Sequence[Path], budget: Budget
+    predictor: Predictor, files: Sequence[Path], budget: ResolvedBudget
 ) -> Iterator[FilePrediction]:
     """Predictions in the order of the files; while one batch is predicted the next is decoded.
 
@@ -70,7 +70,10 @@ def predict_files(
 
 
 def _predict_batch(
-    predictor: Predictor, batch: Sequence[Path], pending: Sequence[Future[Tensor]], budget: Budget
+    predictor: Predictor,
+    batch: Sequence[Path],
+    pending: Sequence[Future[Tensor]],
+    budget: ResolvedBudget,
 ) -> Iterator[FilePrediction]:
     images, errors = [], {}
     for file, image in zip(batch, pending, strict=True):

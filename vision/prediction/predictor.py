@@ -21,7 +21,7 @@ from vision.data.decode import num_processors
 from vision.data.preprocess import Preprocess, UnreadableImageError, to_tensor
 from vision.errors import RunError
 from vision.precision import PRECISIONS, autocast, choose_precision
-from vision.prediction.budgets import Budget, resolve_budget
+from vision.prediction.budgets import ResolvedBudget, resolve_budget
 from vision.recipe_networks import run_macs
 from vision.run import Run, load_run
 
@@ -103,7 +103,9 @@ class Predictor:
             for network in (self.networks.team.delegator, *self.networks.team.experts):
                 network.compile(dynamic=True, backend=backend)
 
-    def resolve(self, budget: str | float | None = None, threshold: float | None = None) -> Budget:
+    def resolve(
+        self, budget: str | float | None = None, threshold: float | None = None
+    ) -> ResolvedBudget:
         """The threshold for a budget, see `resolve_budget`; the predictor's own if none is given."""
         if budget is None and threshold is None:
             budget = self.budget
@@ -144,7 +146,7 @@ class Predictor:
         return decode_image(self.networks.preprocess, image, name, self.max_pixels)
 
     def predict_pixels(
-        self, pixels: UInt8[Tensor, "n ch size size"], budgets: Sequence[Budget]
+        self, pixels: UInt8[Tensor, "n ch size size"], budgets: Sequence[ResolvedBudget]
     ) -> list[Prediction]:
         """Predictions of decoded images, each with a budget of its own: for servers."""
         thresholds = torch.tensor([budget.threshold for budget in budgets])

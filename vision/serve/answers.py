@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from coe_core.errors import CoEError
 from coe_core.support.command import nearest
-from vision.prediction.budgets import Budget
+from vision.prediction.budgets import ResolvedBudget
 from vision.prediction.predictor import Prediction
 from vision.run import Run
 from vision.serve.limits import printable
@@ -132,7 +132,9 @@ async def image_of(request: Request) -> tuple[bytes, str]:
         await form.close()
 
 
-def answer_of(prediction: Prediction, classes: list[str], budget: Budget, seconds: float) -> Answer:
+def answer_of(
+    prediction: Prediction, classes: list[str], budget: ResolvedBudget, seconds: float
+) -> Answer:
     """A prediction as it is sent."""
     best = prediction.probabilities.argsort()[::-1][:TOP]
     return Answer(
@@ -161,7 +163,7 @@ def or_its_error(prediction: Prediction) -> Prediction | NotFiniteError:
     return NotFiniteError(f"{expert}the delegator answered with NaN or infinity")
 
 
-def plain_budget(budget: Budget) -> dict:
+def plain_budget(budget: ResolvedBudget) -> dict:
     """For JSON."""
     return {**dataclasses.asdict(budget), "threshold": finite(budget.threshold)}
 

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from coe_core import AimNotReachableError
 from vision.data.preprocess import UnreadableImageError
 from vision.errors import RunError
-from vision.prediction.budgets import Budget
+from vision.prediction.budgets import ResolvedBudget
 from vision.prediction.predictor import Prediction, Predictor
 from vision.serve.answers import (
     IMAGE_BODY,
@@ -108,13 +108,15 @@ class Service:
             settings.predict_seconds,
         )
 
-    def _predict(self, items: list[tuple[torch.Tensor, Budget]]) -> list[Prediction | Exception]:
+    def _predict(
+        self, items: list[tuple[torch.Tensor, ResolvedBudget]]
+    ) -> list[Prediction | Exception]:
         self.metrics.batch.observe(len(items))
         pixels, budgets = zip(*items, strict=True)
         predictions = self.predictor.predict_pixels(torch.stack(pixels), budgets)
         return [or_its_error(prediction) for prediction in predictions]
 
-    def resolve(self, budget: str | None, threshold: float | None) -> Budget:
+    def resolve(self, budget: str | None, threshold: float | None) -> ResolvedBudget:
         """See `Predictor.resolve`; what is wrong with it is the client's to know, not where the run lies.
 
         Raises:
@@ -125,7 +127,7 @@ class Service:
         except (ValueError, RunError, AimNotReachableError, OverflowError) as error:
             raise HTTPException(400, client_text(error, self.predictor.run)) from error
 
-    async def predict(self, content: bytes, name: str, budget: Budget) -> Prediction:
+    async def predict(self, content: bytes, name: str, budget: ResolvedBudget) -> Prediction:
         """The prediction of one upload.
 
         Raises:
@@ -163,7 +165,7 @@ class Service:
         self.health.add(error)
         self.metrics.failed.labels(type(error).__name__).inc()
 
-    def count(self, prediction: Prediction, budget: Budget, seconds: float) -> None:
+    def count(self, prediction: Prediction, budget: ResolvedBudget, seconds: float) -> None:
         """One answered prediction, for the metrics and the drift."""
         self.metrics.predicted(prediction.expert, prediction.macs, seconds)
         if budget.exit_rate is not None:

@@ -7,12 +7,12 @@ import logging
 import torch
 
 from vision.precision import autocast
-from vision.prediction.budgets import Budget
+from vision.prediction.budgets import ResolvedBudget
 from vision.prediction.predictor import Predictor
 from vision.threads import Threads, choose_threads
 
 log = logging.getLogger("coe-serve")
-_NO_EXITS = Budget("no exits", 2.0, 0.0, None, None)
+_NO_EXITS = ResolvedBudget("no exits", 2.0, 0.0, None, None)
 _IMAGES = 4  # in a batch that is timed: most of a server's batches are small
 
 

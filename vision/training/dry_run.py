@@ -123,7 +123,7 @@ class _Meter(Callback):
 
 
 def mean_mmacs(recipe: Recipe, macs: RunMacs) -> float:
-    """Million multiply-adds per image that the recipe's budget is about; see `Budget`."""
+    """Million multiply-adds per image that the recipe's budget is about; see `CostPromise`."""
     rate = recipe.budget.exit_rate if recipe.budget else 0.0
     if recipe.has_team:
         return mixture_macs(macs.delegator, macs.experts, rate) / 1e6

@@ -16,7 +16,7 @@ from PIL import Image
 
 from vision.data import published
 from vision.data.augmentation import AUGMENTATIONS
-from vision.data.decode import decode_all, stored_form
+from vision.data.decode import decode_files, stored_form
 from vision.data.facts import DATA_SETS
 from vision.data.load import load_data
 from vision.data.loaders import eval_loader, train_loader
@@ -332,7 +332,7 @@ def test_progress_is_shown_when_it_takes_long(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("coe_core.support.progress.QUIET_SECONDS", 0.0)
     monkeypatch.setattr("coe_core.support.progress.LINE_SECONDS", 0.0)
     form = stored_form(Data(channels=3).preprocess(), None)
-    decoded = decode_all(sorted(map(str, (tmp_path / "train" / "a").iterdir())), form, "train")
+    decoded = decode_files(sorted(map(str, (tmp_path / "train" / "a").iterdir())), form, "train")
     assert decoded.kept == [0, 1, 2]
     assert decoded.images.shape == (3, 3, 8, 8)
     assert len(set(decoded.digests.tolist())) == 3

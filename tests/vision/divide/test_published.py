@@ -5,7 +5,7 @@ import math
 import pytest
 
 from vision.divide.division import divide_network
-from vision.divide.published import PUBLISHED, RULES, apply_rule, published
+from vision.divide.published import DIVISION_RULES, PUBLISHED, apply_rule, published_network
 from vision.networks.network import Network
 from vision.networks.size import constructor_arguments, network_size
 
@@ -44,7 +44,7 @@ def sizes():
 
     def size(name: str, s: int) -> tuple[float, float]:
         if (name, s) not in known:
-            paper = published(name)
+            paper = published_network(name)
             new = apply_rule(paper.rule, constructor_arguments(paper.network), s)
             divided = Network(paper.network.name, options={**paper.network.options, **new})
             total = network_size(divided, paper.num_classes, paper.image_size).times(s)
@@ -110,7 +110,7 @@ def test_the_unexplained_parameters_of_shake_shake_are_64_width_squared(sizes, s
     ],
 )
 def test_published_widths(name, option, expected):
-    paper = published(name)
+    paper = published_network(name)
     for s, value in expected.items():
         divided = apply_rule(paper.rule, {"stem": 16, **paper.network.options, **_table(paper)}, s)
         assert divided[option] == value, s
@@ -142,7 +142,7 @@ def test_wrn_50_2_shrinks_as_published():
 )
 def test_networks_without_golden_sizes_divide_by_two(name):
     division = divide_network(f"paper/{name}", 2)
-    assert division.rule in RULES
+    assert division.rule in DIVISION_RULES
     assert division.changed
     assert 0.65 < division.total.macs / division.undivided_size.macs < 1.3
 

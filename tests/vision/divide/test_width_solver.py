@@ -5,7 +5,7 @@ import math
 import pytest
 
 from vision.divide.division import divide_network
-from vision.divide.regularisers import DEFAULTS, RULES, divide_regularisers
+from vision.divide.regularisers import DEFAULTS, REGULARISER_RULES, divide_regularisers
 from vision.networks.network import Network, build_network
 from vision.networks.size import constructor_arguments, network_size
 from vision.recipe import recipe_from_dict
@@ -188,7 +188,7 @@ def test_a_bad_option_is_named():
 
 
 def test_weight_decay_as_published():
-    factors = [RULES["exponential"](1.0, s) for s in (1, 2, 4)]
+    factors = [REGULARISER_RULES["exponential"](1.0, s) for s in (1, 2, 4)]
     assert factors == pytest.approx([1, 0.6065, 0.4724], abs=5e-5)
 
 
@@ -229,7 +229,7 @@ def test_unknown_regularisers_and_rules(rules, message):
 
 
 def test_every_kind_has_a_rule():
-    assert set(DEFAULTS.values()) <= set(RULES)
+    assert set(DEFAULTS.values()) <= set(REGULARISER_RULES)
 
 
 def test_divided_regularisers_are_in_the_divided_network():
