@@ -71,7 +71,7 @@ def report(
     reference = max(plain, key=lambda s: s.macs)
 
     def seconds(name: str) -> list[float]:
-        """Of a call, on average over each round: single images take one of two routes."""
+        """Seconds of a call, on average over each round: single images take one of two routes."""
         width = SINGLES if batch == 1 else 1
         taken = times[name]
         return [statistics.mean(taken[i : i + width]) for i in range(0, len(taken), width)]

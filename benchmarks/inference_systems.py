@@ -338,6 +338,6 @@ def trained(mode: str, path: str) -> tuple[list[System], Tensor]:
 
 
 def laid_out(images: Tensor, mode: str) -> Tensor:
-    """In the memory format that the mode computes in."""
+    """The images in the memory format that the mode computes in."""
     wanted = torch.contiguous_format if mode == "onnxruntime" else torch.channels_last
     return images.contiguous(memory_format=wanted)

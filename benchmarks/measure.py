@@ -18,7 +18,7 @@ CLOCKS = {"wall": time.perf_counter, "thread": time.thread_time, "process": time
 
 
 class Figures(NamedTuple):
-    """Of the times of one call."""
+    """Figures of the times of one call."""
 
     median: float
     p95: float
@@ -32,7 +32,7 @@ def figures(times: Iterable[float]) -> Figures:
 
 
 def median_ratio(times: Sequence[float], others: Sequence[float]) -> float:
-    """Of two calls that took turns: the median of the ratios, turn by turn, so that drift cancels."""
+    """The median of the ratios of two calls that took turns, turn by turn, so that drift cancels."""
     return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 

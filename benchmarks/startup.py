@@ -131,7 +131,7 @@ def measured(
 
 
 def processor_seconds(source: str, folder: Path) -> float:
-    """Of one process and what it starts; its output goes nowhere.
+    """Processor time of one process and what it starts; its output goes nowhere.
 
     Raises:
         RuntimeError: it failed.

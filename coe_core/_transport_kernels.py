@@ -84,7 +84,7 @@ def scan(
 
 @_compiled
 def quantile(gap: Array, rank: int) -> Number:
-    """About the gap that ``rank`` samples do not exceed, from at most 512 of them."""
+    """An estimate, from at most 512 samples, of the gap that ``rank`` samples do not exceed."""
     step = max(1, gap.size // 512)
     sampled = gap[::step].copy()
     place = min(sampled.size - 1, rank // step + 1)

@@ -106,7 +106,7 @@ class _MacCounter(TorchDispatchMode):
 
 @contextmanager
 def _without_fused_attention() -> Iterator[None]:
-    """In evaluation mode torch's own transformer layers run as one operator; take them apart."""
+    """Take apart torch's own transformer layers, which run as one operator in evaluation mode."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -162,7 +162,7 @@ class CalibratedCurve:
 
     @classmethod
     def from_curve(cls, curve: TradeOffCurve, **provenance: Any) -> CalibratedCurve:
-        """At most `MAX_POINTS` of its points, both ends included, evenly spread over the samples."""
+        """Keep at most `MAX_POINTS` of its points, both ends included, evenly spread over the samples."""
         last = len(curve.threshold) - 1
         keep = torch.linspace(0, last, min(MAX_POINTS, last + 1)).round().long().unique()
         threshold, exit_rate, quality, cost = (column[keep].tolist() for column in curve)
@@ -285,7 +285,7 @@ def _finite(name: str, value: Any) -> float:
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """With infinite thresholds as texts."""
+    """The values with infinite thresholds as texts."""
     threshold = fields["threshold"]
     several = threshold if isinstance(threshold, list) else [threshold]
     texts = [str(number) if math.isinf(number) else number for number in several]

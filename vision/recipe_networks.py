@@ -103,7 +103,7 @@ class Networks(nn.Module):
 
     @property
     def num_parts(self) -> int:
-        """Of those that `diverged` names: the team, each control, each ensemble."""
+        """How many parts `diverged` can name: the team, each control, each ensemble."""
         return (self.team is not None) + len(self.controls) + len(self.ensembles)
 
     def diverged(self) -> list[str]:

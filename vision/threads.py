@@ -57,7 +57,7 @@ def allowed_processors() -> float:
 
 
 def _quota() -> float:
-    """Of the control group (version 2, else 1), in processors; infinite where there is none."""
+    """The quota of the control group (version 2, else 1), in processors; infinite where there is none."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         group = Path("/proc/self/cgroup").read_text().splitlines()[-1].split(":", 2)[2].lstrip("/")
         for folder in (_CGROUP / group, _CGROUP):

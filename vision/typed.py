@@ -92,7 +92,7 @@ def _first_complaint(kind: type, values: Any, error: ValidationError) -> str:
 
 
 def _shown(value: Any) -> str:
-    """In one line; in quotes where it would look like a number or null."""
+    """A value in one line; in quotes where it would look like a number or null."""
     text = " ".join(str(value).split())
     if isinstance(value, str) and re.fullmatch(
         r"[-+.\d].*|true|false|yes|no|on|off|null|", text, re.I
@@ -195,7 +195,7 @@ def _without_none(kind: Any) -> Any:
 
 
 def _choices(kind: Any) -> list[Any]:
-    """Of a Literal, or a union of Literals."""
+    """The choices of a Literal, or of a union of Literals."""
     if typing.get_origin(kind) is typing.Literal:
         return list(typing.get_args(kind))
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:

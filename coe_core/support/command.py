@@ -259,7 +259,7 @@ def _drop(stream: IO[str]) -> None:
 
 
 def at_least(least: int, kind: type = int) -> Callable[[str], int]:
-    """For argparse's ``type``: a whole number of at least ``least``.
+    """An argparse ``type``: a whole number of at least ``least``.
 
     Example:
         >>> at_least(1)("3")
@@ -283,7 +283,7 @@ def at_least(least: int, kind: type = int) -> Callable[[str], int]:
 def number_in(
     low: float, high: float, *, low_is_in: bool = True, high_is_in: bool = True
 ) -> Callable[[str], float]:
-    """For argparse's ``type``: a number between two bounds; NaN is none.
+    """An argparse ``type``: a number between two bounds; NaN is none.
 
     Example:
         >>> number_in(0, 1)("0.5")
@@ -308,7 +308,7 @@ def number_in(
 
 
 def parsed_by(parse: Callable[[str], object]) -> Callable[[str], object]:
-    """For argparse's ``type``: a parser whose ValueErrors are messages for the user.
+    """An argparse ``type``: a parser whose ValueErrors are messages for the user.
 
     Example:
         >>> from coe_core.support.aims import parse_size

@@ -46,7 +46,7 @@ class Parity(NamedTuple):
         return different <= self.ties and self.max_difference <= self.tolerance
 
     def line(self, what: str) -> str:
-        """In words; ``what`` differs by `max_difference`."""
+        """The result in words; ``what`` differs by `max_difference`."""
         return (
             f"{self.form}: {self.same_route} of {self.num_samples} take the same route ({self.ties} as "
             f"confident as the threshold), {self.same_answer} have the same answer, {what} differ by "

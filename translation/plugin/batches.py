@@ -28,7 +28,7 @@ class WholePairDataset(LanguagePairDataset):
             return super().ordered_indices()
 
     def batch_by_size(self, indices, max_tokens=None, *options, **named):
-        """As the parent.
+        """Group sentences into batches, as the parent does.
 
         Raises:
             ValueError: a sentence that no batch of so many tokens can hold.

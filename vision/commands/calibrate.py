@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def points_table(points: Iterable[OperatingPoint]) -> Table:
-    """For the terminal."""
+    """The operating points as a table for the terminal."""
     from coe_core.support.reports import rich_table
 
     rows = [

@@ -72,7 +72,7 @@ def _pairs(first: SplitFiles, second: SplitFiles) -> list[tuple[int, int]]:
 
 
 def _digests(*splits: Sequence[str | Member]) -> list[np.ndarray]:
-    """Of the files whose sizes occur in both splits, within the bounds; 0 of the others."""
+    """Digests of the files whose sizes occur in both splits, within the bounds; 0 for the others."""
     digests = [np.zeros(len(paths), np.uint64) for paths in splits]
     if sum(map(len, splits)) > MAX_FILES:
         return digests

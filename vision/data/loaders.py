@@ -68,7 +68,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     @property
     def num_batches(self) -> int:
-        """Of an epoch."""
+        """How many batches an epoch has."""
         return self.num_samples // self.batch_size
 
     def set_epoch(self, epoch: int) -> None:

@@ -213,7 +213,7 @@ def _incomplete(folder: Path, reason: str) -> str:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Of classes it knows arrays alone."""
+    """An unpickler that knows no classes but arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":

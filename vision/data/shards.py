@@ -46,7 +46,7 @@ class Member:
             return file.read(count)
 
     def read_bytes(self) -> bytes:
-        """Its content."""
+        """The bytes of a member."""
         return self._read(self.offset, self.size)
 
     @property
@@ -90,7 +90,7 @@ class Members(Sequence[Member]):
         )
 
     def select(self, positions: np.ndarray) -> Members:
-        """Only these."""
+        """Keep only these members."""
         parts = (values[positions] for values in (self.shard, self.offset, self.size))
         return Members(self.shards, *parts)
 
@@ -181,7 +181,7 @@ def _gaps(names: list[str]) -> list[str]:
 
 
 def class_names(folder: Path, labels: Tensor) -> list[str]:
-    """From ``classes.txt`` beside the shards, a name in each line; else the numbers.
+    """Names of the classes: the lines of ``classes.txt`` beside the shards; without it their numbers.
 
     Raises:
         ValueError: fewer names than classes, or see `read_class_names`.

@@ -36,7 +36,7 @@ class Samples:
     paths: list[str] | Members | None = None
 
     def select(self, positions: Int[Tensor, " m"]) -> Samples:
-        """Only these samples."""
+        """Keep only these samples."""
         pixels = None if self.pixels is None else self.pixels[positions]
         paths = self.paths
         if isinstance(paths, Members):

@@ -36,12 +36,12 @@ class Division:
 
     @property
     def total(self) -> Size:
-        """Of all s networks together."""
+        """The size of all s networks together."""
         return self.divided_size.times(self.s)
 
     @property
     def weight_decay(self) -> float | None:
-        """For the recipe, if the undivided one was given."""
+        """The weight decay for the recipe, if the undivided one was given."""
         return next((r.after for r in self.regularisers if r.kind == "weight_decay"), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def _regularisers(
     weight_decay: float | None,
     rules: Mapping[str, str] | None,
 ) -> tuple[Regulariser, ...]:
-    """Of the network and, as weight_decay, of its recipe; with rule none of the recipe alone."""
+    """Regularisers of the network and, as weight_decay, of its recipe; with rule none of the recipe alone."""
     decay = {} if weight_decay is None else {"weight_decay": weight_decay}
     of_network = {k: v for k, v in arguments.items() if k != "weight_decay" and task.rule != NONE}
     return divide_regularisers(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def division_tables(division: Division) -> list[Table]:
-    """For the terminal: the configuration, the sizes, and what becomes of each regulariser."""
+    """Tables for the terminal: the configuration, the sizes, and what becomes of each regulariser."""
     from rich.table import Table
 
     s = division.s

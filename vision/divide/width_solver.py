@@ -97,7 +97,7 @@ def solve_width(
 
 
 def _lowest(search: Widths, top: int) -> tuple[int, Size] | None:
-    """About the narrowest network that the constructor takes."""
+    """A network that is about the narrowest that the constructor takes."""
     starts = [2**power for power in range(top.bit_length())]
     return next((narrow for start in starts if (narrow := search.near(start))), None)
 

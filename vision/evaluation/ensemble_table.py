@@ -104,7 +104,7 @@ def _rows(
 
 
 class _Measures(NamedTuple):
-    """Of one run: as fractions, and nats."""
+    """What is measured of one run, as fractions and in nats."""
 
     accuracy: float
     nll: float
@@ -133,16 +133,16 @@ def _cells(row: EnsembleRow) -> list[str]:
 
 
 def rich_table(rows: Sequence[EnsembleRow]) -> Table:
-    """For the terminal."""
+    """The rows as a table for the terminal."""
     title = "networks trained alone (s = 1) and ensembles, on test data"
     return reports.rich_table(_HEADINGS, [_cells(row) for row in rows], title, left=(0, 2))
 
 
 def markdown_table(rows: Sequence[EnsembleRow]) -> str:
-    """For documents."""
+    """The rows as a Markdown table, for documents."""
     return reports.markdown_table(_HEADINGS, [_cells(row) for row in rows], left=(0, 2))
 
 
 def csv_table(rows: Sequence[EnsembleRow]) -> str:
-    """For spreadsheets: plain numbers."""
+    """The rows as CSV in plain numbers, for spreadsheets."""
     return reports.csv_text(EnsembleRow._fields, rows)

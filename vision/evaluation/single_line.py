@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class Difference(NamedTuple):
-    """Of a predictor's accuracy to the line at its cost."""
+    """How far a predictor's accuracy lies from the line at its cost."""
 
     mean: float  # in [-1, 1]; above 0: better than the line
     standard_error: float  # paired, over the samples

@@ -85,7 +85,7 @@ class Study:
 
     @property
     def names(self) -> list[str]:
-        """Of the variants, the baseline first."""
+        """Names of the variants, the baseline first."""
         return [self.baseline, *(name for name in self.variants if name != self.baseline)]
 
     def overrides_of(self, variant: str, seed: int) -> list[str]:
@@ -182,7 +182,7 @@ def _checked(content: Any, path: Path) -> Study:
 
 
 def folder_name(variant: str, seed: int) -> str:
-    """Of one run, inside the study's folder.
+    """The name of one run's folder inside the study's.
 
     Example:
         >>> folder_name("focus 0", 1)
@@ -384,5 +384,5 @@ def best_two(test: Predictions) -> Tensor:
 def results_of(
     results: Mapping[tuple[str, int], RunResult], name: str, seeds: Sequence[int]
 ) -> list[RunResult]:
-    """Of one variant, in the order of the seeds."""
+    """The results of one variant, in the order of the seeds."""
     return [results[name, seed] for seed in seeds]

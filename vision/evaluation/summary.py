@@ -107,7 +107,7 @@ def _cells(row: SummaryRow) -> list[str]:
 
 
 def rich_table(rows: Sequence[SummaryRow], title: str) -> Table:
-    """For the terminal."""
+    """The rows as a table for the terminal."""
     bold = [place for place, row in enumerate(rows) if row.name.startswith("CoE at")]
     return reports.rich_table(
         _HEADINGS, [_cells(row) for row in rows], title, left=(0, 5), bold=bold
@@ -115,12 +115,12 @@ def rich_table(rows: Sequence[SummaryRow], title: str) -> Table:
 
 
 def markdown_table(rows: Sequence[SummaryRow]) -> str:
-    """For documents."""
+    """The rows as a Markdown table, for documents."""
     return reports.markdown_table(_HEADINGS, [_cells(row) for row in rows], left=(0, 5))
 
 
 def csv_table(rows: Sequence[SummaryRow]) -> str:
-    """For spreadsheets: plain numbers, accuracies in percent, MACs per image."""
+    """The rows as CSV, for spreadsheets: plain numbers, accuracies in percent, MACs per image."""
 
     def cells(row: SummaryRow) -> list[object]:
         load = " ".join(f"{part:.4f}" for part in row.load)

@@ -76,7 +76,7 @@ def converted(
 
 
 def weight_bytes(network: nn.Module) -> int:
-    """Of parameters and buffers in fp32, as an ONNX file holds them."""
+    """Bytes of parameters and buffers in fp32, as an ONNX file holds them."""
     tensors = [*network.parameters(), *network.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

@@ -260,7 +260,7 @@ def _convert(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _square(image: Image.Image, size: int, crop: bool) -> Image.Image:
-    """To size x size; a crop is cut from the middle of the picture at a shorter side of int(1.15 size)."""
+    """Resize to size x size; a crop is the middle of the picture whose shorter side is int(1.15 size)."""
     if not crop:
         if image.size == (size, size):
             return image

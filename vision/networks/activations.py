@@ -138,7 +138,7 @@ def _build(name: str, width: int | None, dim: int, options: dict[str, Any]) -> n
 
 
 def _per_channel(name: str, seen: list[tuple[int, int]], options: dict) -> Callable[[], nn.Module]:
-    """From the (width, dim) of every call."""
+    """Build an activation for the (width, dim) of every call."""
     dim = seen[0][1]
     if name == "prelu" and any(d != 1 for _, d in seen):
         raise ValueError("prelu takes channels at dim 1 only; use pwlu, or per_channel=False")

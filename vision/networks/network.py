@@ -67,7 +67,7 @@ class Network:
 
     @property
     def shown(self) -> str:
-        """In one line, for tables."""
+        """The network in one line, for tables."""
         options = ", ".join(f"{key}={value}" for key, value in self.options.items())
         parts = [self.name, options, f"at {self.size}" if self.size else ""]
         parts += [self.activation or "", f"condconv {self.condconv}" if self.condconv else ""]
@@ -142,7 +142,7 @@ class AtSize(nn.Module):
         self.network, self.size = network, size
 
     def forward(self, images: Float[Tensor, "n ch h w"]) -> Float[Tensor, "n c"]:
-        """Logits."""
+        """The logits of the classes."""
         if images.shape[-1] != self.size:
             images = interpolate(
                 images.float(), (self.size, self.size), mode="bilinear", antialias=True

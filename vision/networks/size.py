@@ -20,13 +20,13 @@ _SMALL, _SMALL_IMAGE = 2_000_000, 64  # parameters, side in pixels: a forward of
 
 
 class Size(NamedTuple):
-    """Of one network or of several together."""
+    """Parameters and multiply-adds of one network or of several together."""
 
     parameters: int
     macs: int  # multiply-adds of one image
 
     def times(self, count: int) -> Size:
-        """Of ``count`` such networks."""
+        """The size of ``count`` such networks."""
         return Size(self.parameters * count, self.macs * count)
 
 

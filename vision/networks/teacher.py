@@ -103,7 +103,7 @@ def _load_weights(network: nn.Module, path: str) -> None:
 
 
 def _check_order(name: str, classes: list[str]) -> None:
-    """Of ImageNet's 1000 classes: the order is that of the sorted synsets, or the data's are numbered."""
+    """Check the order of ImageNet's 1000 classes: the sorted synsets, unless the data's are numbered."""
     from timm.data import ImageNetInfo
 
     known = ImageNetInfo("imagenet-1k").label_names()

@@ -199,7 +199,7 @@ class Adapted(nn.Module):
         self.rest = rest
 
     def forward(self, features: Float[Tensor, "n d h w"]) -> Float[Tensor, "n c"]:
-        """Logits."""
+        """The logits of the classes."""
         return self.rest(self.adapter(features))
 
 

@@ -42,7 +42,7 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """Of the label."""
+        """The probability of the label."""
         return float(self.probabilities.max())
 
 
@@ -196,7 +196,7 @@ class Predictor:
 
 
 class _Answer(NamedTuple):
-    """Of one image, classes and expert by their numbers."""
+    """What the networks answer to one image, classes and expert by their numbers."""
 
     label: int
     rough_label: int

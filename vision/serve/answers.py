@@ -164,7 +164,7 @@ def or_its_error(prediction: Prediction) -> Prediction | NotFiniteError:
 
 
 def plain_budget(budget: ResolvedBudget) -> dict:
-    """For JSON."""
+    """The budget as a dictionary for JSON."""
     return {**dataclasses.asdict(budget), "threshold": finite(budget.threshold)}
 
 

@@ -70,7 +70,7 @@ class Connections:
 
     @property
     def protocol(self) -> Any:
-        """For ``uvicorn.Config(http=...)``."""
+        """The protocol class for ``uvicorn.Config(http=...)``."""
         return partial(BoundedProtocol, table=self)
 
     def admit(self) -> bool:

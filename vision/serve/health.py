@@ -57,7 +57,7 @@ class Health:
         self._outcomes.append((self._clock(), None if error is None else type(error).__name__))
 
     def report(self, batcher: State) -> HealthReport:
-        """Of the last minute.
+        """What happened in the last minute.
 
         Args:
             batcher: see `Batcher.state`.

@@ -50,7 +50,7 @@ class ExitRateDrift:
             self._items.append((exited, expected, num_calibration))
 
     def report(self) -> Drift:
-        """Of the last items; nothing is judged before there are `LEAST`."""
+        """What the last items say; nothing is judged before there are `LEAST`."""
         items = list(self._items)
         n = len(items)
         if n == 0:
@@ -135,7 +135,7 @@ class LiveMetrics:
             return self._exits.report()
 
     def render(self) -> bytes:
-        """In Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         drift = self.drift_report()
         for gauge, value in (
             (self.live, drift.live),

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
 def accuracies(trainer: Trainer) -> dict[str, str]:
-    """Of the last validation, for the eye; empty before the first."""
+    """Accuracies of the last validation, for the eye; empty before the first."""
     recipe = trainer.lightning_module.recipe
     names = ("rough", "selected", "expert", "oracle") if recipe.has_team else ()
     return {
@@ -23,7 +23,7 @@ def accuracies(trainer: Trainer) -> dict[str, str]:
 
 
 class ProgressBar(RichProgressBar):
-    """For terminals, with the accuracies of the last validation."""
+    """The progress bar of terminals, with the accuracies of the last validation."""
 
     _accuracies: dict[str, str] = {}  # noqa: RUF012  replaced, never changed
 

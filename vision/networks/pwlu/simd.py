@@ -53,7 +53,7 @@ def _widen(builder, bits: Any, wide: Any, real: Any) -> Any:
 
 
 def _round(builder, value: Any, wide: Any, narrow: Any) -> Any:
-    """To the nearest bfloat16, ties to even."""
+    """Round to the nearest bfloat16, ties to even."""
     bits = builder.bitcast(value, wide)
     odd = builder.and_(builder.lshr(bits, _all(wide, 16)), _all(wide, 1))
     rounded = builder.add(bits, builder.add(odd, _all(wide, 0x7FFF)))
