@@ -98,6 +98,15 @@ class Team(nn.Module):
     def num_experts(self) -> int:
         return len(self.experts)
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Every module that is called: the delegator, or its trunk and its branch, and the experts."""
+        delegator = self.delegator
+        first = (
+            [delegator.trunk, delegator.branch] if isinstance(delegator, Trunked) else [delegator]
+        )
+        return [*first, *self.experts]
+
     def features(self, images: Float[Tensor, "n ch h w"]) -> Tensor:
         """What the experts see: the trunk's output, without one the images."""
         return self.delegator.trunk(images) if isinstance(self.delegator, Trunked) else images

@@ -100,7 +100,7 @@ class Predictor:
         self._decoders = ThreadPoolExecutor(num_processors(), thread_name_prefix="decode")
         if compiled:
             backend = "inductor" if compiled is True else compiled
-            for network in (self.networks.team.delegator, *self.networks.team.experts):
+            for network in self.networks.team.networks:
                 network.compile(dynamic=True, backend=backend)
 
     def resolve(

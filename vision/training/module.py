@@ -88,10 +88,10 @@ class CoETraining(LightningModule):
     def compile_networks(self) -> None:
         """torch.compile every network where it stands: parameters keep their names, averages see them."""
         team = [] if self.networks.team is None else [self.networks.team]
-        networks = [n for t in team for n in (t.delegator, *t.experts)]
+        networks = [network for t in team for network in t.networks]
         networks += self.networks.controls.values()
         if self.networks.cascade is not None:
-            networks += [self.networks.cascade.delegator, *self.networks.cascade.experts]
+            networks += self.networks.cascade.networks
         for ensemble in self.networks.ensembles.values():
             networks += ensemble.members
             ensemble.run_in_loop()
