@@ -150,6 +150,20 @@ def apart(*command: object, fails: bool = False, **how) -> subprocess.CompletedP
     return done
 
 
+@pytest.fixture
+def said(capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run `coe-translation`; its status and what it said on both streams."""
+    from translation.commands.cli import main
+
+    def call(*arguments):
+        capsys.readouterr()
+        status = main([str(word) for word in arguments])
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def shell() -> Shell:
     return Shell()

@@ -5,21 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from translation.commands.cli import main
 from translation.evaluation.scoring import compare, score
 from translation.plugin.checkpoints import average
-
-
-@pytest.fixture
-def said(capsys):
-    """Run the command; its status and what it said."""
-
-    def call(*arguments):
-        status = main([str(word) for word in arguments])
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return call
 
 
 def test_user_dir(said):

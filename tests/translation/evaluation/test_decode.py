@@ -16,19 +16,6 @@ from translation.evaluation.systems import routed_systems, single_systems
 from translation.evaluation.translations import OfNetwork, Selection, Translations
 
 
-@pytest.fixture
-def said(capsys):
-    """Run the command; its status and what it said."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        status = main([str(word) for word in arguments])
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return call
-
-
 @pytest.fixture(scope="session")
 def parts(team, tmp_path_factory):
     """Two networks of the team as controls: a cascade whose translations are known."""

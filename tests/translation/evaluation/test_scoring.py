@@ -7,23 +7,11 @@ import json
 import pytest
 import sacrebleu
 
-from translation.commands.cli import main
 from translation.evaluation.scoring import Scoring, build_metric, score, sentence_scores
 from translation.evaluation.scripts import spaces_warning
 
 CHINESE = ["一个人在公园里骑自行车。", "两只狗在草地上奔跑。", "The 3 cats."]
 SYSTEM = ["一个男人在公园骑自行车。", "两只小狗在草地上跑。", "the 3 cats."]
-
-
-@pytest.fixture
-def said(capsys):
-    def call(*arguments):
-        capsys.readouterr()
-        status = main([str(word) for word in arguments])
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return call
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import json
 import pytest
 from sacrebleu import corpus_bleu
 
-from translation.commands.cli import main
 from translation.evaluation.calibrate import load_points
 from translation.evaluation.metrics import CorpusQuality, Scoring
 from translation.evaluation.systems import routed_systems
@@ -52,19 +51,6 @@ def made():
 def file(made, tmp_path):
     made.save(tmp_path / "made.json")
     return tmp_path / "made.json"
-
-
-@pytest.fixture
-def said(capsys):
-    """Run the command; its status and what it said."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        status = main([str(word) for word in arguments])
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return call
 
 
 def test_mixtures_by_hand(made):

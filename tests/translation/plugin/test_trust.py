@@ -11,19 +11,8 @@ import random
 import pytest
 import torch
 
-from translation.commands.cli import main
 from translation.plugin.checkpoints import load_state
 from translation.plugin.trust import architectures, check_configuration
-
-
-@pytest.fixture
-def said(capsys):
-    def call(*arguments):
-        status = main([str(word) for word in arguments])
-        output = capsys.readouterr()
-        return status, output.out, output.err
-
-    return call
 
 
 @pytest.fixture(scope="session")
