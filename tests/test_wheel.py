@@ -84,3 +84,26 @@ def test_the_installed_wheel_runs_the_demo(wheel, tmp_path):
     assert "next: coe-vision evaluate run" in printed
     assert "single expert network" in printed
     assert "ended early" in printed or "expert " in printed
+
+
+def test_every_package_is_listed():
+    """setuptools finds none by itself, because one of them (coe_recipes) lies under another name."""
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = settings["tool"]["setuptools"]["packages"]
+    folders = [
+        str(path.parent.relative_to(ROOT)).replace("/", ".")
+        for package in ("coe_core", "vision", "translation")
+        for path in (ROOT / package).rglob("__init__.py")
+    ]
+    assert sorted(listed) == sorted([*folders, "coe_recipes"])
+
+
+def test_the_version_has_its_changes():
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    version = settings["project"]["version"]
+    assert f"\n## {version} (" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
