@@ -15,6 +15,7 @@ from coe_core.stored_points import COE, load_curve, load_points, save_curve, sav
 from coe_core.support import provenance as support
 from coe_core.support.files import sha256_of
 from vision.checkpoints import LAST, PARAMETERS, find_checkpoint, load_checkpoint
+from vision.data.facts import DATA_SETS
 from vision.data.load import ImageData, load_data
 from vision.errors import RunError
 from vision.precision import choose_precision
@@ -134,6 +135,8 @@ def load_run_data(
     preprocess = run.networks.preprocess
     settings = replace(run.recipe.data, mean=list(preprocess.mean), std=list(preprocess.std))
     if data_path is not None:
+        if settings.name in DATA_SETS and not DATA_SETS[settings.name].in_files:
+            raise ValueError(f"{settings.name} come with the toolkit: leave out {data_path!r}")
         settings = replace(settings, path=data_path)
     data = load_data(settings, decode)
     if data.classes != run.networks.classes:

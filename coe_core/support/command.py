@@ -156,6 +156,9 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespa
         SystemExit: what is wrong was said on stderr.
     """
     arguments, rest = parser.parse_known_args(argv)
+    for name, value in vars(arguments).items():
+        if value == "" or (isinstance(value, list) and "" in value):
+            arguments.parser.error(f"argument {name.replace('_', '-')}: is empty")
     if hasattr(arguments, "more"):
         arguments.more = rest
         return arguments
@@ -258,8 +261,8 @@ def _drop(stream: IO[str]) -> None:
         return
 
 
-def at_least(least: int, kind: type = int) -> Callable[[str], int]:
-    """An argparse ``type``: a whole number of at least ``least``.
+def at_least(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    """An argparse ``type``: a whole number in [least, most].
 
     Example:
         >>> at_least(1)("3")
@@ -273,8 +276,8 @@ def at_least(least: int, kind: type = int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from error
         if number < least:
             raise argparse.ArgumentTypeError(f"must be at least {least}, got {number}")
-        if number >= 2**63:
-            raise argparse.ArgumentTypeError(f"{text} is too large")
+        if number > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, got {text[:40]}")
         return number
 
     return parse

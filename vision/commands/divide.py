@@ -7,6 +7,7 @@ import argparse
 from coe_core.support.command import at_least, number_in
 
 INFINITE = float("inf")
+LARGEST = 16384  # side of an image, in pixels
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--knob", help="argument of the network that solve changes")
     parser.add_argument(
-        "--size", type=at_least(1), help="side of the images (default: 32, or paper's)"
+        "--size", type=at_least(1, LARGEST), help="side of the images (default: 32, or paper's)"
     )
     parser.add_argument("--classes", type=at_least(1), help="(default: 10, or paper's)")
     parser.add_argument(

@@ -19,6 +19,8 @@ def run(arguments: argparse.Namespace) -> None:
     from vision.shipped import find_shipped, heading_of, shipped_recipes, shipped_studies
 
     if arguments.action == "list":
+        if arguments.recipe is not None:
+            raise ValueError(f"list takes no name, got {arguments.recipe!r}; copy does")
         shipped = shipped_recipes() | shipped_studies()
         width = 2 + max(map(len, shipped))
         for name, path in shipped.items():

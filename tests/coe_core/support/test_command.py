@@ -34,6 +34,7 @@ def call(monkeypatch):
         def add_all_options(parser):
             parser.set_defaults(more=())
             parser.add_argument("--size", type=at_least(1))
+            parser.add_argument("--out")
 
         module.add_all_options = add_all_options
         module.run_all = do
@@ -99,6 +100,9 @@ def test_words_that_no_option_takes(call, capsys):
     assert call("say", "--beam", "5") == 2
     error = "coe say: unrecognized arguments: --beam; see coe say --help\n"
     assert capsys.readouterr().err == error
+    for words in (("take", "--size", "3", "--out", ""), ("say", "")):
+        assert call(*words) == 2
+        assert ": is empty; see coe" in capsys.readouterr().err
     assert call("says") == 2
     assert "'says' (choose from" in (error := capsys.readouterr().err)
     assert error.endswith("; nearest: say; see coe --help\n")
@@ -151,9 +155,10 @@ def test_options():
     for parse, text, message in (
         (at_least(1), "x", "'x' is no whole number"),
         (at_least(1), "1e3", "'1e3' is no whole number"),
-        (at_least(1), str(10**30), "is too large"),
+        (at_least(1), str(10**30), f"must be at most {2**63 - 1}, got 1000"),
         (number_in(0, 1, low_is_in=False), "0", r"must be in \(0, 1\], got 0"),
         (number_in(0, 1), "nan", r"must be in \[0, 1\], got nan"),
+        (at_least(1, 5), "6", "must be at most 5, got 6"),
         (number_in(0, 1), "x", "'x' is no number"),
     ):
         with pytest.raises(argparse.ArgumentTypeError, match=message):

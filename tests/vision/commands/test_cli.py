@@ -35,6 +35,39 @@ def test_help_lists_the_commands(cli, capsys):
         (["train", "digits", "epochs"], "override 'epochs' is not of the form key=value"),
         (["train", "digts"], "'digts'; nearest: digits"),
         (["recipes", "copy"], "copy which recipe"),
+        (["recipes", "list", "digits"], "list takes no name, got 'digits'; copy does"),
+        (["train", "digits", "--out", ""], "argument out: is empty"),
+        (["train", "a\udcff"], "'a\\udcff'"),
+        (["train", "x" * 5000], "no recipe can be called 'xxx"),
+        (["train", "/dev/null"], "no regular file"),
+        (
+            ["divide", "small_resnet", "-s", "2", "--size", "-3"],
+            "--size: must be at least 1, got -3",
+        ),
+        (
+            ["divide", "small_resnet", "-s", "2", "--size", "99999"],
+            "must be at most 16384, got 99999",
+        ),
+        (
+            ["divide", "small_resnet", "-s", "2", "--tolerance", "nan"],
+            "must be in [0, inf), got nan",
+        ),
+        (["divide", "small_resnet", "-s", "x"], "-s: invalid int value: 'x'"),
+        (["export", "run", "--to", "onnx", "--check", "0"], "--check: must be at least 1, got 0"),
+        (["export", "run", "--to", "xml"], "invalid choice: 'xml'"),
+        (
+            ["predict", "run", "x.png", "--batch-size", "0"],
+            "--batch-size: must be at least 1, got 0",
+        ),
+        (["predict", "run", "x.png", "--at", "-5M"], "--at: expected one argument"),
+        (["evaluate", "none", "--batch-size", "1e9"], "'1e9' is no whole number"),
+        (["serve", "run", "--max-bytes", "inf"], "--max-bytes: 'inf' is no size"),
+        (
+            ["serve", "run", "--body-seconds", "nan"],
+            "--body-seconds: must be in (0, 86400], got nan",
+        ),
+        (["serve", "run", "--max-requests", "-1"], "--max-requests: must be at least 1, got -1"),
+        (["study", "digts"], "nearest: study/digits"),
         (["recipes", "copy", "digts"], "nearest: digits"),
         (["inspect", "nothing"], "no recipe file and no shipped recipe is called 'nothing'"),
     ],
@@ -132,3 +165,25 @@ def test_interrupted_before_training(cli, monkeypatch, capsys):
     monkeypatch.setattr(recipe, "load_recipe", interrupted)
     assert cli("train", "digits") == 130
     assert capsys.readouterr().err == "coe-vision train: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "RUN", "x.png", "--out", "none/x.csv"], "x.png"),
+        (["predict", "RUN", "x.png", "--threshold", "nan"], "x.png"),
+        (["predict", "RUN", "a\udcff.png"], "a\\xff.png"),
+        (["calibrate", "RUN", "best", "--data", "none"], "digits come with the toolkit"),
+        (
+            ["calibrate", "RUN", "accuracy_drop=1%", "--guarantee", "nan"],
+            "must be in (0, 1), got nan",
+        ),
+        (["evaluate", "RUN", "--no-time", "--out", "/dev/null/x"], "/dev/null/x: Not a directory"),
+        (["train", "digits", "--out", "/dev/null/x"], "cannot write to /dev/null/x"),
+    ],
+)
+def test_one_line_for_what_a_run_cannot_be_asked(cli, capsys, trained, words, message):
+    assert cli(*(trained if word == "RUN" else word for word in words)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
