@@ -24,11 +24,10 @@ from numpy.typing import NDArray
 from coe_core._checks import LARGEST
 
 Array: TypeAlias = NDArray[Any]  # numba compiles for whatever numbers it is called with
-Number: TypeAlias = Any
 ROUNDING = 2.0**-50  # values closer than this, relative to their size, are tied
 
 
-def _compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(kernel: Callable[..., Any]) -> Any:
     """Compiled on its first call; callees come first, for a kernel finds those it calls as globals."""
     try:
         return numba.njit(cache=True, nogil=True)(kernel)
@@ -83,7 +82,7 @@ def scan(
 
 
 @_compiled
-def quantile(gap: Array, rank: int) -> Number:
+def quantile(gap: Array, rank: int) -> Any:
     """An estimate, from at most 512 samples, of the gap that ``rank`` samples do not exceed."""
     step = max(1, gap.size // 512)
     sampled = gap[::step].copy()
@@ -205,7 +204,7 @@ def move(
     cheapest: Array,
     a: int,
     c: int,
-) -> Number:
+) -> Any:
     """Send the sample of a that loses least to c, and renew the costs of its block; returns the gain."""
     m, k = scores.shape
     blocks = near.shape[1]
@@ -240,7 +239,7 @@ def move(
 
 
 @_compiled
-def exchange(scores: Array, prices: Array, expert: Array, surplus: Array) -> tuple[int, Number]:
+def exchange(scores: Array, prices: Array, expert: Array, surplus: Array) -> tuple[int, Any]:
     """Phase 4: move the surplus along successive shortest paths; exact for the samples given.
 
     The arc a -> c over experts costs the least that a sample now at a would lose by going to c.
@@ -305,7 +304,7 @@ def descend(
 
 
 @_compiled
-def gather(gap: Array, budget: int, rows: Array) -> tuple[int, Number]:
+def gather(gap: Array, budget: int, rows: Array) -> tuple[int, Any]:
     """Phase 3: samples of the smallest gaps; returns how many, and the gap up to which."""
     n = gap.size
     bound = quantile(gap, budget) if 2 * budget < n else np.inf
@@ -319,7 +318,7 @@ def gather(gap: Array, budget: int, rows: Array) -> tuple[int, Number]:
 
 
 @_compiled
-def balance(scores: Array, demand: Array, prices: Array, expert: Array, gap: Array) -> Number:
+def balance(scores: Array, demand: Array, prices: Array, expert: Array, gap: Array) -> Any:
     """All phases, for one set of samples: meets the demand exactly, and improves the prices.
 
     Returns the objective, NaN if the scores cannot be used.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
@@ -14,6 +14,7 @@ from vision.data.facts import classes_before_reading
 from vision.data.preprocess import Preprocess
 from vision.divide.division import Division
 from vision.divide.ensemble import EnsembleNetworks
+from vision.errors import RunError
 from vision.networks.network import Network, build_network
 from vision.networks.outputs import check_outputs
 from vision.networks.size import with_zeros
@@ -73,7 +74,7 @@ class Networks(nn.Module):
                 for name, network in self.recipe.controls.items()
             }
         )
-        self.ensembles = nn.ModuleDict()
+        self.ensembles = cast(MutableMapping[str, EnsembleNetworks], nn.ModuleDict())
         for name in self.recipe.ensembles:
             try:
                 division = self._division(name, (divisions or {}).get(name))
@@ -94,8 +95,18 @@ class Networks(nn.Module):
 
     def divisions(self) -> dict[str, Any]:
         """What the ensembles' networks became, as plain values, to be stored beside the weights."""
-        ensembles = cast(Mapping[str, EnsembleNetworks], self.ensembles)
-        return {name: built.division.to_dict() for name, built in ensembles.items()}
+        return {name: built.division.to_dict() for name, built in self.ensembles.items()}
+
+    @property
+    def required_team(self) -> Team:
+        """The team, where there must be one.
+
+        Raises:
+            RunError: the recipe trains ensembles only.
+        """
+        if self.team is None:
+            raise RunError("there is no team: the recipe trains ensembles only")
+        return self.team
 
     @property
     def device(self) -> torch.device:
@@ -225,8 +236,7 @@ def _parts(networks: Networks) -> Iterator[_Part]:
     for name, control in networks.controls.items():
         label = f"control {name} ({recipe.controls[name].name})"
         yield _Part(label, control, image, num_classes)
-    ensembles = cast(Mapping[str, EnsembleNetworks], networks.ensembles)
-    for name, built in ensembles.items():
+    for name, built in networks.ensembles.items():
         label = f"ensemble {name} ({recipe.ensembles[name].network.name})"
         yield _Part(label, built.members[0], image, num_classes)
     if cascade is not None and recipe.delegator is not None:

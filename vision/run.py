@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Run:
         save_curve(self.folder / CURVE, TASK, curve)
 
 
-def load_run(path: str | Path, team: bool = True) -> Run:
+def load_run(path: str | PathLike[str], team: bool = True) -> Run:
     """Load a run from its folder or from a checkpoint file; nothing else is needed.
 
     Args:
@@ -89,7 +90,7 @@ def load_run(path: str | Path, team: bool = True) -> Run:
     Raises:
         RunError: no such run, or a file that is not one of its checkpoints.
     """
-    checkpoint = find_checkpoint(path)
+    checkpoint = find_checkpoint(Path(path))
     content = load_checkpoint(checkpoint)
     networks = _build(checkpoint, content["hyper_parameters"])
     if team and networks.team is None:

@@ -34,7 +34,7 @@ class Threads(NamedTuple):
         measured: whether the work was timed.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # in place of tuple's method, which nobody calls
     reason: str = ""
     measured: bool = False
 
@@ -65,9 +65,9 @@ def _quota() -> float:
                 most, period = (folder / "cpu.max").read_text().split()
                 return math.inf if most == "max" else int(most) / int(period)
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-        most = int((_CGROUP / "cpu/cpu.cfs_quota_us").read_text())
-        if most > 0:
-            return most / int((_CGROUP / "cpu/cpu.cfs_period_us").read_text())
+        quota = int((_CGROUP / "cpu/cpu.cfs_quota_us").read_text())
+        if quota > 0:
+            return quota / int((_CGROUP / "cpu/cpu.cfs_period_us").read_text())
     return math.inf
 
 

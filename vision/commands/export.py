@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     pixels, what, images = export_check.images_to_check(
         run, arguments.check, arguments.data, required=arguments.int8
     )
-    said = []
+    said: list[str] = []
 
     def check(part: Path) -> None:
         parities = export_check.check_export(

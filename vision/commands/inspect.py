@@ -98,10 +98,10 @@ class _Part(NamedTuple):
 
 def _parts(networks: Networks, macs: RunMacs) -> Iterator[_Part]:
     recipe, team = networks.recipe, networks.team
-    if team is not None:
+    if team is not None and recipe.delegator is not None:
         yield _Part("delegator", recipe.delegator.shown, macs.delegator, team.delegator)
-    for j, network in enumerate(recipe.expert_networks):
-        yield _Part(f"expert {j}", network.shown, macs.experts[j], team.experts[j])
+        for j, network in enumerate(recipe.expert_networks):
+            yield _Part(f"expert {j}", network.shown, macs.experts[j], team.experts[j])
     for name, network in recipe.controls.items():
         built = networks.controls[name]
         yield _Part(f"control {name}", network.shown, macs.controls[name], built)
@@ -118,7 +118,7 @@ def _mixture(networks: Networks, macs: RunMacs, exit_rate: float | None) -> Tabl
     rows = []
     for rate in EXIT_RATES if exit_rate is None else (exit_rate,):
         mean = mixture_macs(macs.delegator, macs.experts, rate)
-        rows.append([f"{100 * rate:.4g}", f"{mean / 1e6:.4g}", _millions(networks.team)])
+        rows.append([f"{100 * rate:.4g}", f"{mean / 1e6:.4g}", _millions(networks.required_team)])
     headings = ("exits %", "MMACs", "parameters, M")
     return rich_table(headings, rows, "mean MMACs of the collaboration", left=())
 

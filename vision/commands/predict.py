@@ -130,7 +130,7 @@ def _predictions_table(outcomes: Sequence, threshold: float) -> Table:
     from coe_core.support.reports import rich_table
     from vision.data.files import printable
 
-    rows = [
+    rows: list[list[str | Text]] = [
         [printable(outcome.file), Text(printable(outcome.error), "red"), "", "", "", ""]
         if outcome.error is not None
         else [

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from vision.data.augmentation import mix_seeds
 from vision.data.decode import num_processors
@@ -237,7 +237,7 @@ def default_workers(images: ImageSet, per_node: int = 1) -> int:
     return max(0, num_processors() // per_node - 1)
 
 
-def eval_loader(images: ImageSet, batch_size: int, workers: int = 0) -> DataLoader:
+def eval_loader(images: Dataset, batch_size: int, workers: int = 0) -> DataLoader:
     """All samples in order, without augmentation, in the same batches as training has."""
     return DataLoader(
         images,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ def calibrate(
     stage = two_stage(predictions, logits, rough_weight)
     if any(aim.kind == "latency" for aim in parsed):
         stage = _with_latency(run, data, stage, predictions.selected_expert, batch_size)
-    provenance = {
+    provenance: dict[str, Any] = {
         "num_samples": len(data.validation),
         "data": f"{run.recipe.data.name}, validation split",
         "rough_weight": rough_weight,
@@ -78,8 +78,9 @@ def calibrate(
         curve = stage.curve(cost=unit)
         value = aim.absolute(float(curve.cost[0]))
         if guarantee is None:
-            index = fit_threshold(curve, aim.kind, value)
+            index = fit_threshold(curve, cast(Aim, aim.kind), value)
         else:
+            assert value is not None, "of accuracy_drop"
             rough_right, final_right, _ = stage.qualities["accuracy"]
             threshold = controlled_threshold(
                 stage.confidence, rough_right[:, 0], final_right[:, 0], value, guarantee
@@ -120,7 +121,7 @@ def _with_latency(
         [data.validation[i]["image"] for i in range(min(256, len(data.validation)))]
     )
     precision = choose_precision(run.recipe.train.precision)
-    team = run.networks.team
+    team = run.networks.required_team
 
     networks = {"delegator": under_autocast(team.delegator, precision)}
     networks |= {str(j): under_autocast(expert, precision) for j, expert in enumerate(team.experts)}

@@ -82,10 +82,10 @@ def _rows(
     )
 
     def row(how: str, cost: int, measures: Sequence[_Measures]) -> EnsembleRow:
-        accuracy, nll, error = zip(*measures, strict=True)
+        accuracy, nll, errors = zip(*measures, strict=True)
         spread = mean_and_spread([100 * value for value in accuracy]).spread
         mean = 100 * statistics.fmean(accuracy)
-        error = 100 * statistics.fmean(error)
+        error = 100 * statistics.fmean(errors)
         return EnsembleRow(
             name, s, how, mean, spread, statistics.fmean(nll), error, *shared, cost, len(measures)
         )

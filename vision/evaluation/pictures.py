@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ LONGEST_NAME = 40  # letters of a class on an axis
 def draw_trade_off(
     path: Path,
     title: str,
-    curves: dict[str, Sequence[TradeOffCurve]],
+    curves: Mapping[str, Sequence[TradeOffCurve]],
     rows: Sequence[SummaryRow],
 ) -> None:
     """Accuracy against mean MACs: a curve per two-stage predictor, a point per control.

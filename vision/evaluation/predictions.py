@@ -12,6 +12,7 @@ from coe_core.support.progress import progress
 from vision.data.images import ImageSet
 from vision.data.loaders import default_workers, eval_loader
 from vision.errors import RunError
+from vision.networks.team import TeamOutput
 from vision.precision import autocast
 from vision.recipe_networks import Networks
 
@@ -46,21 +47,34 @@ class Predictions:
     cascade_logits: tuple[Tensor, Tensor] | None = None
 
     @property
+    def team(self) -> TeamOutput:
+        """Logits of delegator and experts, where there must be some.
+
+        Raises:
+            RunError: the recipe trains ensembles only.
+        """
+        logits = self.rough_logits, self.selection_logits, self.expert_logits
+        if logits[0] is None or logits[1] is None or logits[2] is None:
+            raise RunError("there is no team: the recipe trains ensembles only")
+        return TeamOutput(logits[0], logits[1], logits[2])
+
+    @property
     def selected_expert(self) -> Int[Tensor, " n"]:
-        return self.selection_logits.argmax(1)
+        return self.team.selection_logits.argmax(1)
 
     @property
     def selected_logits(self) -> Float[Tensor, "n c"]:
         """Logits of the selected expert."""
         rows = torch.arange(len(self.target))
-        return self.expert_logits[rows, self.selected_expert]
+        return self.team.expert_logits[rows, self.selected_expert]
 
     def diverged(self) -> dict[str, int]:
         """Networks whose logits are not finite, with the number of such samples; of a healthy run none."""
         logits = {}
         if self.rough_logits is not None:
-            logits = {"the delegator": self.rough_logits, "its selection": self.selection_logits}
-            experts = enumerate(self.expert_logits.unbind(1))
+            rough, selection, each_expert = self.team
+            logits = {"the delegator": rough, "its selection": selection}
+            experts = enumerate(each_expert.unbind(1))
             logits |= {f"expert {j}": answers for j, answers in experts}
         logits |= {f"control {name}": answers for name, answers in self.control_logits.items()}
         for name, members in self.ensemble_logits.items():
@@ -115,7 +129,9 @@ def predict_all(
                 outputs += [rough, answers[:, 0]]
         parts.append([part.float().cpu() for part in outputs])
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    team = [columns.pop(0) for _ in range(3)] if networks.team is not None else [None] * 3
+    rough_logits = selection_logits = expert_logits = None
+    if networks.team is not None:
+        rough_logits, selection_logits, expert_logits, *columns = columns
     count = len(networks.controls)
     cascade = None
     if networks.cascade is not None:
@@ -123,7 +139,9 @@ def predict_all(
         cascade = (rough, final)
     return Predictions(
         torch.as_tensor(images.targets),
-        *team,
+        rough_logits,
+        selection_logits,
+        expert_logits,
         dict(zip(networks.controls, columns[:count], strict=True)),
         dict(zip(networks.ensembles, columns[count:], strict=True)),
         cascade,

@@ -38,17 +38,17 @@ def coe_logits(predictions: Predictions, macs: RunMacs) -> StageLogits:
     """Delegator, then the selected expert."""
     experts = torch.tensor(macs.experts, dtype=torch.float64)[predictions.selected_expert]
     return StageLogits(
-        predictions.rough_logits, predictions.selected_logits, macs.delegator, experts
+        predictions.team.rough_logits, predictions.selected_logits, macs.delegator, experts
     )
 
 
 def cascade_logits(predictions: Predictions, macs: RunMacs) -> StageLogits:
     """The delegator's and an expert's network, trained alone; or, with a hand-over, a team of one expert."""
     logits, spent = predictions.control_logits, macs.controls
-    if predictions.cascade_logits is not None:
+    if predictions.cascade_logits is not None and macs.cascade is not None:
         rough, final = predictions.cascade_logits
-        first, second = macs.cascade
-        return StageLogits(rough, final, first, torch.full((len(final),), second).double())
+        first, expert = macs.cascade
+        return StageLogits(rough, final, first, torch.full((len(final),), expert).double())
     second = torch.full((len(predictions.target),), spent[SECOND], dtype=torch.float64)
     return StageLogits(logits[FIRST], logits[SECOND], spent[FIRST], second)
 

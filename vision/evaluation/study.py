@@ -346,7 +346,10 @@ def _metrics(
         index = fit_threshold(curve, "macs", max(budget, float(curve.cost.min())))
         return stages[name].test.at(float(curve.threshold[index])).quality
 
-    experts = torch.stack([test.right(logits) for logits in test.expert_logits.unbind(1)], 1)
+    team = test.team
+    experts = torch.stack([test.right(logits) for logits in team.expert_logits.unbind(1)], 1)
+    selected, random = accuracy(test.selected_logits), float(experts.mean())
+    oracle = float(experts.amax(1).mean())
     smaller = [m for m in row_costs(macs) if m < 0.99 * macs.expert]
     mean = max(smaller, default=macs.delegator + 0.5 * macs.expert)
     of_that_cost = [name for name, m in macs.controls.items() if m == mean]
@@ -358,16 +361,15 @@ def _metrics(
         "single, mean": single[of_that_cost[0]] if of_that_cost else None,
         "CoE, expert": at("CoE", macs.expert),
         "single, expert": single.get("expert"),
-        "rough": accuracy(test.rough_logits),
-        "selected": accuracy(test.selected_logits),
+        "rough": accuracy(team.rough_logits),
+        "selected": selected,
         "best two": accuracy(best_two(test)),
-        "random": float(experts.mean()),
-        "all": accuracy(test.expert_logits.softmax(2).mean(1)),
-        "oracle": float(experts.amax(1).mean()),
+        "random": random,
+        "all": accuracy(team.expert_logits.softmax(2).mean(1)),
+        "oracle": oracle,
     }
-    headroom = values["oracle"] - values["random"]
-    gain = values["selected"] - values["random"]
-    values["captured"] = gain / headroom if headroom > 0 else None
+    headroom = oracle - random
+    values["captured"] = (selected - random) / headroom if headroom > 0 else None
     return {name: None if value is None else 100 * value for name, value in values.items()}
 
 
@@ -377,8 +379,9 @@ def _without_exits(stages: Mapping[str, FittedStage], name: str) -> float | None
 
 def best_two(test: Predictions) -> Tensor:
     """Mean probabilities of the two experts that the delegator would select first."""
-    two = test.selection_logits.topk(min(2, test.selection_logits.shape[1]), 1).indices
-    return test.expert_logits.softmax(2)[torch.arange(len(two))[:, None], two].mean(1)
+    _, selection, experts = test.team
+    two = selection.topk(min(2, selection.shape[1]), 1).indices
+    return experts.softmax(2)[torch.arange(len(two))[:, None], two].mean(1)
 
 
 def results_of(

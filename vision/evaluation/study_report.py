@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from coe_core.support.files import write_json, write_text
 from coe_core.support.provenance import provenance
@@ -91,19 +91,24 @@ def report(study: Study, results: Results, out: Path) -> Report:
 
 def _metric_rows(study: Study, results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
-    base = [run.metrics["CoE"] for run in results_of(results, study.baseline, study.seeds)]
+    base = _collaborations(results_of(results, study.baseline, study.seeds))
     for name in study.names:
         runs = results_of(results, name, study.seeds)
         cells = [
             mean_and_spread([run.metrics[metric] for run in runs]).shown(1) for metric in METRICS
         ]
-        scores = [run.metrics["CoE"] for run in runs]
+        scores = _collaborations(runs)
         gain, p = "", ""
         if name != study.baseline:
             gain = f"{statistics.fmean(scores) - statistics.fmean(base):+.1f}"
             p = _paired_test(scores, base)
         rows.append([name, *cells, gain, p])
     return ["variant", *METRICS, "CoE gains", "p"], rows
+
+
+def _collaborations(runs: Sequence[RunResult]) -> list[float]:
+    """What the table is about: every run of a study has one."""
+    return [cast(float, run.metrics["CoE"]) for run in runs]
 
 
 def _paired_test(scores: Sequence[float], base: Sequence[float]) -> str:
@@ -144,7 +149,8 @@ def _above_line(points: Sequence[PointResult]) -> str:
     if len(known) < len(points):
         return NONE
     mean, spread, _ = mean_and_spread([point.above_line for point in known])
-    error = math.sqrt(statistics.fmean(point.standard_error**2 for point in known))
+    errors = [point.standard_error for point in known if point.standard_error is not None]
+    error = math.sqrt(statistics.fmean(value**2 for value in errors))
     over_seeds = "" if spread is None else f" ({spread:.1f})"
     return f"{mean:+.1f} ± {error:.1f}{over_seeds}"
 
@@ -215,15 +221,15 @@ def _draw_metrics(study: Study, results: Results, file: Path) -> None:
                 for n in names
             ]
             rows = [
-                (row + 0.08 * (position - len(DRAWN) / 2), of_variant)
+                (row + 0.08 * (position - len(DRAWN) / 2), of_variant.mean, of_variant.spread or 0)
                 for row, of_variant in enumerate(spreads)
                 if of_variant.mean is not None
             ]
             if rows:
                 axes.errorbar(
-                    [of_variant.mean for _, of_variant in rows],
-                    [row for row, _ in rows],
-                    xerr=[of_variant.spread or 0 for _, of_variant in rows],
+                    [mean for _, mean, _ in rows],
+                    [row for row, _, _ in rows],
+                    xerr=[spread for _, _, spread in rows],
                     fmt="o",
                     markersize=4,
                     capsize=2,
@@ -242,8 +248,8 @@ def _draw_line(study: Study, results: Results, file: Path) -> None:
     curves = []
     if len(baseline[0].singles) >= 2:
         singles = [list(zip(*sorted(run.singles.values()), strict=True)) for run in baseline]
-        runs = [([m / 1e6 for m in macs], top1) for macs, top1 in singles]
-        curves.append(Curve("single networks", runs))
+        lines = [([m / 1e6 for m in macs], top1) for macs, top1 in singles]
+        curves.append(Curve("single networks", lines))
     systems = [("cascade", study.baseline), *(("CoE", name) for name in study.names)]
     for system, name in systems:
         runs = [

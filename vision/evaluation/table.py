@@ -74,7 +74,7 @@ def _control_rows(
             name, f"single network {name}"
         )
         accuracy = _accuracy(test, logits)
-        predictor = networks and networks.controls[name]
+        predictor = networks.controls[name] if networks else None
         rows.append(PredictorRow(label, accuracy, macs.controls[name], predictor=predictor))
     return rows
 
@@ -91,10 +91,10 @@ def _ensemble_rows(
     rows = []
     for name, logits in test.ensemble_logits.items():
         s, cost = logits.shape[1], macs.ensembles[name]
-        built = networks and networks.ensembles[name]
+        built = networks.ensembles[name] if networks else None
         members = [_accuracy(test, member) for member in logits.unbind(1)]
         if s > 1:
-            alone = built and built.members[0]
+            alone = built.members[0] if built else None
             accuracy = sum(members) / s
             rows.append(
                 PredictorRow(f"ensemble {name}: one network", accuracy, cost, predictor=alone)
@@ -107,21 +107,23 @@ def _ensemble_rows(
 def _team_rows(
     validation: Predictions, test: Predictions, macs: RunMacs, networks: Networks | None, seed: int
 ) -> list[PredictorRow]:
-    n, k = test.selection_logits.shape
+    rough_logits, selection_logits, expert_logits = test.team
+    n, k = selection_logits.shape
     stages = fit_stages(validation, test, macs)
-    team, controls = (networks.team, networks.controls) if networks else (None, {})
+    team = networks.required_team if networks else None
     rows = []
     if CASCADE in stages:
         cascade = None
-        if FIRST in controls and SECOND in controls:
-            cascade = cascade_team(controls[FIRST], controls[SECOND], team.num_classes)
+        if networks and team and FIRST in networks.controls and SECOND in networks.controls:
+            small, large = networks.controls[FIRST], networks.controls[SECOND]
+            cascade = cascade_team(small, large, team.num_classes)
         rows += _two_stage_rows(CASCADE, stages[CASCADE], macs, cascade)
     elif has_cascade(test):  # one of its networks has diverged
         costs = {f"at {_in_millions(cost)}": cost for cost in reversed(row_costs(macs))}
         spent = cascade_logits(test, macs)
         costs["no exits"] = spent.first_macs + float(spent.second_macs.mean())
         rows += [PredictorRow(f"{CASCADE} {at}", math.nan, cost) for at, cost in costs.items()]
-    rough = float(test.right(test.rough_logits).mean())
+    rough = float(test.right(rough_logits).mean())
     rows.append(
         PredictorRow(
             "CoE's delegator (all exit)",
@@ -132,10 +134,9 @@ def _team_rows(
         )
     )
     rows += _two_stage_rows(COE, stages[COE], macs, team, test)
-    expert_right = torch.stack([test.right(test.expert_logits[:, j]) for j in range(k)], 1)
-    held_out_right = [
-        float(validation.right(validation.expert_logits[:, j]).mean()) for j in range(k)
-    ]
+    expert_right = torch.stack([test.right(expert_logits[:, j]) for j in range(k)], 1)
+    held_out = validation.team.expert_logits
+    held_out_right = [float(validation.right(held_out[:, j]).mean()) for j in range(k)]
     best = max(range(k), key=held_out_right.__getitem__)
     generator = torch.Generator().manual_seed(seed)
     random = torch.randint(k, (n,), generator=generator)
@@ -153,7 +154,7 @@ def _team_rows(
         ),
         PredictorRow(
             f"mean of all {k} experts",
-            float(test.right(test.expert_logits.softmax(2).mean(1)).mean()),
+            float(test.right(expert_logits.softmax(2).mean(1)).mean()),
             everything,
         ),
         PredictorRow("oracle selection", float(expert_right.amax(1).mean()), with_delegator, 0.0),
@@ -194,7 +195,7 @@ def _two_stage_rows(
         reached = stage.test.at(threshold)
         load: tuple[float, ...] = ()
         if routed is not None and not bool(reached.exits.all()):
-            k = routed.selection_logits.shape[1]
+            k = routed.team.selection_logits.shape[1]
             counts = torch.bincount(routed.selected_expert[~reached.exits], minlength=k)
             load = tuple((counts / counts.sum()).tolist())
         predictor = None

@@ -129,7 +129,7 @@ def check_export(
 def _eager(run: Run, pixels: Tensor, threshold: float, rough_weight: float) -> Routed:
     """What the run itself says."""
     prepared = run.networks.prepare(pixels)
-    result = run.networks.team.infer(prepared, threshold, rough_weight=rough_weight)
+    result = run.networks.required_team.infer(prepared, threshold, rough_weight=rough_weight)
     return Routed(result.prediction.softmax(1).numpy(), *(column.numpy() for column in result[1:4]))
 
 

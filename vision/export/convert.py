@@ -83,7 +83,8 @@ def weight_bytes(network: nn.Module) -> int:
 
 def _reason(error: BaseException) -> str:
     """The operator that the exporter stumbled over, or the first line of the innermost reason."""
-    reasons, cause = [], error
+    reasons: list[str] = []
+    cause: BaseException | None = error
     while cause is not None:
         reasons.append(str(cause))
         cause = cause.__cause__
@@ -117,6 +118,7 @@ def _to_onnx(graph: nn.Module, example: Tensor, outputs: list[str], opset: int) 
         external_data=False,
         verbose=False,
     )
+    assert program is not None, "what dynamo=True returns"
     written = program.model.opset_imports[""]
     if written != opset:
         raise ExportError(

@@ -53,8 +53,9 @@ def own_run(run: Run) -> Run:
 
 def team_graphs(run: Run) -> dict[str, nn.Module]:
     """What is exported of a run that is ours, see `own_run`, by file name."""
-    team, preprocess = run.networks.team, run.networks.preprocess
-    graphs = {"delegator": DelegatorGraph(team.delegator, preprocess, team.num_classes)}
+    team, preprocess = run.networks.required_team, run.networks.preprocess
+    delegator = DelegatorGraph(team.delegator, preprocess, team.num_classes)
+    graphs: dict[str, nn.Module] = {"delegator": delegator}
     graphs |= {f"expert_{j}": ExpertGraph(net, preprocess) for j, net in enumerate(team.experts)}
     return {name: graph.eval() for name, graph in graphs.items()}
 

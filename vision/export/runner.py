@@ -234,7 +234,7 @@ def _open(path: Path, channels: int) -> Image.Image:
         image.load()
         turn = None
         with contextlib.suppress(Exception):  # a damaged EXIF block leaves the picture as it is
-            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
         picture = _convert(image, channels)
         return picture if turn is None else picture.transpose(turn)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from coe_core import Delegation, infer
 from coe_core.support.routing_file import DamagedExportError, read_routing, verify_files
 from vision.export.runner import TASK, Routed
 
+Program: TypeAlias = Callable[..., Any]  # of torch.export
 
-def team_session(folder: Path):
+
+def team_session(folder: Path) -> Any:
     """onnxruntime's session of team.onnx, on as many threads as torch has.
 
     Raises:
@@ -38,14 +41,14 @@ def scalar(value: float) -> np.ndarray:
     return np.array(value, np.float32)
 
 
-def run_one_by_one(session, pixels: Tensor, threshold: float, rough_weight: float) -> Routed:
+def run_one_by_one(session: Any, pixels: Tensor, threshold: float, rough_weight: float) -> Routed:
     """Route a batch through team.onnx, which takes single images."""
     numbers = {"threshold": scalar(threshold), "rough_weight": scalar(rough_weight)}
     rows = [session.run(None, {"images": image[None].numpy(), **numbers}) for image in pixels]
     return Routed(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
-def load_programs(folder: Path, num_experts: int | None = None) -> tuple[Callable, list[Callable]]:
+def load_programs(folder: Path, num_experts: int | None = None) -> tuple[Program, list[Program]]:
     """Delegator and experts of a pt2 export.
 
     Args:
@@ -59,7 +62,7 @@ def load_programs(folder: Path, num_experts: int | None = None) -> tuple[Callabl
     networks = [routing["delegator"], *routing["experts"][:num_experts]]
     names = [network["file"] for network in networks]
     verify_files(folder, routing, names)
-    programs = []
+    programs: list[Program] = []
     for name in names:
         try:
             programs.append(torch.export.load(folder / name).module())
@@ -72,8 +75,8 @@ def load_programs(folder: Path, num_experts: int | None = None) -> tuple[Callabl
 
 
 def run_programs(
-    delegator: Callable,
-    experts: list[Callable],
+    delegator: Program,
+    experts: Sequence[Program],
     pixels: Tensor,
     threshold: float,
     rough_weight: float,

@@ -48,7 +48,7 @@ class Together:
         (True, torch.Size([5, 2, 4, 6, 6]))
     """
 
-    def __init__(self, members: Sequence[nn.Module] | nn.ModuleList, shape: tuple[int, int, int]):
+    def __init__(self, members: Sequence[nn.Module] | nn.ModuleList, shape: tuple[int, ...]):
         self.members = cast(Sequence[nn.Module], members)
         self.macs = 0
         self.wide: nn.Module | None = None
@@ -205,7 +205,7 @@ def _layers(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 
 
 @torch.no_grad()
-def _same(wide: nn.Module, members: Sequence[nn.Module], shape: tuple[int, int, int]) -> bool:
+def _same(wide: nn.Module, members: Sequence[nn.Module], shape: tuple[int, ...]) -> bool:
     """Whether the wide network does what the members do: how they join their layers is not seen.
 
     Tried on copies with random numbers, since initial ones may hide a branch behind zeros, in training

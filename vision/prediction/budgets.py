@@ -71,7 +71,11 @@ def resolve_budget(
             name, point.threshold, point.rough_weight, point.exit_rate, point.num_samples
         )
     is_number = isinstance(budget, int | float)
-    amount = parse_budget(budget) if is_number or looks_like_an_amount(name) else None
+    amount = (
+        parse_budget(name if budget is None else budget)
+        if is_number or looks_like_an_amount(name)
+        else None
+    )
     if amount is not None and curve is not None:
         _check_fitted(run, "the trade-off curve", curve.fitted_with)
         macs = amount.absolute(curve.macs[0])  # the curve begins without exits

@@ -30,7 +30,7 @@ class EnsemblePredictor(Predictor):
 
     def __init__(
         self,
-        run: Run | str | PathLike,
+        run: Run | str | PathLike[str],
         ensemble: str | None = None,
         *,
         batch_size: int = 64,

@@ -14,7 +14,7 @@ from vision.data import files as image_files
 from vision.data.decode import num_processors
 from vision.data.preprocess import UnreadableImageError
 from vision.prediction.budgets import ResolvedBudget
-from vision.prediction.predictor import Predictor
+from vision.prediction.predictor import Prediction, Predictor
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,14 @@ def _predict_batch(
     pending: Sequence[Future[Tensor]],
     budget: ResolvedBudget,
 ) -> Iterator[FilePrediction]:
-    images, errors = [], {}
+    images: list[Tensor] = []
+    errors: dict[Path, str] = {}
     for file, image in zip(batch, pending, strict=True):
         try:
             images.append(image.result())
         except UnreadableImageError as error:
             errors[file] = str(error)
-    predictions = iter(())
+    predictions: Iterator[Prediction] = iter(())
     if images:
         predictions = iter(predictor.predict_pixels(torch.stack(images), [budget] * len(images)))
     for file in batch:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class Predictor:
 
     def __init__(
         self,
-        run: Run | str | PathLike,
+        run: Run | str | PathLike[str],
         *,
         budget: str | float | None = None,
         batch_size: int = 64,
@@ -100,7 +100,7 @@ class Predictor:
         self._decoders = ThreadPoolExecutor(num_processors(), thread_name_prefix="decode")
         if compiled:
             backend = "inductor" if compiled is True else compiled
-            for network in self.networks.team.networks:
+            for network in self.networks.required_team.networks:
                 network.compile(dynamic=True, backend=backend)
 
     def resolve(
@@ -130,15 +130,15 @@ class Predictor:
             ValueError: an array that is not an image; a budget and a threshold; a bad threshold.
             RunError: a budget that the run cannot resolve, or a network that has diverged.
         """
-        if isinstance(images, ImageSource) and not _is_stack(images):
-            images = [images]
-        budget = self.resolve(budget, threshold)
+        single = isinstance(images, ImageSource) and not _is_stack(images)
+        several = cast(Sequence[ImageSource], [images] if single else images)
+        resolved = self.resolve(budget, threshold)
         predictions: list[Prediction] = []
-        for start in range(0, len(images), self.batch_size):
-            part = images[start : start + self.batch_size]
+        for start in range(0, len(several), self.batch_size):
+            part = several[start : start + self.batch_size]
             with self._turns:
                 pixels = torch.stack(list(self._decoders.map(self.decode, part)))
-                predictions += self._predict(pixels, budget.threshold, budget.rough_weight)
+                predictions += self._predict(pixels, resolved.threshold, resolved.rough_weight)
         return predictions
 
     def decode(self, image: ImageSource, name: str | None = None) -> UInt8[Tensor, "ch size size"]:
@@ -163,7 +163,7 @@ class Predictor:
             rough_weight = rough_weight.to(device)
         with autocast(device, self.precision):
             prepared = self.networks.prepare(pixels.to(device))
-            result = self.networks.team.infer(
+            result = self.networks.required_team.infer(
                 prepared, threshold, rough_weight=rough_weight, streams=True
             )
         probabilities = result.prediction.softmax(1)

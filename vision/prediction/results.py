@@ -99,7 +99,7 @@ def open_results(
     if not path.parent.is_dir():
         raise RunError(f"{path} cannot be written: there is no folder {path.parent}")
     with locked(path, "choose another --out"):
-        done = frozenset()
+        done: frozenset[str] = frozenset()
         if not path.exists():
             write_bytes(path, heading(kind))
         elif not resume:

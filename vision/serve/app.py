@@ -92,7 +92,7 @@ class Service:
     def __init__(self, predictor: Predictor, settings: ServerSettings):
         self.predictor, self.settings = predictor, settings
         self.run_facts = _run_facts(predictor)
-        self.metrics = LiveMetrics(predictor.networks.team.num_experts)
+        self.metrics = LiveMetrics(predictor.networks.required_team.num_experts)
         self.health = Health()
         self.decoder = ImageDecoder(
             predictor.networks.preprocess,

@@ -62,7 +62,7 @@ class _Replica:
                 f"{run}: on several machines only whole networks are served; the experts of this run go on "
                 "from what the delegator hands over; `coe-vision serve` takes it"
             )
-        self.networks, team = loaded.networks, loaded.networks.team
+        self.networks, team = loaded.networks, loaded.networks.required_team
         self.precision = choose_precision(loaded.recipe.train.precision)
         self.num_classes = team.num_classes
         self.network = team.delegator if expert is None else team.experts[expert]

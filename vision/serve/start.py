@@ -23,7 +23,7 @@ def warm_up(predictor: Predictor, batch_size: int) -> None:
         predictor: compiled networks are compiled here, which can take minutes.
         batch_size: of the server; the first batch of another size compiles again if it must.
     """
-    networks, team = predictor.networks, predictor.networks.team
+    networks, team = predictor.networks, predictor.networks.required_team
     with torch.inference_mode(), autocast(networks.device, predictor.precision):
         for count in sorted(
             {1, min(2, batch_size)}

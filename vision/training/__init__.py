@@ -16,8 +16,9 @@ def _load_torchmetrics() -> None:
     if "torchmetrics" in sys.modules:
         return
     try:
-        checks = importlib.import_module("lightning_utilities.core.imports")
-        cache, available = checks.RequirementCache, checks.package_available
+        checks: Any = importlib.import_module("lightning_utilities.core.imports")
+        cache: Any = checks.RequirementCache
+        available = checks.package_available
     except (ImportError, AttributeError):  # another version: it imports as it likes
         return
     left_out = ("torchvision", "scipy", "matplotlib")

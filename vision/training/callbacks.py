@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,6 +16,9 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from vision.errors import Interrupted, RunError
+
+if TYPE_CHECKING:
+    from vision.training.module import CoETraining
 
 
 class StopAtSignal(Callback):
@@ -185,7 +188,8 @@ class Divergence(Callback):
         self.parts: list[str] = []
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        networks, train = pl_module.networks, pl_module.recipe.train
+        training = cast("CoETraining", pl_module)
+        networks, train = training.networks, training.recipe.train
         parts = networks.diverged()
         if len(parts) == networks.num_parts:
             raise RunError(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -23,6 +23,9 @@ from vision.data.load import ImageData
 from vision.errors import RunError
 from vision.recipe import Recipe
 from vision.recipe_networks import RunMacs
+
+if TYPE_CHECKING:
+    from vision.training.module import CoETraining
 
 IMAGES_PER_STEP = 4  # where there is no GPU
 _GIB = 2**30
@@ -43,8 +46,8 @@ class DryRun:
     """
 
     batch_size: int
-    losses: tuple[float, float]
-    seconds: tuple[float, float]
+    losses: tuple[float, ...]  # of both steps
+    seconds: tuple[float, ...]
     state_bytes: int
     activation_bytes: float
     num_images: int
@@ -100,7 +103,9 @@ class _Meter(Callback):
             return tensor
 
         self._storages = storages
-        if not pl_module.recipe.train.compile:  # compiled networks refuse such hooks
+        if not cast(
+            "CoETraining", pl_module
+        ).recipe.train.compile:  # compiled networks refuse such hooks
             self._hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
             self._hooks.__enter__()
         self._start = time.monotonic()
@@ -118,7 +123,8 @@ class _Meter(Callback):
         state = trainer.optimizers[0].state.values()
         tensors = [t for entry in state for t in entry.values() if isinstance(t, torch.Tensor)]
         optimiser = sum(t.numel() * t.element_size() for t in tensors)
-        copies = 2 + (pl_module.recipe.train.ema_decay > 0)  # weights, gradients, their average
+        averaged = cast("CoETraining", pl_module).recipe.train.ema_decay > 0
+        copies = 2 + averaged  # weights, gradients, their average
         self.state_bytes = copies * weights + optimiser
 
 
@@ -165,12 +171,13 @@ def two_steps(recipe: Recipe) -> DryRun:
         batch_size = max(1, recipe.train.batch_size // 8)
     if recipe.has_team:
         batch_size = max(batch_size, 2)
-    short = {"epochs": 2, "statistics_epochs": min(1, recipe.train.statistics_epochs)}
-    tried = replace(
-        recipe,
-        data=replace(recipe.data, workers=0),
-        train=replace(recipe.train, batch_size=batch_size, **short),  # of one step each
+    short = replace(
+        recipe.train,
+        batch_size=batch_size,
+        epochs=2,  # of one step each
+        statistics_epochs=min(1, recipe.train.statistics_epochs),
     )
+    tried = replace(recipe, data=replace(recipe.data, workers=0), train=short)
     meter = _Meter()
     balanced_assignment(torch.zeros(2, 2))  # compiles on its first call: not to be timed
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -207,11 +214,12 @@ def _generated(recipe: Recipe, count: int) -> ImageData:
 
     def images(number: int, drawn: Augmentation | None) -> ImageSet:
         targets = torch.arange(number) % len(classes)
-        pixels: list[torch.Tensor] | torch.Tensor = noise(number)
+        each = noise(number)
+        pixels: list[torch.Tensor] | torch.Tensor = each
         if drawn is None:
-            pixels = torch.stack(pixels)[..., : data.size, : data.size].contiguous()
+            pixels = torch.stack(each)[..., : data.size, : data.size].contiguous()
         elif exact:
-            pixels = torch.stack(pixels)
+            pixels = torch.stack(each)
         return ImageSet(targets, classes, preprocess, pixels, None, drawn)
 
     held_out = images(2, None)

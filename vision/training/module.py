@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -75,11 +77,12 @@ class CoETraining(LightningModule):
             shares=None if shares is None else torch.tensor(shares),
             num_samples=num_samples,
         )
-        preprocess, team = self.networks.preprocess, self.networks.team
-        shape = (preprocess.channels, preprocess.size, preprocess.size)
+        prepare, team = self.networks.preprocess, self.networks.required_team
+        image = (prepare.channels, prepare.size, prepare.size)
+        seen: tuple[int, ...] = image  # by the experts
         if isinstance(team.delegator, Trunked):
-            shape = feature_shape(team.delegator.trunk, shape)
-        self._experts = Together(team.experts, shape)
+            seen = feature_shape(team.delegator.trunk, image)
+        self._experts = Together(team.experts, seen)
         # Queue, table and confusion are equal on all ranks already: nothing to broadcast at every step.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if name.startswith(("objective.", "families."))
@@ -88,7 +91,7 @@ class CoETraining(LightningModule):
     def compile_networks(self) -> None:
         """torch.compile every network where it stands: parameters keep their names, averages see them."""
         team = [] if self.networks.team is None else [self.networks.team]
-        networks = [network for t in team for network in t.networks]
+        networks: list[nn.Module] = [network for t in team for network in t.networks]
         networks += self.networks.controls.values()
         if self.networks.cascade is not None:
             networks += self.networks.cascade.networks
@@ -156,7 +159,7 @@ class CoETraining(LightningModule):
 
     def _shared_step(self, images: Tensor, target: Tensor) -> Tensor:
         """Delegator's rough prediction and the one network that the experts still are."""
-        team = self.networks.team
+        team = self.networks.required_team
         handed = team.hand_over(images)
         rough_logits = handed.rough_logits
         self._observe(rough_logits, target)
@@ -168,7 +171,7 @@ class CoETraining(LightningModule):
 
     def _team_step(self, images: Tensor, target: Tensor, truth: Tensor, index: Tensor) -> Tensor:
         """All experts; ``truth`` is the target without a teacher's part, for the evidence."""
-        team = self.networks.team
+        team = self.networks.required_team
         handed = team.hand_over(images)
         _, rough_logits, selection_logits = handed
         self._observe(rough_logits, target)
@@ -215,17 +218,20 @@ class CoETraining(LightningModule):
         Not the core's `share_gradient`: copies that take no part in a step cost neither gradients nor
         momentum, and the experts take part in none until the split.
         """
-        first, *others = self.networks.team.experts
-        start_as_one(self.networks.team.experts)
+        first, *others = self.networks.required_team.experts
+        start_as_one([first, *others])
         if with_optimizer:
-            state = self.optimizers().optimizer.state
+            state = self._optimizer_state()
             for expert in others:
                 for source, copy in zip(first.parameters(), expert.parameters(), strict=True):
                     state[copy] = deepcopy(state[source])
 
+    def _optimizer_state(self) -> dict[Any, Any]:
+        return cast(LightningOptimizer, self.optimizers()).optimizer.state
+
     def on_train_epoch_start(self) -> None:
         if self.current_epoch >= self.recipe.train.statistics_epochs:
-            state = self.optimizers().optimizer.state
+            state = self._optimizer_state()
             for activation in start_learning(self.networks):
                 for parameter in activation.parameters():
                     for value in state.get(parameter, {}).values():
@@ -258,7 +264,7 @@ class CoETraining(LightningModule):
             sync_dist=True,
         )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         train = self.recipe.train
         optimizer = build_optimizer(train, self, self._parts() if self.recipe.ensembles else None)
         schedule = learning_rate_schedule(optimizer, train, self.num_steps)
@@ -267,5 +273,7 @@ class CoETraining(LightningModule):
     def _parts(self) -> list[tuple[nn.Module, float]]:
         """The ensembles' networks with the weight decay that division leaves, the others as always."""
         networks, decay = self.networks, self.recipe.train.weight_decay
-        parts = [(part, decay) for part in (networks.team, networks.controls) if part is not None]
+        parts: list[tuple[nn.Module, float]] = [(networks.controls, decay)]
+        if networks.team is not None:
+            parts.insert(0, (networks.team, decay))
         return parts + [(e, e.division.weight_decay or 0.0) for e in networks.ensembles.values()]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import datetime
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+if TYPE_CHECKING:
+    from vision.training.module import CoETraining
+
 
 def accuracies(trainer: Trainer) -> dict[str, str]:
     """Accuracies of the last validation, for the eye; empty before the first."""
-    recipe = trainer.lightning_module.recipe
+    recipe = cast("CoETraining", trainer.lightning_module).recipe
     names = ("rough", "selected", "expert", "oracle") if recipe.has_team else ()
     return {
         name: f"{100 * float(trainer.callback_metrics[key]):.1f}%"
@@ -55,8 +58,9 @@ class ProgressLines(Callback):
     def _speed(self, trainer: Trainer, pl_module: LightningModule) -> str:
         self._last = time.monotonic()
         per_step = (self._last - self._start) / max(1, trainer.global_step - self._first_step)
-        rate = pl_module.recipe.train.batch_size / max(per_step, 1e-9)
-        left = per_step * (pl_module.num_steps - trainer.global_step)
+        training = cast("CoETraining", pl_module)
+        rate = training.recipe.train.batch_size / max(per_step, 1e-9)
+        left = per_step * (training.num_steps - trainer.global_step)
         return f"{rate:,.0f} images/s  {datetime.timedelta(seconds=round(left))} left"
 
     @rank_zero_only

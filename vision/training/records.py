@@ -29,7 +29,9 @@ TRAIN_METRICS = "train/"  # prefix of what is averaged over an epoch's batches
 class AtomicCheckpoints(TorchCheckpointIO):
     """Replaces a checkpoint in one step: Lightning writes elsewhere first, and copies from there."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, **_: Any) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_bytes(Path(path), buffer.getbuffer())
@@ -146,6 +148,7 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         self.log_hyperparams()
+        assert self._rows is not None, "read above"
         row = {name: _plain(value) for name, value in metrics.items()} | {"step": step}
         if self._rows and self._rows[-1].keys() == row.keys() and self._rows[-1]["step"] == step:
             return  # written before the epoch's checkpoint
@@ -154,9 +157,10 @@ class MetricsFile(Logger):
 
     def _write(self) -> None:
         text = io.StringIO()
-        writer = csv.DictWriter(text, sorted(set().union(*self._rows)))
+        rows = self._rows or []
+        writer = csv.DictWriter(text, sorted(set().union(*rows)))
         writer.writeheader()
-        writer.writerows(self._rows)
+        writer.writerows(rows)
         self.path.parent.mkdir(exist_ok=True)
         write_text(self.path, text.getvalue())
 

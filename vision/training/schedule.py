@@ -40,12 +40,12 @@ def learning_rate_schedule(
             div_factor=train.lr / start,
             final_div_factor=start / final,
         )
-    warmup = train.warmup * num_steps if rises else 0.0
+    decay, warmup = train.decay, train.warmup * num_steps if rises else 0.0
 
     def factor(step: int) -> float:
         if step < warmup - 1:
             return (start + (train.lr - start) * step / (warmup - 1)) / train.lr
         epoch = step * train.epochs / num_steps
-        return train.decay ** math.floor(epoch / train.decay_epochs)
+        return decay ** math.floor(epoch / train.decay_epochs)
 
     return LambdaLR(optimizer, factor)

@@ -161,7 +161,7 @@ def _threads(
 def _trial(networks: Networks, images: int) -> Callable[[], object]:
     """A forward and backward pass of one expert, or of another part: what most of a step's time goes to."""
     team, ensembles = networks.team, list(networks.ensembles.values())
-    network = team.experts[0] if team is not None else ensembles[0].members[0]
+    network: nn.Module = team.experts[0] if team is not None else ensembles[0].members[0]
     preprocess, precision = networks.preprocess, choose_precision(networks.recipe.train.precision)
     replica: list[nn.Module] = []
 
@@ -273,7 +273,7 @@ def _trainer(
         devices=team.per_node,
         num_nodes=team.nodes,
         strategy=strategy if team.count > 1 else "auto",
-        precision=choose_precision(recipe.train.precision),
+        precision=choose_precision(recipe.train.precision),  # type: ignore[arg-type]  # a text of those
         callbacks=parts,
         logger=[metrics, TensorBoardFile(folder)],
         plugins=[AtomicCheckpoints(), *team.plugins],

@@ -208,11 +208,11 @@ def forward_tile(typingctx, x, y, at, row, channel, left, scale, base, rise, top
     def generate(context, builder, signature, args):
         x, y, at, row, channel, *tables, top = _memories(context, builder, signature, args)
         lines = _Lines(builder)
-        tables = (*tables, lines.splat(top))
+        all_tables = (*tables, lines.splat(top))
         places = [builder.add(at, builder.mul(row, _I64(i))) for i in range(LANES)]
         columns = lines.turn([lines.load(x, place) for place in places])
         out = [
-            _forward(lines, column, tables, builder.add(channel, _I64(i)))
+            _forward(lines, column, all_tables, builder.add(channel, _I64(i)))
             for i, column in enumerate(columns)
         ]
         for place, values in zip(places, lines.turn(out), strict=True):
@@ -231,8 +231,8 @@ def backward_line(typingctx, g, x, grad_x, kept, pieces, at, channel, left, scal
             context, builder, signature, args
         )
         lines = _Lines(builder)
-        gradient, tables = lines.load(g, at), (*tables, lines.splat(top))
-        out, piece, grad_t = _backward(lines, lines.load(x, at), gradient, tables, channel)
+        gradient, all_tables = lines.load(g, at), (*tables, lines.splat(top))
+        out, piece, grad_t = _backward(lines, lines.load(x, at), gradient, all_tables, channel)
         lines.store(out, grad_x, at)
         lines.store(gradient, kept, _I64(0))
         lines.store(grad_t, kept, _I64(LANES))
@@ -251,14 +251,14 @@ def backward_tile(typingctx, g, x, grad_x, kept, pieces, at, row, channel, left,
             context, builder, signature, args
         )
         lines = _Lines(builder)
-        tables = (*tables, lines.splat(top))
+        all_tables = (*tables, lines.splat(top))
         places = [builder.add(at, builder.mul(row, _I64(i))) for i in range(LANES)]
         gradients = lines.turn([lines.load(g, place) for place in places])
         columns = lines.turn([lines.load(x, place) for place in places])
         out = []
         for i, (column, gradient) in enumerate(zip(columns, gradients, strict=True)):
             this_channel = builder.add(channel, _I64(i))
-            value, piece, grad_t = _backward(lines, column, gradient, tables, this_channel)
+            value, piece, grad_t = _backward(lines, column, gradient, all_tables, this_channel)
             out.append(value)
             lines.store(gradient, kept, _I64(i * LANES))
             lines.store(grad_t, kept, _I64((LANES + i) * LANES))
