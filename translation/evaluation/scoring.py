@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from sacrebleu.metrics import BLEU, CHRF, TER
-from sacrebleu.significance import PairedTest
 
 TOKENISED_BLEU = "tokenised BLEU"
 REPORTED = ("BLEU", "chrF", "TER", TOKENISED_BLEU)
@@ -122,6 +121,8 @@ def compare(
     """
     if len(systems) < 2:
         raise ValueError(f"a comparison needs two systems or more, got {len(systems)}")
+    from sacrebleu.significance import PairedTest  # loads numpy
+
     scores = {name: score(text, references, metrics, scoring) for name, text in systems.items()}
     named = [(name, list(text)) for name, text in systems.items()]
     texts = list(map(list, references))

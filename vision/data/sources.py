@@ -20,6 +20,7 @@ from vision.data import published
 from vision.data.files import find_images, image_formats, is_image, printable
 from vision.data.shard_index import read_shards
 from vision.data.shards import Members, class_names, find_shards
+from vision.data.stratified import stratified_split
 
 FASHION_MNIST = [
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -58,16 +59,10 @@ class Source:
 
 def digits(path: Path) -> Source:
     """scikit-learn's 1,797 8x8 digits: 1,137 / 300 / 360, stratified."""
-    from sklearn.model_selection import train_test_split
-
     everything = _samples(published.digits())
-    targets = everything.targets
-    rest, test = train_test_split(
-        np.arange(len(targets)), test_size=360, stratify=targets, random_state=0
-    )
-    train, validation = train_test_split(
-        rest, test_size=300, stratify=targets[rest], random_state=0
-    )
+    targets = everything.targets.numpy()
+    rest, test = stratified_split(targets, 360)
+    train, validation = (rest[part] for part in stratified_split(targets[rest], 300))
     parts = [everything.select(torch.from_numpy(np.sort(p))) for p in (train, validation, test)]
     return Source([str(i) for i in range(10)], *parts)
 
