@@ -180,13 +180,18 @@ def untrained(mode: str, images: Tensor) -> list[System]:
         return torch.stack([answer(batch).softmax(1) for answer in answers]).mean(0)
 
     systems.append(System("ensemble of 4 experts", EXPERTS * second, mean_of_all))
-    systems.append(multi_exit(mode, images, uniform))
-    for name in CONDITIONAL:
-        if mode in ("eager", "bf16"):  # their kernels are made per image: neither is exported
-            conditional = network(name)
-            macs = count_macs(conditional, image)
-            systems.append(dense(f"CondConv {name}", macs, run(conditional, image)))
-    return systems
+    return [*systems, multi_exit(mode, images, uniform), *conditional(mode, image)]
+
+
+def conditional(mode: str, image: Tensor) -> list[System]:
+    """Networks of conditional convolutions; none is exported: their kernels are made per image."""
+    if mode not in ("eager", "bf16"):
+        return []
+    networks = {name: network(name) for name in CONDITIONAL}
+    return [
+        dense(f"CondConv {name}", count_macs(net, image), MODES[mode](net, image))
+        for name, net in networks.items()
+    ]
 
 
 def multi_exit(mode: str, images: Tensor, uniform: Tensor) -> System:

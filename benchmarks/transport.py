@@ -92,23 +92,8 @@ def measure(kind: str, n: int, k: int, repeats: int, emd_repeats: int) -> dict[s
     return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes and few repeats")
-    parser.add_argument("--out", type=Path, help="folder for transport.csv")
-    arguments = parser.parse_args()
-    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba", "pot"))
-    setting = f"{processor()}, python {platform.python_version()}, {packages}"
-
-    for dtype in (np.float32, np.float64):  # compile before timing
-        balanced_assignment(np.eye(4, dtype=dtype))
-    rows = []
-    for n, k in SIZES[:3] if arguments.quick else SIZES:
-        repeats = int(np.clip(1_000_000 // n, 7, 100)) // (5 if arguments.quick else 1)
-        emd_repeats = 2 if n > 10_000 else min(repeats, 20)
-        for kind in KINDS:
-            rows.append(measure(kind, n, k, max(repeats, 3), emd_repeats))
-
+def shown(rows: list[dict], setting: str) -> Table:
+    """The rows as a table for the terminal."""
     table = Table(title="Balanced transportation, median ms", caption=setting)
     headers = (
         "n x k",
@@ -139,8 +124,28 @@ def main() -> None:
             f"{row['objective_difference']:.0e}" if with_emd else "-",
             end_section=row["kind"] == KINDS[-1],
         )
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes and few repeats")
+    parser.add_argument("--out", type=Path, help="folder for transport.csv")
+    arguments = parser.parse_args()
+    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba", "pot"))
+    setting = f"{processor()}, python {platform.python_version()}, {packages}"
+
+    for dtype in (np.float32, np.float64):  # compile before timing
+        balanced_assignment(np.eye(4, dtype=dtype))
+    rows = []
+    for n, k in SIZES[:3] if arguments.quick else SIZES:
+        repeats = int(np.clip(1_000_000 // n, 7, 100)) // (5 if arguments.quick else 1)
+        emd_repeats = 2 if n > 10_000 else min(repeats, 20)
+        for kind in KINDS:
+            rows.append(measure(kind, n, k, max(repeats, 3), emd_repeats))
+
     console = Console(width=120)
-    console.print(table)
+    console.print(shown(rows, setting))
     for n, k in sorted({(row["n"], row["k"]) for row in rows}):
         ratios = [row["emd_over_ours"] for row in rows if row["n"] == n]
         if None in ratios:

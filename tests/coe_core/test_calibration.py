@@ -38,7 +38,7 @@ def curve_of(rows, delegator_cost=2.0):
 
 def loop(rows, threshold, delegator_cost=2.0):
     """Exit rate, quality and cost at one threshold, sample by sample."""
-    exits = [sure >= threshold for sure, *_ in rows]
+    exits = [confidence >= threshold for confidence, *_ in rows]
     quality = [r if e else x for e, (_, r, x, _) in zip(exits, rows, strict=True)]
     cost = [delegator_cost + (0 if e else c) for e, (*_, c) in zip(exits, rows, strict=True)]
     n = len(rows)
@@ -52,7 +52,10 @@ def test_curve_is_the_loop_at_every_threshold(rows):
     thresholds = [math.inf, *sorted(set(stored.tolist()), reverse=True)]
     assert curve.threshold.tolist() == thresholds
     for i, threshold in enumerate(thresholds):
-        rounded = [(sure, *rest) for sure, (_, *rest) in zip(stored.tolist(), rows, strict=True)]
+        rounded = [
+            (confidence, *rest)
+            for confidence, (_, *rest) in zip(stored.tolist(), rows, strict=True)
+        ]
         point = [float(array[i]) for array in curve[1:]]
         assert point == pytest.approx(loop(rounded, threshold), abs=1e-6)
 
@@ -64,10 +67,10 @@ def test_ties_leave_together():
 
 
 def test_thresholds_reproduce_the_exits_of_inference():
-    sureness = torch.rand(200, generator=torch.manual_seed(0))
-    curve = trade_off_curve(sureness, torch.zeros(200), torch.ones(200), 1.0, 9.0)
+    confidences = torch.rand(200, generator=torch.manual_seed(0))
+    curve = trade_off_curve(confidences, torch.zeros(200), torch.ones(200), 1.0, 9.0)
     for threshold, rate in zip(curve.threshold.tolist(), curve.exit_rate.tolist(), strict=True):
-        assert (sureness >= threshold).double().mean().item() == pytest.approx(rate)
+        assert (confidences >= threshold).double().mean().item() == pytest.approx(rate)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -276,11 +279,11 @@ def population(n, generator, grid=None):
 
     So the drop at threshold t is .15 (1 - t)^2, which passes .05 at t = 1 - sqrt(1/3).
     """
-    sure = torch.rand(n, generator=generator)
+    confidence = torch.rand(n, generator=generator)
     if grid:
-        sure = (sure * grid).floor() / grid
-    wrong = torch.rand(n, generator=generator) < 0.3 * (1 - sure)
-    return sure, 1 - wrong.float(), torch.ones(n)
+        confidence = (confidence * grid).floor() / grid
+    wrong = torch.rand(n, generator=generator) < 0.3 * (1 - confidence)
+    return confidence, 1 - wrong.float(), torch.ones(n)
 
 
 def true_drop(threshold, grid):
@@ -306,17 +309,17 @@ def test_the_guarantee_holds_over_calibration_sets_and_is_not_vacuous(grid):
 
 @given(st.integers(0, 10**6), st.floats(0.02, 0.3), st.floats(0.5, 0.99))
 def test_the_bound_is_the_exact_binomial_test(seed, drop, guarantee):
-    sure, rough, expert = population(120, torch.manual_seed(seed), grid=8)
-    threshold = controlled_threshold(sure, rough, expert, drop, guarantee)
+    confidence, rough, expert = population(120, torch.manual_seed(seed), grid=8)
+    threshold = controlled_threshold(confidence, rough, expert, drop, guarantee)
 
-    def passes(limit):
-        harmful = int(((rough == 0) & (expert == 1) & (sure >= limit)).sum())
+    def passes(threshold):
+        harmful = int(((rough == 0) & (expert == 1) & (confidence >= threshold)).sum())
         tail = sum(
             math.comb(120, i) * drop**i * (1 - drop) ** (120 - i) for i in range(harmful + 1)
         )
         return tail <= 1 - guarantee
 
-    levels = [math.inf, *sorted(set(sure.tolist()), reverse=True)]
+    levels = [math.inf, *sorted(set(confidence.tolist()), reverse=True)]
     good = [level for level in levels if passes(level)]
     assert threshold == (min(good) if good else math.inf)
 
@@ -326,9 +329,9 @@ def test_too_few_samples_guarantee_nothing():
 
 
 def test_harmless_exits_are_all_allowed():
-    sure = torch.rand(200, generator=torch.manual_seed(0))
-    wrong_anyway = controlled_threshold(sure, torch.zeros(200), torch.zeros(200), 0.05)
-    assert wrong_anyway == sure.min().item()
+    confidence = torch.rand(200, generator=torch.manual_seed(0))
+    wrong_anyway = controlled_threshold(confidence, torch.zeros(200), torch.zeros(200), 0.05)
+    assert wrong_anyway == confidence.min().item()
 
 
 @pytest.mark.parametrize("name", ["drop", "guarantee"])
@@ -357,17 +360,17 @@ def test_shapes_that_disagree_guarantee_nothing():
 def test_corpus_curve_is_the_loop_at_every_threshold(rows):
     """A quality that is no mean: the ratio of two sums."""
     table = torch.tensor(rows, dtype=torch.float64)
-    sure, rough, expert, cost = table.T
+    confidence, rough, expert, cost = table.T
     words = torch.arange(1, len(rows) + 1, dtype=torch.float64)
     counts = [torch.stack([right * words, words + right], 1) for right in (rough, expert)]
 
     def ratio(sums):
         return sums[:, 0] / sums[:, 1]
 
-    curve = corpus_trade_off_curve(sure, *counts, ratio, 2.0, cost)
-    assert curve.threshold.tolist() == [math.inf, *sorted(set(sure.tolist()), reverse=True)]
+    curve = corpus_trade_off_curve(confidence, *counts, ratio, 2.0, cost)
+    assert curve.threshold.tolist() == [math.inf, *sorted(set(confidence.tolist()), reverse=True)]
     for threshold, exit_rate, quality, spent in zip(*curve, strict=True):
-        exits = sure >= threshold
+        exits = confidence >= threshold
         chosen = torch.where(exits[:, None], *counts).sum(0, keepdim=True)
         assert float(exits.double().mean()) == pytest.approx(float(exit_rate))
         assert float(ratio(chosen)) == pytest.approx(float(quality))
@@ -376,10 +379,10 @@ def test_corpus_curve_is_the_loop_at_every_threshold(rows):
 
 @pytest.mark.usefixtures("unchecked")
 def test_corpus_curve_refuses():
-    sure, counts = torch.rand(3), torch.ones(3, 2)
+    confidence, counts = torch.rand(3), torch.ones(3, 2)
 
     def curve(one=counts, other=counts, quality=lambda sums: sums[:, 0]):
-        return corpus_trade_off_curve(sure, one, other, quality, 1.0, 1.0)
+        return corpus_trade_off_curve(confidence, one, other, quality, 1.0, 1.0)
 
     with pytest.raises(
         ValueError, match=r"rough_statistics \(2, 2\) and expert_statistics \(3, 2\)"

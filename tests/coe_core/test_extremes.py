@@ -270,12 +270,12 @@ def test_fit_threshold_refuses():
 
 
 def test_costs_and_qualities_that_overflow_when_summed():
-    sure, ones = torch.tensor([0.9, 0.6]), torch.ones(2)
+    confidences, ones = torch.tensor([0.9, 0.6]), torch.ones(2)
     with pytest.raises(ValueError, match="cost is not finite at 1 of 3 operating points"):
-        trade_off_curve(sure, ones, ones, 0.0, 1.7e308)
+        trade_off_curve(confidences, ones, ones, 0.0, 1.7e308)
     with pytest.raises(ValueError, match="quality is not finite at 1 of 3 operating points"):
-        trade_off_curve(sure, real(1.7e308, 1.7e308), ones, 0.0, 1.0)
-    assert trade_off_curve(sure, ones, ones, 0.0, 8e307).cost.tolist() == [8e307, 4e307, 0]
+        trade_off_curve(confidences, real(1.7e308, 1.7e308), ones, 0.0, 1.0)
+    assert trade_off_curve(confidences, ones, ones, 0.0, 8e307).cost.tolist() == [8e307, 4e307, 0]
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])

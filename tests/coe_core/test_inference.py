@@ -74,11 +74,11 @@ def test_grouped_equals_one_by_one(n, k, seed, threshold):
 def test_each_sample_gets_the_prediction_that_its_way_leads_to():
     networks, x = Networks(3), inputs(40)
     with torch.no_grad():
-        rough, sureness, logits, _ = networks.delegate(x)
+        rough, confidences, logits, _ = networks.delegate(x)
         answers = torch.stack([net(x) for net in networks.nets], 1)
     threshold = networks.middle(x)
     result = networks.infer(x, threshold)
-    exits = sureness >= threshold
+    exits = confidences >= threshold
     assert 0 < int(exits.sum()) < 40
     assert result.exits.tolist() == exits.tolist()
     assert result.selected_expert.tolist() == logits.argmax(1).tolist()
@@ -104,8 +104,8 @@ def test_threshold_above_the_top_exits_none(threshold):
 
 def test_a_sample_as_sure_as_the_threshold_exits():
     networks, x = Networks(2), inputs(5)
-    sureness = networks.infer(x, 0).confidence
-    assert networks.infer(x, sureness.max().item()).exits.sum() == 1
+    confidences = networks.infer(x, 0).confidence
+    assert networks.infer(x, confidences.max().item()).exits.sum() == 1
 
 
 def test_every_needed_expert_runs_once_on_its_rows_and_no_other_runs():
@@ -165,17 +165,17 @@ def test_another_selection():
     ).tolist()
 
 
-def words(sentences, sureness, chosen, k=2):
+def words(sentences, confidences, chosen, k=2):
     """A delegator of sentences: its rough prediction is the sentence in capitals."""
     return Delegation(
         [sentence.upper() for sentence in sentences],
-        torch.tensor([sureness[sentence] for sentence in sentences]),
+        torch.tensor([confidences[sentence] for sentence in sentences]),
         torch.eye(k)[[chosen[sentence] for sentence in sentences]],
     )
 
 
 def test_lists_as_batches_and_predictions_keep_their_order():
-    sureness = {"a": 0.9, "b": 0.1, "c": 0.2, "d": 0.3}
+    confidences = {"a": 0.9, "b": 0.1, "c": 0.2, "d": 0.3}
     chosen = {"a": 0, "b": 1, "c": 0, "d": 1}
     groups = []
 
@@ -187,7 +187,7 @@ def test_lists_as_batches_and_predictions_keep_their_order():
         return run
 
     result = infer(
-        lambda batch: words(batch, sureness, chosen),
+        lambda batch: words(batch, confidences, chosen),
         [expert("0"), expert("1")],
         ["d", "a", "c", "b"],
         threshold=0.5,
@@ -243,10 +243,10 @@ def test_confidence_by_hand():
 @given(n=st.integers(0, 5), c=st.integers(1, 6), seed=st.integers(0, 999), scale=st.floats(0, 1e4))
 def test_confidence_is_in_the_unit_interval_and_invariant(kind, n, c, seed, scale):
     logits = scale * torch.randn(n, c, dtype=torch.float64, generator=torch.manual_seed(seed))
-    sureness = confidence(logits, kind)
-    assert sureness.dtype == torch.float64
-    assert ((sureness >= 0) & (sureness <= 1 + 1e-12)).all()
-    torch.testing.assert_close(confidence(logits.flip(1) + 3, kind), sureness)
+    confidences = confidence(logits, kind)
+    assert confidences.dtype == torch.float64
+    assert ((confidences >= 0) & (confidences <= 1 + 1e-12)).all()
+    torch.testing.assert_close(confidence(logits.flip(1) + 3, kind), confidences)
     for dtype in (torch.float16, torch.bfloat16):
         assert confidence(logits.to(dtype), kind).isfinite().all()
 

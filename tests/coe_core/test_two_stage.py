@@ -47,9 +47,9 @@ def test_the_curve_is_that_of_the_qualities():
     )
 )
 def test_every_point_of_the_curve_is_reached(rows):
-    sure, rough, final, second = torch.tensor(rows, dtype=torch.float64).T
+    confidences, rough, final, second = torch.tensor(rows, dtype=torch.float64).T
     both = TwoStage(
-        sure / 5,
+        confidences / 5,
         {"right": mean_quality(rough, final)},
         {"macs": StageCost(2.0, second, 0.5)},
     )

@@ -35,14 +35,14 @@ def test_an_empty_source_translates_to_an_empty_line_and_shifts_nothing(generate
 
 
 def test_threshold_decides_who_exits(generate):
-    sure = confidences(generate(*SEEN))
-    threshold = median(value for number, value in sure.items() if number != 5)
+    of_sentence = confidences(generate(*SEEN))
+    threshold = median(value for number, value in of_sentence.items() if number != 5)
     done = generate("--threshold", threshold)
     networks = {number: row[0] for number, row in done.table("R").items()}
     early = {number for number, network in networks.items() if network == "delegator"}
     printed = 1e-4  # four digits are printed
-    assert early >= {n for n, value in sure.items() if value > threshold + printed} - {5}
-    assert early <= {n for n, value in sure.items() if value > threshold - printed}
+    assert early >= {n for n, value in of_sentence.items() if value > threshold + printed} - {5}
+    assert early <= {n for n, value in of_sentence.items() if value > threshold - printed}
     assert 0 < len(early) < 23
     everyone, nobody = generate("--threshold", "0"), generate("--threshold", "inf")
     for number in set(range(24)) - {5}:

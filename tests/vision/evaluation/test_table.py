@@ -25,9 +25,9 @@ def logits(classes, scale=40.0):
     return scale * torch.nn.functional.one_hot(torch.tensor(classes), 3).float()
 
 
-def predictions(rough, sure, selected, experts, small, large):
+def predictions(rough, confident, selected, experts, small, large):
     """Of four samples, all of class 0. Classes predicted; ``experts``: one list per expert."""
-    scale = torch.tensor([SURE if s else UNSURE for s in sure])[:, None]
+    scale = torch.tensor([SURE if s else UNSURE for s in confident])[:, None]
     return Predictions(
         torch.zeros(4, dtype=torch.long),
         logits(rough, 1.0) * scale,
@@ -114,8 +114,8 @@ def test_budget(rows):
     assert row.accuracy == 0.5  # right, wrong (rough); wrong, right (experts)
     assert row.macs == 1_000_000 + (8 + 8) * 1_000_000 / 4
     assert row.load == (0.0, 1.0)
-    sureness = torch.tensor([SURE, 0, 0]).softmax(0)[0]
-    assert row.threshold == pytest.approx(float(sureness))
+    confidence = torch.tensor([SURE, 0, 0]).softmax(0)[0]
+    assert row.threshold == pytest.approx(float(confidence))
 
 
 def test_thresholds_come_from_validation_only(rows, validation, test):

@@ -65,8 +65,8 @@ def run(trained):
 def middle(run, pixels):
     """A threshold that about half of the images pass, and a rough weight."""
     with torch.inference_mode():
-        sure = run.networks.team.infer(run.networks.prepare(pixels), 0.0).confidence
-    return float(sure.median()) + 1e-4, 0.3
+        confidences = run.networks.team.infer(run.networks.prepare(pixels), 0.0).confidence
+    return float(confidences.median()) + 1e-4, 0.3
 
 
 def test_files_and_metadata(onnx_folder, run):

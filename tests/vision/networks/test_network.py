@@ -149,8 +149,8 @@ def test_infer_equals_one_by_one(team, place, rough_weight):
     images = torch.randn(24, 3, 32, 32)
     with torch.inference_mode():
         out = team(images)
-        sureness = out.rough_logits.softmax(1).amax(1)
-        threshold = {"all exit": 0.0, "half": float(sureness.median()), "none exits": 1.1}[place]
+        confidences = out.rough_logits.softmax(1).amax(1)
+        threshold = {"all exit": 0.0, "half": float(confidences.median()), "none exits": 1.1}[place]
         grouped = team.infer(images, threshold, rough_weight=rough_weight)
         alone = [team.infer(image[None], threshold, rough_weight=rough_weight) for image in images]
     assert torch.allclose(grouped.prediction, torch.cat([a.prediction for a in alone]), atol=1e-5)

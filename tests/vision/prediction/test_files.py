@@ -42,15 +42,15 @@ def test_equals_the_evaluation(cli, trained, folder, capsys, threshold):
         str(folder / f"{i:02}[1].png") if i < 9 else str(folder / f"sub/{i:02}.PNG")
         for i in range(12)
     ]
-    sureness = expected.rough_logits.softmax(1).amax(1)
+    confidences = expected.rough_logits.softmax(1).amax(1)
     weight = run.operating_points["best"].rough_weight
     final = expected.selected_logits + weight * expected.rough_logits
     for i, record in enumerate(found):
-        exits = bool(sureness[i] >= threshold)
+        exits = bool(confidences[i] >= threshold)
         probabilities = (expected.rough_logits if exits else final)[i].softmax(0)
         assert record["exited"] == exits
         assert record["expert"] == (None if exits else int(expected.selected_expert[i]))
-        assert record["confidence"] == pytest.approx(float(sureness[i]), abs=1e-5)
+        assert record["confidence"] == pytest.approx(float(confidences[i]), abs=1e-5)
         assert record["label"] == run.networks.classes[int(probabilities.argmax())]
         assert record["probability"] == pytest.approx(float(probabilities.max()), abs=1e-5)
 

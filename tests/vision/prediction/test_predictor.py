@@ -99,8 +99,8 @@ def test_the_curve_is_that_of_the_stored_points(predictor):
 def test_a_long_curve_is_thinned():
     from coe_core import trade_off_curve
 
-    sure = torch.linspace(0, 1, 5000)
-    curve = trade_off_curve(sure, torch.ones(5000), torch.ones(5000), 1.0, 2.0)
+    confidences = torch.linspace(0, 1, 5000)
+    curve = trade_off_curve(confidences, torch.ones(5000), torch.ones(5000), 1.0, 2.0)
     kept = CalibratedCurve.from_curve(curve, rough_weight=0.0, num_samples=5000, data="", date="")
     assert len(kept.threshold) == MAX_POINTS
     assert kept.threshold[0] == math.inf
