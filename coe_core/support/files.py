@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +122,15 @@ def _synchronise(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-def ready_to_write(path: str | Path) -> None:
+def ready_to_write(path: str | Path, read: Iterable[str | Path] = ()) -> None:
     """Make the folder of a file that is to be written after long work, and see that it can be written.
 
     Args:
         path: of the file, which may exist: it is left as it is.
+        read: what the work reads, which it may not replace.
 
     Raises:
+        ValueError: the file is one of those that are read.
         OSError: a folder is in its place, or it cannot be written.
 
     Example:
@@ -139,6 +141,10 @@ def ready_to_write(path: str | Path) -> None:
         (True, False)
     """
     target = Path(os.path.realpath(path))
+    if any(target == Path(os.path.realpath(source)) for source in read):
+        raise ValueError(
+            f"{path} is read here, and would be overwritten; give another file to --out"
+        )
     if target.is_dir():
         raise IsADirectoryError(f"{path} cannot be written: it is a folder")
     try:

@@ -22,7 +22,7 @@ def run_average(arguments: argparse.Namespace) -> None:
     """Average the parameters of checkpoints of one training."""
     from translation.plugin.checkpoints import average, load_state, num_updates
 
-    ready_to_write(arguments.out)
+    ready_to_write(arguments.out, arguments.checkpoints)
     loaded = (load_state(path) for path in arguments.checkpoints)
     by_updates = {num_updates(state): state for state in loaded}
     states = [by_updates[updates] for updates in sorted(by_updates)]

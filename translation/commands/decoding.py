@@ -36,8 +36,9 @@ def add_decode_options(parser: argparse.ArgumentParser) -> None:
 
 def run_decode(arguments: argparse.Namespace) -> None:
     """Translate a data set by every network of a team and by every control."""
-    ready_to_write(arguments.out)
     controls = _pairs(arguments.control, "--control", "NAME=CHECKPOINT")
+    read = [arguments.path, *controls.values(), arguments.reference or arguments.path]
+    ready_to_write(arguments.out, read)
     for path in (arguments.path, *controls.values()):
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file")
@@ -78,7 +79,7 @@ def run_calibrate(arguments: argparse.Namespace) -> None:
     from translation.evaluation.calibrate import fit_all, save_points
     from translation.evaluation.translations import Translations
 
-    ready_to_write(arguments.out)
+    ready_to_write(arguments.out, [arguments.translations])
     decoded = Translations.load(arguments.translations)
     scoring = chosen_scoring(arguments, decoded.reference, decoded.provenance.get("scoring"))
     points, unmet = fit_all(decoded, arguments.aims, arguments.translations, scoring)

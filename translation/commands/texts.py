@@ -71,7 +71,7 @@ def run_vocabulary(arguments: argparse.Namespace) -> None:
     """Learn a joint SentencePiece vocabulary."""
     from translation.corpora.vocabulary import Segmentation, train_vocabulary
 
-    ready_to_write(arguments.out)
+    ready_to_write(arguments.out, arguments.texts)
     how = Segmentation(
         arguments.kind,
         arguments.normalization,

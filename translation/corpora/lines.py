@@ -8,14 +8,24 @@ text mode, ends a line at a carriage return of its own: see `refuse_breaks`.
 from __future__ import annotations
 
 import gzip
+import io
 import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 STANDARD_INPUT = "-"
-_GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_GZIP = b"\x1f\x8b"
+_PACKED = {  # first bytes -> what it is, and what unpacks it
+    b"PK\x03\x04": ("a zip archive", "unzip"),
+    b"BZh": ("packed by bzip2", "bunzip2"),
+    b"\xfd7zXZ\x00": ("packed by xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("packed by zstd", "unzstd"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "7z x"),
+}
+_MOST_UNPACKED = 2**32  # bytes: a few kilobytes of gzip can stand for more than memory holds
 _UTF8_MARK, _UTF16_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+_UTF32_MARKS = (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -89,9 +99,13 @@ def _unpacked(content: bytes, name: str) -> bytes:
     if not content.startswith(_GZIP):
         return content
     try:
-        return gzip.decompress(content)
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+            unpacked = file.read(_MOST_UNPACKED + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{name}: a damaged gzip file: {error}") from error
+    if len(unpacked) > _MOST_UNPACKED:
+        raise ValueError(f"{name}: more than {_MOST_UNPACKED:,} bytes when it is unpacked")
+    return unpacked
 
 
 def split_lines(content: bytes, name: str) -> list[str]:
@@ -108,10 +122,13 @@ def split_lines(content: bytes, name: str) -> list[str]:
         >>> split_lines("one\\u2028still\\r\\ntwo".encode(), "text")
         ['one\\u2028still', 'two']
     """
+    if content.startswith(_UTF32_MARKS):
+        raise ValueError(f"{name}: UTF-32, not UTF-8; convert it, as with iconv -f utf-32 -t utf-8")
     if content.startswith(_UTF16_MARKS) or b"\x00" in content[:2]:
         raise ValueError(f"{name}: UTF-16, not UTF-8; convert it, as with iconv -f utf-16 -t utf-8")
-    if content.startswith(_ZIP):
-        raise ValueError(f"{name}: a zip archive, not a text; unpack it")
+    for first, (what, program) in _PACKED.items():
+        if content.startswith(first):
+            raise ValueError(f"{name}: {what}, not a text; unpack it ({program})")
     lines = content.removeprefix(_UTF8_MARK).split(b"\n")
     if lines[-1] == b"":
         lines.pop()

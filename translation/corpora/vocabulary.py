@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from coe_core.support.files import whole_file
+from coe_core.support.files import ready_to_write, whole_file
 from translation.corpora.lines import read_lines, refuse_breaks
 
 KINDS = ("unigram", "bpe")
@@ -15,6 +15,8 @@ NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 LONGEST_LINE = 4192  # bytes; SentencePiece learns from no longer line by default
 _RESERVED = "\u2585"  # SentencePiece's mark of an unknown piece; it leaves out lines with it
 _SPACE = "\u2581"
+_MOST_PIECES = 4_000_000  # SentencePiece takes memory for all that are asked for
+_LINE_BYTES = (10, 2**30)  # SentencePiece's own bounds of the longest line
 _ENOUGH = 2_000_000  # lines to learn a vocabulary from
 _AT_ONCE = 10_000  # lines in memory as pieces
 
@@ -70,10 +72,10 @@ def train_vocabulary(
 
     how = segmentation or Segmentation(kind)
     _check(how, size)
+    ready_to_write(out, texts)
     lines, too_long = _lines_of(texts, how.longest_line)
     used = lines[:: 1 + (len(lines) - 1) // _ENOUGH]
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with whole_file(out) as part, part.open("wb") as file:
             sentencepiece.SentencePieceTrainer.train(
@@ -110,6 +112,11 @@ def _lines_of(texts: Sequence[str | Path], longest: int) -> tuple[list[str], lis
         lines += (line for line in text if line.strip())
     if not lines:
         raise ValueError(f"no vocabulary: all lines of {', '.join(map(str, texts))} are empty")
+    if len(too_long) == len(lines):
+        raise ValueError(
+            f"no vocabulary: all {len(lines)} lines of {', '.join(map(str, texts))} are over {longest} "
+            "bytes; --longest-line takes them"
+        )
     return lines, too_long
 
 
@@ -120,13 +127,19 @@ def _check(how: Segmentation, size: int) -> None:
     ):
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
-    if size < 1:
-        raise ValueError(f"the number of pieces must be at least 1, got {size}")
+    if not 1 <= size <= _MOST_PIECES:
+        raise ValueError(f"the number of pieces must be in [1, {_MOST_PIECES}], got {size}")
+    for symbol in how.user_symbols:
+        if not symbol.strip() or how.user_symbols.count(symbol) > 1:
+            raise ValueError(
+                f"the user symbol {symbol!r} is {'given twice' if symbol.strip() else 'empty'}"
+            )
     if not 0.98 <= how.character_coverage <= 1:  # SentencePiece's own bounds
         raise ValueError(f"character coverage must be in [0.98, 1], got {how.character_coverage}")
-    if not 1 <= how.longest_line <= 1_000_000_000:
+    low, high = _LINE_BYTES
+    if not low <= how.longest_line <= high:
         raise ValueError(
-            f"the longest line must be 1 to 1,000,000,000 bytes, got {how.longest_line}"
+            f"the longest line must be {low} to {high:,} bytes, got {how.longest_line}"
         )
 
 
@@ -202,7 +215,8 @@ def load_pieces(model: str | Path) -> Any:
     import sentencepiece
 
     if not Path(model).is_file():
-        raise ValueError(f"{model}: no such file")
+        what = "not a regular file" if Path(model).exists() else "no such file"
+        raise ValueError(f"{model}: {what}")
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(model))
     except (RuntimeError, OSError) as error:

@@ -158,5 +158,6 @@ def load_points(path: str | Path) -> dict[str, list[OperatingPoint]]:
         ValueError: no such file, or not one of these.
     """
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file; coe-translation calibrate writes it")
+        what = "not a regular file" if Path(path).exists() else "no such file"
+        raise ValueError(f"{path}: {what}; coe-translation calibrate writes it")
     return coe_core.load_points(path, TASK).points

@@ -75,7 +75,8 @@ class Translations:
             ValueError: not such a file, or one whose parts do not fit together.
         """
         if not Path(path).is_file():
-            raise ValueError(f"{path}: no such file; coe-translation decode writes it")
+            what = "not a regular file" if Path(path).exists() else "no such file"
+            raise ValueError(f"{path}: {what}; coe-translation decode writes it")
         values = read_json(path)
         try:
             networks = {

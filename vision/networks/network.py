@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from vision.networks.own import OWN, own_constructor
 
 MAX_OPTION = 1_000_000  # of numbers among the options, to either side
+MAX_PARTS = 50_000  # layers and blocks of one network; the largest published ones have about 5,000
 _WEIGHTS = "weights come from pretrained: true alone"
 _OUTPUTS = "a network of a recipe returns one row of logits for each image"
 _DATA = "the data decide it"
@@ -83,7 +88,8 @@ def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.M
         channels: of the images; torchvision's networks take 3.
 
     Raises:
-        ValueError: unknown name (names the nearest), options that the constructor does not take,
+        ValueError: unknown name (names the nearest), options that the constructor does not take or that
+            make more layers than any network has,
             channels that the network cannot take, or nothing to replace.
 
     Example:
@@ -92,7 +98,8 @@ def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.M
     """
     check_options(network)
     try:
-        built = _named(network, num_outputs, channels)
+        with _bounded():
+            built = _named(network, num_outputs, channels)
         _replace_parts(built, network)
     except ValueError:
         raise
@@ -103,6 +110,24 @@ def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.M
             f"{' '.join(str(error).split())[:300]}"
         ) from error
     return built if network.size is None else AtSize(built, network.size)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Give up a network of more parts than any has: a number among its options is absurd."""
+    count, thread = 0, threading.get_ident()
+
+    def counted(*_: object) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > MAX_PARTS:
+            raise ValueError(f"it has more than {MAX_PARTS} layers; lower its options")
+
+    handle = register_module_module_registration_hook(counted)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _replace_parts(built: nn.Module, network: Network) -> None:

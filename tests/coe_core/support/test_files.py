@@ -11,6 +11,7 @@ from coe_core.support.files import (
     as_number,
     json_text,
     read_json,
+    ready_to_write,
     sha256_of,
     whole_file,
     whole_folder,
@@ -138,3 +139,14 @@ def test_numbers():
 def test_digest(tmp_path):
     write_bytes(tmp_path / "a", b"abc")
     assert sha256_of(tmp_path / "a").startswith("ba7816bf8f01cfea")
+
+
+def test_what_is_read_is_not_replaced(tmp_path):
+    (tmp_path / "a").write_text("mine")
+    (tmp_path / "link").symlink_to("a")
+    for out, read in (("a", "a"), ("link", "a"), ("a", "link"), ("x/../a", "a")):
+        with pytest.raises(
+            ValueError, match="is read here, and would be overwritten; give another"
+        ):
+            ready_to_write(tmp_path / out, ["other", tmp_path / read])
+    ready_to_write(tmp_path / "b", [tmp_path / "a"])

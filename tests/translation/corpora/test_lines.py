@@ -1,13 +1,16 @@
 """One reader of texts: which lines there are, and what is said of texts that do not serve."""
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import zipfile
 
 import pytest
 
 from translation.commands.cli import main
+from translation.corpora import lines
 from translation.corpora.lines import read_lines, read_plain_lines
 from translation.corpora.published import tatoeba_pairs, write_splits
 from translation.corpora.text import hypotheses_in
@@ -64,7 +67,11 @@ def test_written_splits_have_as_many_lines_for_fairseq(tmp_path):
         ("one\n".encode("utf-16-be"), "x: UTF-16, not UTF-8"),
         (b"one\nH\xe4user\n", "x:2: not UTF-8 (byte 0xe4 at position 2 of the line)"),
         (b"", "x: the file is empty"),
+        ("one\n".encode("utf-32"), "x: UTF-32, not UTF-8; convert it, as with iconv -f utf-32"),
         (b"PK\x03\x04", "x: a zip archive, not a text"),
+        (bz2.compress(b"one\n"), "x: packed by bzip2, not a text; unpack it (bunzip2)"),
+        (lzma.compress(b"one\n"), "x: packed by xz, not a text; unpack it (unxz)"),
+        (b"\x28\xb5\x2f\xfd", "x: packed by zstd, not a text; unpack it (unzstd)"),
     ],
 )
 def test_texts_that_fairseq_would_read_otherwise(tmp_path, content, message):
@@ -175,11 +182,14 @@ def test_options_of_the_segmentation(text, tmp_path):
 @pytest.mark.parametrize(
     ("size", "options", "message"),
     [
-        (0, {}, "the number of pieces must be at least 1, got 0"),
+        (0, {}, r"the number of pieces must be in \[1, 4000000\], got 0"),
+        (2 * 10**9, {}, r"the number of pieces must be in \[1, 4000000\], got 2000000000"),
+        (30, {"user_symbols": ("",)}, "the user symbol '' is empty"),
+        (30, {"user_symbols": ("x", "y", "x")}, "the user symbol 'x' is given twice"),
         (30, {"kind": "word"}, "unknown kind 'word'; known: unigram, bpe"),
         (30, {"normalization": "nfd"}, "unknown normalization 'nfd'; known: nmt_nfkc"),
         (30, {"character_coverage": 0.5}, r"character coverage must be in \[0.98, 1\], got 0.5"),
-        (30, {"longest_line": 0}, "the longest line must be 1 to"),
+        (30, {"longest_line": 0}, "the longest line must be 10 to"),
         (900, {}, "no vocabulary of 900 pieces from 5 lines: Vocabulary size too high"),
         (5, {}, "no vocabulary of 5 pieces from 5 lines: Vocabulary size is smaller"),
     ],
@@ -190,7 +200,31 @@ def test_vocabularies_that_cannot_be(text, tmp_path, size, options, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_text_is_not_overwritten_by_its_vocabulary(tmp_path):
+    text = tmp_path / "a.de"
+    text.write_text("one two\n" * 9)
+    with pytest.raises(
+        ValueError, match=r"a\.de is read here, and would be overwritten; give another file"
+    ):
+        train_vocabulary([text], 9, text)
+    assert text.read_text() == "one two\n" * 9
+    text.write_text(("one two " * 9 + "\n") * 9)
+    with pytest.raises(ValueError, match=r"all 9 lines of .* are over .*; --longest-line takes"):
+        train_vocabulary([text], 9, tmp_path / "x", segmentation=Segmentation(longest_line=10))
+
+
+def test_a_text_that_grows_when_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "_MOST_UNPACKED", 1000)
+    (tmp_path / "x.gz").write_bytes(gzip.compress(b"one\n" * 250))
+    assert len(read_lines(tmp_path / "x.gz")) == 250
+    (tmp_path / "x.gz").write_bytes(gzip.compress(b"one\n" * 251))
+    with pytest.raises(ValueError, match="more than 1,000 bytes when it is unpacked"):
+        read_lines(tmp_path / "x.gz")
+
+
 def test_a_model_that_is_none(text, tmp_path):
+    with pytest.raises(ValueError, match=r"not a regular file"):
+        encode_file(tmp_path, text, tmp_path / "out")
     (tmp_path / "junk").write_bytes(b"junk")
     with pytest.raises(ValueError, match=r"junk: not a SentencePiece model"):
         encode_file(tmp_path / "junk", text, tmp_path / "out")

@@ -76,8 +76,19 @@ def test_where():
             {"condconv": 4, "condconv_where": "block5"},
             r"no convolution of SmallResNet to replace where 'block5' matches; it has stem.0, blocks",
         ),
+        ({"condconv": 4, "condconv_where": "("}, r"'\(' is no regular expression: missing \)"),
+        (  # re takes 20 s for it
+            {"condconv": 4, "condconv_where": r"^(([a-z0-9._])+)+!$"},
+            r"no convolution of SmallResNet to replace where",
+        ),
+        (
+            {"condconv": 4, "condconv_where": r"^(([a-z0-9._])+)+!$"},
+            "the regular expression .* takes more than .* s on one name",
+        ),
     ],
 )
-def test_refused(options, message):
+def test_refused(options, message, monkeypatch):
+    if "takes" in message:
+        monkeypatch.setattr("vision.networks.condconv._SECONDS", 1e-9)
     with pytest.raises(ValueError, match=f"network 'small_resnet': {message}"):
         build_network(Network("small_resnet", **options), 10)
