@@ -38,10 +38,10 @@ def digits() -> LabelledPixels:
     Raises:
         FileNotFoundError: scikit-learn is not installed, or its file is elsewhere.
     """
-    found = importlib.util.find_spec("sklearn")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError("the data set digits comes with scikit-learn: install it")
-    file = Path(found.submodule_search_locations[0]) / "datasets/data/digits.csv.gz"
+    file = Path(spec.submodule_search_locations[0]) / "datasets/data/digits.csv.gz"
     rows = np.loadtxt(file, delimiter=",")
     pixels = (rows[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     return LabelledPixels(torch.from_numpy(pixels), torch.from_numpy(rows[:, -1].astype(np.int64)))
