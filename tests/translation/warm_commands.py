@@ -79,6 +79,8 @@ def answer(caller: socket.socket) -> int:
     for place, file in enumerate(files):
         os.dup2(file, place)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

@@ -33,7 +33,7 @@ def commands(tmp_path_factory):
     """Folder of the commands, served by one process that has imported everything."""
     folder = tmp_path_factory.mktemp("bin")
     server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", Path(__file__).with_name("warm_commands.py"), folder],
+        [sys.executable, "-W", "ignore", Path(__file__).parents[1] / "warm_commands.py", folder],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
