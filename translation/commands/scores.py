@@ -147,7 +147,7 @@ def _as_json(
 ) -> str:
     from coe_core.support.files import json_text
 
-    systems = {}
+    systems: dict[str, dict[str, Any]] = {}
     for path, scores in table.items():
         of_system: dict[str, Any] = {score.metric: score._asdict() for score in scores}
         for values in of_system.values():

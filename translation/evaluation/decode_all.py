@@ -314,7 +314,8 @@ def _search(
         sources = batch["net_input"]["src_tokens"]
         lengths = batch["net_input"]["src_lengths"].cpu()
         steps = torch.tensor([max(len(part["tokens"]) for part in best) for best in hypotheses])
-        macs = sum(part.sentence(lengths, steps, beam) for part in spends) + searcher.extra_macs
+        macs: Any = sum(part.sentence(lengths, steps, beam) for part in spends)
+        macs = macs + searcher.extra_macs
         empty = ~not_empty(sources, pad, eos).cpu()
         for place, number in enumerate(batch["id"].tolist()):
             best = hypotheses[place][0]

@@ -68,8 +68,8 @@ class _CorpusQualities(Mapping[str, StageQuality]):
     def __getitem__(self, metric: str) -> StageQuality:
         if metric not in self.known:
             quality = CorpusQuality(metric, self.reference, self.scoring)
-            counts = [quality.counts(text) for text in self.texts]
-            self.known[metric] = StageQuality(*counts, quality.scores)
+            rough, final = (quality.counts(text) for text in self.texts)
+            self.known[metric] = StageQuality(rough, final, quality.scores)
         return self.known[metric]
 
     def __iter__(self) -> Iterator[str]:

@@ -102,7 +102,8 @@ class Translations:
         if n == 0:
             raise ValueError(f"{name}: no sentences")
         columns: dict[str, list] = {"references": self.reference}
-        for network, values in {"selection": self.selection, **self.networks}.items():
+        every: dict[str, Selection | OfNetwork] = {"selection": self.selection, **self.networks}
+        for network, values in every.items():
             columns |= {f"{what} of {network}": column for what, column in vars(values).items()}
         for what, column in columns.items():
             if len(column) != n:
@@ -110,7 +111,7 @@ class Translations:
         for needed in (DELEGATOR, *self._experts()):
             if needed not in self.networks:
                 raise ValueError(f"{name}: no translations by {needed}")
-        for network, values in {"selection": self.selection, **self.networks}.items():
+        for network, values in every.items():
             if not all(map(math.isfinite, (*values.macs, *values.seconds))):
                 raise ValueError(f"{name}: costs of {network} that are not finite")
         if len({len(row) for row in self.selection.logits}) > 1:

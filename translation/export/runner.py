@@ -343,7 +343,7 @@ def _translate(chosen: argparse.Namespace) -> int:
     search = {"beam": chosen.beam, "lenpen": chosen.lenpen, "max_length": chosen.max_length}
     how = {"at": chosen.at, "threshold": chosen.threshold, **search}
     runner.decode([], **how)  # says what is wrong before it reads
-    sys.stdout.reconfigure(encoding="utf-8")
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # a text of bytes
     counts: dict[str, int] = {}
     started, done = time.perf_counter(), 0
     with open(chosen.routes or os.devnull, "w", encoding="utf-8") as routes:

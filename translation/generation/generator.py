@@ -22,7 +22,8 @@ class Sentences(NamedTuple):
 
     source: Int[Tensor, "n s"]
     length: Int[Tensor, " n"]  # tokens of each source, end of sentence included
-    index: Int[Tensor, " n"]  # in the data set
+    # In the data set; tuple's method of that name is not needed.
+    index: Int[Tensor, " n"]  # type: ignore[assignment]
     prefix: Int[Tensor, "n p"] | None = None  # forced first tokens
     constraints: Tensor | None = None  # [n, ...], forced words as fairseq packs them
 
@@ -44,7 +45,7 @@ class Decoded(NamedTuple):
 
 def take(sentences: Sentences, rows: Tensor, pad: int) -> Sentences:
     """Some of the sentences, without the columns that are padding in all of them."""
-    parts = [None if part is None else part.index_select(0, rows) for part in sentences]
+    parts: list[Any] = [None if part is None else part.index_select(0, rows) for part in sentences]
     taken = Sentences(*parts)
     return taken._replace(source=taken.source[:, taken.source.ne(pad).any(0)])
 
@@ -174,6 +175,8 @@ class CollaborativeGenerator:
         alone = self.router.kind in ("ensemble", "cascade")  # one stands for all experts
 
         def delegate(batch: Sentences) -> Delegation:
+            hypotheses: list[Any]
+            logits: Tensor | None
             if may_exit(self.threshold, self.confidence):
                 hypotheses, logits = self._run(
                     self.delegator, batch, self.selection_logits, **options
@@ -187,6 +190,7 @@ class CollaborativeGenerator:
                 # Of a cascade or an ensemble nothing is selected either.
                 no_choice = torch.zeros(len(hypotheses), 1)
                 logits = no_choice if alone else self.select(batch.source, batch.length)
+            assert logits is not None, "of a batch of sentences"
             if alone:
                 logits = logits[:, :1]
             confidences = torch.tensor(confidence, dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
@@ -100,7 +101,7 @@ def _linear(part: nn.Module) -> int:
     return sum(module.weight.numel() for module in part.modules() if isinstance(module, nn.Linear))
 
 
-def _one_width(layers: nn.ModuleList) -> int:
+def _one_width(layers: Iterable[Any]) -> int:
     """Sum over layers of the attention's width, which must be that of self- and cross-attention alike."""
     for layer in layers:
         width, cross = layer.self_attn.embed_dim, layer.encoder_attn.embed_dim

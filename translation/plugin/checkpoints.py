@@ -26,9 +26,8 @@ def register_safe_classes() -> None:
     """Let ``weights_only=True`` build what occurs in fairseq's own checkpoints: plain values, no code."""
     kinds = {type(np.dtype(kind)) for kind in (np.int64, np.int32, np.float64, np.float32)}
     rebuild = [np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]]
-    torch.serialization.add_safe_globals(
-        [argparse.Namespace, np.ndarray, np.dtype, *rebuild, *kinds]
-    )
+    safe: list[Any] = [argparse.Namespace, np.ndarray, np.dtype, *rebuild, *kinds]
+    torch.serialization.add_safe_globals(safe)
 
 
 def load_state(path: str | Path, only_look: bool = False) -> dict[str, Any]:
@@ -201,7 +200,7 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
     parts = sections(state)
     task = parts.get("task", {})
     try:
-        cfg = complete(argparse.Namespace(**parts["model"]))
+        cfg: Any = complete(argparse.Namespace(**parts["model"]))
         if name == "delegator":
             arguments = delegator_arguments(cfg)
         else:

@@ -3,7 +3,7 @@
 # No "from __future__ import annotations": fairseq reads the types of dataclass fields.
 import math
 from dataclasses import dataclass, field
-from typing import Optional, get_args
+from typing import Any, Optional, cast, get_args
 
 import torch
 from fairseq.criterions import FairseqCriterion, register_criterion
@@ -49,7 +49,7 @@ class CoELabelSmoothedCrossEntropyConfig(FairseqDataclass):
             "help": "part of the training after the shared start over which the focus rises from 0, in [0, 1]"
         },
     )
-    portion_scope: ChoiceEnum(get_args(Scope)) = field(
+    portion_scope: ChoiceEnum(get_args(Scope)) = field(  # type: ignore[valid-type]  # made here
         default="batch",
         metadata={
             "help": "portions are balanced over the batch (of all processes), over it and a queue of recent "
@@ -59,14 +59,14 @@ class CoELabelSmoothedCrossEntropyConfig(FairseqDataclass):
     portion_queue_size: int = field(
         default=0, metadata={"help": "sentences in the queue of --portion-scope queue"}
     )
-    portion_scores: ChoiceEnum(get_args(Scores)) = field(
+    portion_scores: ChoiceEnum(get_args(Scores)) = field(  # type: ignore[valid-type]  # made here
         default="selection",
         metadata={
             "help": "scores that portions are cut by: the delegator's selection, the experts' "
             "log-likelihood of the reference, both, or random ones (a control)"
         },
     )
-    selection_labels: ChoiceEnum(get_args(LabelKind)) = field(
+    selection_labels: ChoiceEnum(get_args(LabelKind)) = field(  # type: ignore[valid-type]  # made here
         default="balanced",
         metadata={"help": "kind of the generated selection labels; hard and soft are controls"},
     )
@@ -81,7 +81,7 @@ class CoELabelSmoothedCrossEntropyConfig(FairseqDataclass):
         default=False,
         metadata={"help": "do not weight the selection loss by how much the choice matters, (V1)"},
     )
-    agreement: ChoiceEnum(get_args(Agreement)) = field(
+    agreement: ChoiceEnum(get_args(Agreement)) = field(  # type: ignore[valid-type]  # made here
         default="none",
         metadata={
             "help": "term between the experts: distillation from their mean, Jensen-Shannon, mutual "
@@ -141,18 +141,18 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             num_experts,
             focus=cfg.focus,
             focus_warmup=cfg.focus_warmup,
-            scope=scope,
+            scope=cast(Scope, scope),
             queue_size=cfg.portion_queue_size,
             num_samples=task.num_training_sentences() if scope == "dataset" else 0,
-            scores=str(cfg.portion_scores),
-            labels=str(cfg.selection_labels),
+            scores=cast(Scores, str(cfg.portion_scores)),
+            labels=cast(LabelKind, str(cfg.selection_labels)),
             temperature=cfg.label_temperature,
             variance_weighting=not cfg.no_choice_variance,
             selection_weight=cfg.selection_weight,
             agreement_weight=0.0 if self.agreement is None else cfg.agreement_weight,
         )
         self.progress()  # a training without an end is an error now, not at the first step
-        if scope != "batch":
+        if scope != "batch" and new_team is not None:
             new_team.keep(self.objective.partition)
         if self.shared_start > 0 and new_team is not None:
             start_as_one(new_team.experts)
@@ -205,7 +205,7 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
         weight = (
             torch.ones_like(rough.smoothed) if self.sentence_avg else tokens * (n / max(1, ntokens))
         )
-        log = {"ntokens": ntokens, "nsentences": n, "sample_size": sample_size}
+        log: dict[str, Any] = {"ntokens": ntokens, "nsentences": n, "sample_size": sample_size}
         parts = self._train if model.training else self._validate
         parts = self._train_as_one if shared else parts
         loss, more = parts(output, sample, rough, expert_loss, evidence, weight)

@@ -3,7 +3,7 @@
 # No "from __future__ import annotations": fairseq reads the types of dataclass fields.
 from argparse import Namespace
 from dataclasses import dataclass, field, fields
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models.transformer import base_architecture
@@ -49,7 +49,7 @@ class CoETransformerConfig(FairseqDataclass):
     delegator_dropout: Optional[float] = field(
         default=None, metadata={"help": "dropout of the delegator; default: --dropout"}
     )
-    activation_fn: ChoiceEnum(get_available_activation_fns()) = field(
+    activation_fn: ChoiceEnum(get_available_activation_fns()) = field(  # type: ignore[valid-type]  # made here
         default="relu", metadata={"help": "activation function"}
     )
     dropout: Optional[float] = field(default=None, metadata={"help": "dropout probability"})
@@ -169,11 +169,12 @@ def expert_arguments(cfg: CoETransformerConfig) -> list[Namespace]:
         if common[name] is None:
             common[name] = common[name.replace("decoder", "encoder")]
     k = cfg.num_experts
+    encoder_layers, decoder_layers = cast(tuple[int, int], (cfg.encoder_layers, cfg.decoder_layers))
     encoders = layers_of_experts(
-        cfg.expert_encoder_layers, cfg.encoder_layers, k, "--expert-encoder-layers"
+        cfg.expert_encoder_layers, encoder_layers, k, "--expert-encoder-layers"
     )
     decoders = layers_of_experts(
-        cfg.expert_decoder_layers, cfg.decoder_layers, k, "--expert-decoder-layers"
+        cfg.expert_decoder_layers, decoder_layers, k, "--expert-decoder-layers"
     )
     return [
         _transformer_arguments(common, encoder_layers=encoder, decoder_layers=decoder)
@@ -217,7 +218,7 @@ def _sizes(
         )
         values = (width, inner, encoder, decoder, heads)
         return {f"{prefix}_{name}": value for name, value in zip(names, values, strict=True)}
-    sizes = {"encoder_embed_dim": width, "encoder_ffn_embed_dim": inner}
+    sizes: dict[str, Any] = {"encoder_embed_dim": width, "encoder_ffn_embed_dim": inner}
     sizes |= {"encoder_layers": encoder, "decoder_layers": decoder, "dropout": 0.1}
     return sizes | {"encoder_attention_heads": heads, "decoder_attention_heads": heads}
 

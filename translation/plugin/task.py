@@ -51,7 +51,7 @@ class CoETranslationConfig(TranslationConfig):
             "coe-translation calibrate stored, such as thresholds.json:macs=60%"
         },
     )
-    confidence: ChoiceEnum(["probability", "log_probability"]) = field(
+    confidence: ChoiceEnum(["probability", "log_probability"]) = field(  # type: ignore[valid-type]  # made here
         default="probability",
         metadata={
             "help": "confidence of a hypothesis: its length-normalised log-probability, or the "
@@ -196,6 +196,7 @@ class CoETranslationTask(TranslationTask):
             )
         self.load_dataset(self.cfg.train_subset, combine=True)
         dataset = self.dataset(self.cfg.train_subset)
+        assert self.new_team is not None, "portions are of a training"
         limits = resolve_max_positions(self.max_positions(), self.new_team.max_positions())
         _, ignored = dataset.filter_indices_by_size(dataset.ordered_indices(), limits)
         if len(ignored):
@@ -227,13 +228,13 @@ class CoETranslationTask(TranslationTask):
 
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         self.num_updates, self.dummy_batch = update_num, ignore_grad
-        shared = getattr(criterion, "experts_are_one", False)
-        if shared and not self._checked:
-            check_one(self.new_team.experts)
+        team = self.new_team if getattr(criterion, "experts_are_one", False) else None
+        if team is not None and not self._checked:
+            check_one(team.experts)
             self._checked = True
         done = super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
-        if shared:
-            share_gradient(self.new_team.experts)
+        if team is not None:
+            share_gradient(team.experts)
         return done
 
     def plain_generator(self, networks: list, args, **named):
@@ -374,7 +375,7 @@ class CoETranslationTask(TranslationTask):
 
 def _listen_to_selection(generator, team: CoETransformerModel):
     """Let the generator's encoder pass also give the selection, so that nothing runs twice."""
-    selection = []
+    selection: list[Tensor] = []
     encode = generator.model.forward_encoder
 
     def forward_encoder(net_input):

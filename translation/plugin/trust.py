@@ -105,7 +105,8 @@ def check_configuration(
         places = ("_name", section, "arch" if section == "model" else section)
         given = {str(options[key])[:60] for key in places if options.get(key) is not None}
         needed = section in ("model", "task")
-        if unknown := sorted(given - set(names)) or ([None] if needed and not given else []):
+        nothing: list[str | None] = [None] if needed and not given else []
+        if unknown := sorted(given - set(names)) or nothing:
             raise ValueError(
                 f"{path}: its {section} is {unknown[0]!r}, and of what a checkpoint names only what this "
                 f"toolkit knows is built: {', '.join(names)}"
@@ -233,5 +234,5 @@ def guard_fairseq(look: Callable[[str], Mapping[str, Any]]) -> None:
         _loaded.append(str(local))
         return load(path, arg_overrides, *more, **named)
 
-    guarded.guarded = True
+    guarded.guarded = True  # type: ignore[attr-defined]  # a mark for the next call
     checkpoint_utils.load_checkpoint_to_cpu = guarded
