@@ -141,11 +141,11 @@ def _count(node: yaml.Node, known: dict[int, tuple[int, int]], above: set[int]) 
     return values, levels
 
 
-def one_line(message: object, most: int = 600) -> str:
+def printable_line(message: object, most: int = 600) -> str:
     """A message that may quote anyone's text: in one line, its letters printable, not endless.
 
     Example:
-        >>> one_line("a\\x85b \\n c")
+        >>> printable_line("a\\x85b \\n c")
         'a\\\\x85b c'
     """
     text = "".join(

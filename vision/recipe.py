@@ -12,7 +12,7 @@ from torch import nn
 from vision.data.section import Data
 from vision.divide.ensemble import Ensemble, check_agreement
 from vision.networks.network import Network, check_options
-from vision.plain_values import one_line, read_yaml
+from vision.plain_values import printable_line, read_yaml
 from vision.recipe_sections import CostPromise, HandOver, Objective, Train
 from vision.shipped import find_recipe
 from vision.typed import check_ranges, from_plain, parse_override
@@ -225,7 +225,7 @@ def recipe_from_dict(values: Mapping[str, Any], source: str = "recipe") -> Recip
     try:
         return from_plain(Recipe, _written_out(values))
     except ValueError as error:
-        raise ValueError(f"{source}: {one_line(error)}") from error
+        raise ValueError(f"{source}: {printable_line(error)}") from error
 
 
 def _written_out(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
             nested = nested[0]
         if not isinstance(nested, dict):
             raise ValueError(
-                one_line(f"override {'.'.join(keys)}: {key!r} holds {nested!r}, not keys")
+                printable_line(f"override {'.'.join(keys)}: {key!r} holds {nested!r}, not keys")
             )
         values = nested
     values[keys[-1]] = value

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from vision.errors import nearest
-from vision.plain_values import one_line, parse_yaml, plain
+from vision.plain_values import parse_yaml, plain, printable_line
 
 T = TypeVar("T")
 Location = Sequence[str | int]
@@ -54,7 +54,7 @@ def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
             json.dumps(values), strict=True, extra="forbid"
         )
     except ValidationError as error:
-        raise ValueError(one_line(_first_complaint(kind, values, error))) from error
+        raise ValueError(printable_line(_first_complaint(kind, values, error))) from error
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vision.data.decode import content_digest
+from vision.data.decode import content_key
 from vision.data.files import printable
 from vision.data.shards import Member, Members
 
@@ -85,7 +85,7 @@ def _digests(*splits: Sequence[str | Member]) -> list[np.ndarray]:
             left -= int(sizes[split][position])
             if left < 0:
                 break
-            digests[split][position] = content_digest(splits[split][position])
+            digests[split][position] = content_key(splits[split][position])
     return digests
 
 

@@ -78,7 +78,7 @@ class DecodedImages(NamedTuple):
     digests: np.ndarray
 
 
-def content_digest(path: str | Member) -> int:
+def content_key(path: str | Member) -> int:
     """64 bits that tell files of different content apart; 0 for one that cannot be read."""
     try:
         if isinstance(path, Member):
@@ -104,7 +104,7 @@ def decode_each(
 
     def attempt(path: str | Member) -> DecodedFile:
         try:
-            return DecodedFile(load(path), "", content_digest(path))
+            return DecodedFile(load(path), "", content_key(path))
         except UnreadableImageError as error:
             return DecodedFile(None, str(error), 0)
 

@@ -26,7 +26,7 @@ from vision.evaluation.study import METRICS, PointResult, RunResult, Study, resu
 if TYPE_CHECKING:
     from rich.table import Table
 
-Results = Mapping[tuple[str, int], RunResult]
+StudyResults = Mapping[tuple[str, int], RunResult]
 DRAWN = ("CoE", "CoE, mean", "cascade, mean", "single, expert", "random", "oracle")
 POINT_HEADINGS = (
     "variant",
@@ -52,7 +52,7 @@ class Report(NamedTuple):
     files: list[Path]
 
 
-def report(study: Study, results: Results, out: Path) -> Report:
+def report(study: Study, results: StudyResults, out: Path) -> Report:
     """Write table.md, runs.csv, points.csv, study.png, trade_off.png and provenance.json; p values are of a
     paired t-test over seeds against the baseline.
 
@@ -89,7 +89,7 @@ def report(study: Study, results: Results, out: Path) -> Report:
     return Report(tables, notes, [out / name for name in (*texts, "study.png", "trade_off.png")])
 
 
-def _metric_rows(study: Study, results: Results) -> tuple[list[str], list[list[str]]]:
+def _metric_rows(study: Study, results: StudyResults) -> tuple[list[str], list[list[str]]]:
     rows = []
     base = _collaborations(results_of(results, study.baseline, study.seeds))
     for name in study.names:
@@ -121,7 +121,7 @@ def _paired_test(scores: Sequence[float], base: Sequence[float]) -> str:
     return f"{ttest_rel(scores, base).pvalue:.3f}"
 
 
-def _point_rows(study: Study, results: Results) -> list[list[str]]:
+def _point_rows(study: Study, results: StudyResults) -> list[list[str]]:
     rows = []
     for name in study.names:
         runs = results_of(results, name, study.seeds)
@@ -155,11 +155,11 @@ def _above_line(points: Sequence[PointResult]) -> str:
     return f"{mean:+.1f} ± {error:.1f}{over_seeds}"
 
 
-def _has_line(results: Results) -> bool:
+def _has_line(results: StudyResults) -> bool:
     return all(len(run.singles) >= 2 for run in results.values())
 
 
-def _no_line(results: Results) -> str:
+def _no_line(results: StudyResults) -> str:
     fewest = min(len(run.singles) for run in results.values())
     return (
         f"No line through single networks: it takes two or more, the recipe's controls are {fewest}; add "
@@ -167,7 +167,7 @@ def _no_line(results: Results) -> str:
     )
 
 
-def _badly_trained(study: Study, results: Results) -> list[str]:
+def _badly_trained(study: Study, results: StudyResults) -> list[str]:
     """A line through a network that trained badly flatters what is beside it: say so."""
     notes = []
     for seed in study.seeds:
@@ -179,7 +179,7 @@ def _badly_trained(study: Study, results: Results) -> list[str]:
     return notes
 
 
-def _runs_csv(results: Results) -> str:
+def _runs_csv(results: StudyResults) -> str:
     rows = [
         [name, seed, *(result.metrics[metric] for metric in METRICS)]
         for (name, seed), result in results.items()
@@ -187,7 +187,7 @@ def _runs_csv(results: Results) -> str:
     return csv_text(["variant", "seed", *METRICS], rows)
 
 
-def _points_csv(results: Results) -> str:
+def _points_csv(results: StudyResults) -> str:
     rows: list[list[object]] = []
     for (name, seed), result in results.items():
         rows += [[name, seed, *point] for point in result.points]
@@ -208,7 +208,7 @@ def _provenance(study: Study) -> dict:
     )
 
 
-def _draw_metrics(study: Study, results: Results, file: Path) -> None:
+def _draw_metrics(study: Study, results: StudyResults, file: Path) -> None:
     """One line of points per metric over the variants, the first at the top."""
     names = study.names
     with figure_to(file, size=(8, 1.2 + 0.45 * len(names))) as figure:
@@ -242,7 +242,7 @@ def _draw_metrics(study: Study, results: Results, file: Path) -> None:
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def _draw_line(study: Study, results: Results, file: Path) -> None:
+def _draw_line(study: Study, results: StudyResults, file: Path) -> None:
     """Every variant's operating points beside the line through the single networks."""
     baseline = results_of(results, study.baseline, study.seeds)
     curves = []

@@ -33,7 +33,7 @@ TOLERANCE = 1e-4  # of probabilities
 NUM_FILES = 16  # of the run's own data, beside the pictures that are made for the comparison
 
 
-class Samples(NamedTuple):
+class CheckedImages(NamedTuple):
     """What an export is compared on."""
 
     pixels: UInt8[Tensor, "n ch size size"]  # decoded images
@@ -43,7 +43,7 @@ class Samples(NamedTuple):
 
 def images_to_check(
     run: Run, count: int, data_path: str | None = None, required: bool = False
-) -> Samples:
+) -> CheckedImages:
     """Decoded images of the run's validation and test data, and some of their files.
 
     Args:
@@ -58,13 +58,13 @@ def images_to_check(
         if data_path is not None or required:
             raise
         what = f"random pixels (the data are not here: {error})"
-        return Samples(example_pixels(run, count), what, [])
+        return CheckedImages(example_pixels(run, count), what, [])
     sets = (data.validation, data.test)
     rows = [(images, i) for images in sets for i in range(len(images))][:count]
     paths = [images.paths[i] for images, i in rows[:NUM_FILES] if images.paths is not None]
     files = [Path(path) for path in paths if isinstance(path, str | Path)]
     pixels = torch.stack([images[i]["image"] for images, i in rows])
-    return Samples(pixels, "of the run's data", files)
+    return CheckedImages(pixels, "of the run's data", files)
 
 
 def check_export(

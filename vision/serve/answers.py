@@ -14,7 +14,7 @@ from coe_core.support.command import nearest
 from vision.prediction.budgets import ResolvedBudget
 from vision.prediction.predictor import Prediction
 from vision.run import Run
-from vision.serve.limits import printable
+from vision.serve.limits import printable_text
 
 TOP = 5
 PARAMETERS = ("budget", "threshold")
@@ -91,7 +91,7 @@ def check_parameters(request: Request) -> None:
     for name in names:
         if name not in PARAMETERS:
             known = f"known: {', '.join(PARAMETERS)}{nearest(name[:80].lower(), PARAMETERS)}"
-            raise HTTPException(400, f"unknown parameter {printable(name, 80)!r}; {known}")
+            raise HTTPException(400, f"unknown parameter {printable_text(name, 80)!r}; {known}")
         if names.count(name) > 1:
             raise HTTPException(400, f"parameter {name!r} is given {names.count(name)} times")
 
@@ -102,7 +102,7 @@ def client_text(error: Exception, run: Run) -> str:
     for folder in (str(run.folder.resolve()), str(run.folder)):
         if os.sep in folder:
             message = message.replace(folder, name)
-    return printable(message, 500)
+    return printable_text(message, 500)
 
 
 async def image_of(request: Request) -> tuple[bytes, str]:
@@ -127,7 +127,7 @@ async def image_of(request: Request) -> tuple[bytes, str]:
         file = form.get("image")
         if file is None or isinstance(file, str):
             raise HTTPException(422, "the form has no file field `image`")
-        return await file.read(), printable(file.filename or "in the form", 100)
+        return await file.read(), printable_text(file.filename or "in the form", 100)
     finally:
         await form.close()
 

@@ -44,7 +44,7 @@ from vision.serve.batching import (
 from vision.serve.decoding import ImageDecoder
 from vision.serve.guard import Guard, LastResort
 from vision.serve.health import Health
-from vision.serve.limits import Limits, printable
+from vision.serve.limits import Limits, printable_text
 from vision.serve.memory import BusyMemoryError, TooMuchMemoryError
 from vision.serve.metrics import LiveMetrics
 from vision.serve.pages import read_page
@@ -226,7 +226,7 @@ def _add_limits(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         problems = [
-            f"{problem['loc'][-1]}: {problem['msg']}, got {printable(repr(problem.get('input')), 80)}"
+            f"{problem['loc'][-1]}: {problem['msg']}, got {printable_text(repr(problem.get('input')), 80)}"
             for problem in error.errors()
         ]
         return JSONResponse({"detail": "; ".join(problems)}, 422)

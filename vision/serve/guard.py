@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from vision.serve.limits import printable, refuse
+from vision.serve.limits import printable_text, refuse
 
 log = logging.getLogger("coe-serve")
 _HEADERS = [
@@ -49,7 +49,7 @@ class Guard:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get(b"host", "")
         if host and not self.is_ours(host):
-            name = printable(host, 80)
+            name = printable_text(host, 80)
             detail = f"this server has no name {name!r}; `--host-names` gives it one"
             await refuse(send, 400, detail)
         elif scope["method"] not in ("GET", "HEAD") and not self._same_site(headers, host):

@@ -165,14 +165,14 @@ class QuietLog:
         self._last[status] = now
         others = self._left_out.pop(status, 0)
         more = f" (and {others} others since the last line)" if others else ""
-        log.warning("refused with %d: %s%s", status, printable(detail, 300), more)
+        log.warning("refused with %d: %s%s", status, printable_text(detail, 300), more)
 
 
-def printable(text: str, most: int = 200) -> str:
+def printable_text(text: str, most: int = 200) -> str:
     """Text on one line, in characters that any terminal, log and JSON takes; cut where it is long.
 
     Example:
-        >>> print(printable("a\\nb"), printable("é \\udcff"), printable("x" * 9, 5))
+        >>> print(printable_text("a\\nb"), printable_text("é \\udcff"), printable_text("x" * 9, 5))
         a\\nb é \\udcff xxxx…
     """
     text = "".join(

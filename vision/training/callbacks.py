@@ -193,20 +193,24 @@ class Divergence(Callback):
         parts = networks.diverged()
         if len(parts) == networks.num_parts:
             raise RunError(
-                diverged_line(f"{', '.join(parts)} diverged", train.lr, trainer.current_epoch)
+                divergence_of_training(
+                    f"{', '.join(parts)} diverged", train.lr, trainer.current_epoch
+                )
             )
         new = [part for part in parts if part not in self.parts]
         self.parts = parts
         if new and trainer.is_global_zero:
-            line = diverged_line(f"{', '.join(new)} diverged", train.lr, trainer.current_epoch)
+            line = divergence_of_training(
+                f"{', '.join(new)} diverged", train.lr, trainer.current_epoch
+            )
             print(f"{line}; the others train on", file=sys.stderr)
 
 
-def diverged_line(what: str, lr: float, epoch: int) -> str:
+def divergence_of_training(what: str, lr: float, epoch: int) -> str:
     """What happened, and its likely cause.
 
     Example:
-        >>> diverged_line("ensemble of 3 diverged", 10.0, 0)
+        >>> divergence_of_training("ensemble of 3 diverged", 10.0, 0)
         'ensemble of 3 diverged in epoch 1: values that are not finite; most likely train.lr=10 is too ...
     """
     return (

@@ -32,7 +32,7 @@ from vision.training.callbacks import (
     StopAfter,
     StopAtSignal,
     ThreadCount,
-    diverged_line,
+    divergence_of_training,
 )
 from vision.training.folder import (
     check_data,
@@ -198,10 +198,12 @@ def _explain(
     if isinstance(error, OSError):
         raise RunError(f"training into {folder} stopped: {error}; {_kept(checkpoint)}") from error
     if "not finite" in text and isinstance(error, ValueError):
-        line = diverged_line("the team diverged", recipe.train.lr, trainer.current_epoch)
+        line = divergence_of_training("the team diverged", recipe.train.lr, trainer.current_epoch)
         raise RunError(f"{line} ({text[:200]}); {_kept(checkpoint)}") from error
     if "converted to type float without overflow" in text:
-        line = diverged_line("all networks diverged", recipe.train.lr, trainer.current_epoch)
+        line = divergence_of_training(
+            "all networks diverged", recipe.train.lr, trainer.current_epoch
+        )
         raise RunError(f"{line}; {_kept(checkpoint)}") from error
     if "Expected more than 1 value per channel" in text:
         raise RunError(

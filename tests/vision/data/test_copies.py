@@ -67,8 +67,8 @@ def test_copies_that_the_held_out_part_has(tmp_path):
 
 def test_only_files_of_equal_size_are_read_and_no_more_than_the_bound(tmp_path, monkeypatch):
     read = []
-    digest = copies.content_digest
-    monkeypatch.setattr(copies, "content_digest", lambda path: read.append(path) or digest(path))
+    digest = copies.content_key
+    monkeypatch.setattr(copies, "content_key", lambda path: read.append(path) or digest(path))
     paths = {}
     for name, content in (("a", b"12"), ("b", b"12"), ("c", b"123"), ("d", b"1234")):
         paths[name] = str(tmp_path / name)

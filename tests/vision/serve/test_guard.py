@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from vision.serve.guard import Guard, LastResort
-from vision.serve.limits import QuietLog, printable, refusals
+from vision.serve.limits import QuietLog, printable_text, refusals
 
 
 async def hello(scope, receive, send):
@@ -160,5 +160,5 @@ def test_refusals_cannot_fill_the_log(caplog):
 
 
 def test_printable():
-    assert printable("a\x1b[31m\u202e\udcff é 猫") == "a\\x1b[31m\\u202e\\udcff é 猫"
-    assert printable("x" * 300) == "x" * 199 + "…"
+    assert printable_text("a\x1b[31m\u202e\udcff é 猫") == "a\\x1b[31m\\u202e\\udcff é 猫"
+    assert printable_text("x" * 300) == "x" * 199 + "…"
