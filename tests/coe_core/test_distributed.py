@@ -47,36 +47,36 @@ def ranks(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one():
+def alone():
     """What one process makes of all rows."""
     return rank_script.work(None)
 
 
 @pytest.mark.parametrize("scope", rank_script.SCOPES)
-def test_portions_are_those_of_the_joined_batch(ranks, one, scope):
+def test_portions_are_those_of_the_joined_batch(ranks, alone, scope):
     for step in STEPS:
         name = f"portion {scope} {step}"
         assert [len(rank[name]) for rank in ranks] == list(rank_script.COUNTS[step])
-        assert torch.cat([rank[name] for rank in ranks]).tolist() == one[name].tolist()
+        assert torch.cat([rank[name] for rank in ranks]).tolist() == alone[name].tolist()
 
 
 @pytest.mark.parametrize("scope", rank_script.SCOPES)
-def test_the_state_is_the_same_on_all_ranks(ranks, one, scope):
+def test_the_state_is_the_same_on_all_ranks(ranks, alone, scope):
     name = f"state {scope}"
     for rank in ranks:
-        assert rank[name].keys() == one[name].keys()
-        for key, value in one[name].items():
+        assert rank[name].keys() == alone[name].keys()
+        for key, value in alone[name].items():
             torch.testing.assert_close(rank[name][key], value, rtol=0, atol=0, equal_nan=True)
     if scope == "dataset":
-        assert (one[name]["table_portion"] >= 0).all()  # it came to partition all samples
+        assert (alone[name]["table_portion"] >= 0).all()  # it came to partition all samples
 
 
 @pytest.mark.parametrize("kind", [*rank_script.LABELS, "shares"])
-def test_labels_are_those_of_the_joined_batch(ranks, one, kind):
+def test_labels_are_those_of_the_joined_batch(ranks, alone, kind):
     for step in STEPS:
         name = f"labels {kind} {step}"
         joined = torch.cat([rank[name] for rank in ranks])
-        torch.testing.assert_close(joined, one[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(joined, alone[name], rtol=0, atol=1e-6)
 
 
 def test_balance_holds_over_the_joined_batch_and_not_within_ranks(ranks):
@@ -85,30 +85,30 @@ def test_balance_holds_over_the_joined_batch_and_not_within_ranks(ranks):
     assert any(load.max() - load.min() > 1 for load in loads)
 
 
-def test_variance_is_that_of_the_joined_batch(ranks, one):
+def test_variance_is_that_of_the_joined_batch(ranks, alone):
     for step in STEPS:
         joined = torch.cat([rank[f"variance {step}"] for rank in ranks])
-        torch.testing.assert_close(joined, one[f"variance {step}"])
+        torch.testing.assert_close(joined, alone[f"variance {step}"])
 
 
 @pytest.mark.parametrize("scope", rank_script.SCOPES)
 @pytest.mark.parametrize("labels", rank_script.LABELS)
-def test_mean_of_the_ranks_gradients_is_the_gradient_of_one(ranks, one, scope, labels):
+def test_mean_of_the_ranks_gradients_is_the_gradient_of_one(ranks, alone, scope, labels):
     name = f"gradient {scope} {labels}"
-    assert one[name].keys() == {"rough_loss", "expert_loss", "scores"}
-    for key, expected in one[name].items():
+    assert alone[name].keys() == {"rough_loss", "expert_loss", "scores"}
+    for key, expected in alone[name].items():
         mean = sum(rank[name][key] for rank in ranks) / 2
         torch.testing.assert_close(mean, expected)
     mean = sum(rank[f"total {scope} {labels}"] for rank in ranks) / 2
-    torch.testing.assert_close(mean, one[f"total {scope} {labels}"])
+    torch.testing.assert_close(mean, alone[f"total {scope} {labels}"])
 
 
 @pytest.mark.parametrize("dtype", rank_script.DTYPES)
-def test_rows_of_any_dtype_are_joined_in_rank_order(ranks, one, dtype):
+def test_rows_of_any_dtype_are_joined_in_rank_order(ranks, alone, dtype):
     for rank in ranks:
         gathered = rank[f"gather {dtype}"]
         assert gathered.dtype == dtype
-        assert torch.equal(gathered, one[f"gather {dtype}"])
+        assert torch.equal(gathered, alone[f"gather {dtype}"])
 
 
 def test_bad_rows_on_one_rank_are_an_error_on_all(ranks):

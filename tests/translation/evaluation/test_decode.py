@@ -53,7 +53,7 @@ def file(decode, parts, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def made(file):
+def translations(file):
     return Translations.load(file)
 
 
@@ -69,70 +69,72 @@ def texts(done):
     return [done.table("D")[number][1] for number in range(24)]
 
 
-def test_every_network_translates_as_in_generation(made, printed, corpus):
-    assert made.reference == (corpus.text / "test.en").read_text().splitlines()
-    assert made.source == (corpus.text / "test.de").read_text().splitlines()
-    assert made.networks["delegator"].text == texts(printed("--threshold", "0"))
-    assert made.networks["ensemble"].text == texts(printed("--router", "ensemble"))
+def test_every_network_translates_as_in_generation(translations, printed, corpus):
+    assert translations.reference == (corpus.text / "test.en").read_text().splitlines()
+    assert translations.source == (corpus.text / "test.de").read_text().splitlines()
+    assert translations.networks["delegator"].text == texts(printed("--threshold", "0"))
+    assert translations.networks["ensemble"].text == texts(printed("--router", "ensemble"))
     learned = printed()
-    assert routed_systems(made)["CoE"].at(float("inf")).text == texts(learned)
+    assert routed_systems(translations)["CoE"].at(float("inf")).text == texts(learned)
     for number, (network, confidence) in learned.table("R").items():
         if number == 5:
             assert (network, confidence) == ("empty", "1.0000")
         else:
-            assert network == f"expert-{torch.tensor(made.selection.logits[number]).argmax()}"
+            assert (
+                network == f"expert-{torch.tensor(translations.selection.logits[number]).argmax()}"
+            )
             assert confidence == "nan"  # the delegator did not translate
     for number, (_, confidence) in printed("--threshold", "1").table("R").items():
-        assert made.networks["delegator"].confidence[number] == pytest.approx(
+        assert translations.networks["delegator"].confidence[number] == pytest.approx(
             float(confidence), abs=2e-4
         )
-    assert made.networks["expert-alone"].text == made.networks["expert-0"].text
-    assert made.networks["expert-alone"].macs == made.networks["expert-0"].macs
-    assert made.networks["delegator"].text[5] == ""
-    assert made.networks["delegator"].macs[5] == 0
+    assert translations.networks["expert-alone"].text == translations.networks["expert-0"].text
+    assert translations.networks["expert-alone"].macs == translations.networks["expert-0"].macs
+    assert translations.networks["delegator"].text[5] == ""
+    assert translations.networks["delegator"].macs[5] == 0
 
 
-def test_a_system_at_a_threshold_is_what_generation_does(made, printed):
-    ours = routed_systems(made)["CoE"].at(0.14)
+def test_a_system_at_a_threshold_is_what_generation_does(translations, printed):
+    ours = routed_systems(translations)["CoE"].at(0.14)
     theirs = printed("--threshold", "0.14")
     assert ours.text == texts(theirs)
     early = sum(row[0] in ("delegator", "empty") for row in theirs.table("R").values())
     assert ours.exit_rate == pytest.approx(early / 24)
 
 
-def test_without_exits_the_delegator_only_selects(made):
-    systems = routed_systems(made)
+def test_without_exits_the_delegator_only_selects(translations):
+    systems = routed_systems(translations)
     by_expert = systems["CoE"].second.macs
     whole = systems["CoE"].at(float("inf"))
-    selection = sum(made.selection.macs) / 24
-    assert 0 < selection < sum(made.networks["delegator"].macs) / 24 / 3
-    assert made.selection.macs[5] == 0
+    selection = sum(translations.selection.macs) / 24
+    assert 0 < selection < sum(translations.networks["delegator"].macs) / 24 / 3
+    assert translations.selection.macs[5] == 0
     assert whole.macs == pytest.approx(sum(by_expert) / 24 + selection)
     twice = systems["CoE"].at(1.0).macs  # none exits either, but all are translated twice
     assert whole.macs < twice
-    alone = sum(made.networks["expert-alone"].macs) / 24
+    alone = sum(translations.networks["expert-alone"].macs) / 24
     assert systems["cascade"].at(float("inf")).macs == pytest.approx(alone)
 
 
-def test_what_a_sentence_costs_does_not_depend_on_its_batch(made, decode, tmp_path, said):
+def test_what_a_sentence_costs_does_not_depend_on_its_batch(translations, decode, tmp_path, said):
     status, out, _ = said(*decode(tmp_path / "alone.json", "--batch-size", "1"))
     assert status == 0
     assert "MMACs" in out
     alone = Translations.load(tmp_path / "alone.json")
     for name, one in alone.networks.items():
-        assert one.macs == made.networks[name].macs, name
-        assert one.text == made.networks[name].text, name
+        assert one.macs == translations.networks[name].macs, name
+        assert one.text == translations.networks[name].text, name
 
 
-def test_curves_are_sacrebleus_scores_at_every_threshold(made):
-    systems = routed_systems(made)
+def test_curves_are_sacrebleus_scores_at_every_threshold(translations):
+    systems = routed_systems(translations)
     assert set(systems) == {"CoE", "random", "oracle", "cascade"}
     for metric, score in (("BLEU", corpus_bleu), ("chrF", corpus_chrf)):
         for name, system in systems.items():
             curve = system.stages.curve(metric, "macs")
             for place in range(0, len(curve.threshold), 5):
                 mixture = system.at(float(curve.threshold[place]))
-                wanted = score(mixture.text, [made.reference]).score
+                wanted = score(mixture.text, [translations.reference]).score
                 assert float(curve.quality[place]) == pytest.approx(wanted, abs=1e-9), (
                     name,
                     metric,
@@ -141,7 +143,9 @@ def test_curves_are_sacrebleus_scores_at_every_threshold(made):
                 assert float(curve.exit_rate[place]) == pytest.approx(mixture.exit_rate)
 
 
-def test_calibrate_stores_thresholds_that_generation_reads(said, file, made, printed, tmp_path):
+def test_calibrate_stores_thresholds_that_generation_reads(
+    said, file, translations, printed, tmp_path
+):
     out = tmp_path / "thresholds.json"
     aims = ("best", "bleu_drop=0.5", "macs=60%", "latency=90%", "chrf_drop=1")
     status, shown, _ = said("calibrate", file, *aims, "--out", out)
@@ -150,11 +154,11 @@ def test_calibrate_stores_thresholds_that_generation_reads(said, file, made, pri
     assert shown.count(" ms") == 2
     points = {point.name: point for point in load_points(out)["CoE"]}
     assert list(points) == list(aims)
-    whole = routed_systems(made)["CoE"].at(float("inf"))
-    reached = routed_systems(made)["CoE"].at(points["macs=60%"].threshold)
+    whole = routed_systems(translations)["CoE"].at(float("inf"))
+    reached = routed_systems(translations)["CoE"].at(points["macs=60%"].threshold)
     assert reached.macs <= 0.6 * whole.macs
     assert reached.macs == pytest.approx(points["macs=60%"].cost)
-    loss = corpus_bleu(whole.text, [made.reference]).score - points["bleu_drop=0.5"].quality
+    loss = corpus_bleu(whole.text, [translations.reference]).score - points["bleu_drop=0.5"].quality
     assert loss <= 0.5 + 1e-9
     stored = json.loads(out.read_text())
     assert stored["provenance"]["beam"] == 3
@@ -218,7 +222,7 @@ def printed_fails(printed, *options):
     return str(caught.value)
 
 
-def test_curve_writes_the_table_and_the_pictures(said, file, made, tmp_path):
+def test_curve_writes_the_table_and_the_pictures(said, file, translations, tmp_path):
     points, out = tmp_path / "points.json", tmp_path / "curve"
     assert said("calibrate", file, "macs=60%", "--out", points)[0] == 0
     status, shown, _ = said("curve", file, file, "--points", points, "--out", out)
@@ -232,9 +236,9 @@ def test_curve_writes_the_table_and_the_pictures(said, file, made, tmp_path):
         *("CoE, no exits", "CoE, macs=60%", "cascade, no exits", "cascade, macs=60%"),
         *("random, no exits", "oracle, no exits"),
     }
-    for name, system in single_systems(made).items():
+    for name, system in single_systems(translations).items():
         assert float(table[name]["BLEU"]) == pytest.approx(
-            corpus_bleu(system.text, [made.reference]).score, abs=1e-3
+            corpus_bleu(system.text, [translations.reference]).score, abs=1e-3
         )
         assert float(table[name]["MMACs"]) == pytest.approx(system.macs / 1e6, abs=1e-3)
     assert {row["seeds"] for row in table.values()} == {"2"}
@@ -368,14 +372,16 @@ def test_data_without_a_target(said, decode, corpus, shell, generate, team, tmp_
     words = list(decode(tmp_path / "out.json"))
     words[1] = tmp_path / "bin"
     assert said(*words)[0] == 0
-    made = Translations.load(tmp_path / "out.json")
-    assert made.reference == (corpus.text / "test.en").read_text().splitlines()
+    translations = Translations.load(tmp_path / "out.json")
+    assert translations.reference == (corpus.text / "test.en").read_text().splitlines()
     place = words.index("--reference")
     error = said(*words[:place], *words[place + 2 :])[2]
     assert "test has no target (--only-source); give its text with --reference" in error
     plain = ("--path", team / "checkpoint_last.pt", "--cpu", "--beam", "3", "--max-len-b", "20")
     done = shell("fairseq-generate", tmp_path / "bin", *shell.PLUGIN, *plain, "--threshold", "0")
-    assert [row[1] for _, row in sorted(done.table("D").items())] == made.networks["delegator"].text
+    assert [row[1] for _, row in sorted(done.table("D").items())] == translations.networks[
+        "delegator"
+    ].text
 
 
 @pytest.mark.parametrize(
@@ -462,9 +468,9 @@ def test_sentences_over_the_limit(said, decode, generate, tmp_path):
     skipped = 24 - len(kept.table("H"))
     assert 0 < skipped < 24
     assert f"{skipped} of 24 sentences are over the length limit and are skipped" in out
-    made = Translations.load(tmp_path / "x.json")
-    assert made.provenance["skipped"] == skipped
-    assert made.networks["delegator"].text == [
+    translations = Translations.load(tmp_path / "x.json")
+    assert translations.provenance["skipped"] == skipped
+    assert translations.networks["delegator"].text == [
         row[1] for _, row in sorted(generate(*skip, "--threshold", "0").table("D").items())
     ]
 
@@ -477,9 +483,9 @@ def test_aims():
             parse_aim(wrong, KINDS)
 
 
-def test_a_budget_below_the_delegator(made, said, file, tmp_path):
+def test_a_budget_below_the_delegator(translations, said, file, tmp_path):
     with pytest.raises(AimNotReachableError, match="below the delegator's own"):
-        fit(routed_systems(made)["CoE"], parse_aim("macs=1"), "x")
+        fit(routed_systems(translations)["CoE"], parse_aim("macs=1"), "x")
     status, _, error = said("calibrate", file, "macs=1", "--out", tmp_path / "x")
     assert (status, "below the delegator's own" in error) == (2, True)
     assert not (tmp_path / "x").exists()
@@ -488,7 +494,7 @@ def test_a_budget_below_the_delegator(made, said, file, tmp_path):
     assert [point.name for point in load_points(tmp_path / "x")["CoE"]] == ["best"]
 
 
-def test_files_that_are_not_what_they_should_be(said, file, made, tmp_path):
+def test_files_that_are_not_what_they_should_be(said, file, translations, tmp_path):
     junk = tmp_path / "junk.json"
     junk.write_text("{}")
     for words, message in (
@@ -516,12 +522,12 @@ def test_files_that_are_not_what_they_should_be(said, file, made, tmp_path):
 def test_translations_need_every_expert():
     one = OfNetwork(["a"], [0.5], [1.0], [1.0])
     two = Selection([[0.0, 1.0]], [1.0], [1.0])
-    made = Translations({}, ["a"], ["a"], two, {"delegator": one, "expert-0": one})
+    translations = Translations({}, ["a"], ["a"], two, {"delegator": one, "expert-0": one})
     with pytest.raises(ValueError, match="file: no translations by expert-1"):
-        made.check("file")
+        translations.check("file")
     broken = OfNetwork(["a"], [0.5], [float("nan")], [1.0])
-    made = Translations(
+    translations = Translations(
         {}, ["a"], ["a"], Selection([[0.0]], [1.0], [1.0]), {"delegator": one, "expert-0": broken}
     )
     with pytest.raises(ValueError, match="costs of expert-0 that are not finite"):
-        made.check("file")
+        translations.check("file")

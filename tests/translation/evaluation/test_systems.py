@@ -25,7 +25,7 @@ def network(text, macs):
 
 
 @pytest.fixture
-def made():
+def translations():
     """A delegator that is right twice, two experts of which each is right on its own half."""
     first, second = REFERENCE[:2] + WORSE[2:], WORSE[:2] + REFERENCE[2:]
     provenance = {"confidence": "probability", "beam": 3, "lenpen": 1.0, "direction": "de-en"}
@@ -48,20 +48,20 @@ def made():
 
 
 @pytest.fixture
-def file(made, tmp_path):
-    made.save(tmp_path / "made.json")
+def file(translations, tmp_path):
+    translations.save(tmp_path / "made.json")
     return tmp_path / "made.json"
 
 
-def test_mixtures_by_hand(made):
-    system = routed_systems(made)["CoE"]
+def test_mixtures_by_hand(translations):
+    system = routed_systems(translations)["CoE"]
     whole = system.at(float("inf"))
     assert whole.text == REFERENCE  # every sentence goes to the expert that is right
     assert (whole.macs, whole.exit_rate) == (2 + 150, 0)  # the delegator selects, and no more
     half = system.at(0.5)
     assert half.text == [REFERENCE[0], REFERENCE[1], WORSE[2], REFERENCE[3]]
     assert (half.macs, half.exit_rate) == (10 + (100 + 200) / 4, 0.5)
-    cascade = routed_systems(made)["cascade"]
+    cascade = routed_systems(translations)["cascade"]
     assert cascade.at(float("inf")).macs == 100  # its first network does not run at all
     assert cascade.at(2.0).macs == 110
     curve = cascade.stages.curve("BLEU", "macs")
@@ -69,10 +69,11 @@ def test_mixtures_by_hand(made):
     assert curve.quality[0] == pytest.approx(100)
 
 
-def test_translations_survive_their_file(made, file):
-    made.networks["delegator"].confidence[0] = -float("inf")  # an empty one, by log-probability
-    made.save(file)
-    assert Translations.load(file) == made
+def test_translations_survive_their_file(translations, file):
+    # An empty one, by log-probability.
+    translations.networks["delegator"].confidence[0] = -float("inf")
+    translations.save(file)
+    assert Translations.load(file) == translations
 
 
 def test_thresholds_are_refused_with_what_they_were_not_fitted_with(said, file, tmp_path):
@@ -114,8 +115,8 @@ def test_points_of_the_version_before(said, file, tmp_path):
     assert (status, "it is of the task vision, not of translation" in error) == (2, True)
 
 
-def test_a_network_that_has_diverged_is_told(made, tmp_path):
-    broken = copy.deepcopy(made)
+def test_a_network_that_has_diverged_is_told(translations, tmp_path):
+    broken = copy.deepcopy(translations)
     broken.networks["expert-1"].confidence[3] = float("nan")
     with pytest.raises(ValueError, match=r"1 of 4 values of confidence of expert-1 .* lower learn"):
         broken.save(tmp_path / "x")
@@ -132,13 +133,15 @@ def test_columns_of_other_types(file, tmp_path, column, wrong):
         Translations.load(tmp_path / "x.json")
 
 
-def test_another_tokenizer(made):
+def test_another_tokenizer(translations):
     plain, characters = (
-        routed_systems(made, scoring)["CoE"].stages.at(0.5, "BLEU").quality
+        routed_systems(translations, scoring)["CoE"].stages.at(0.5, "BLEU").quality
         for scoring in (None, Scoring(tokenize="char"))
     )
     assert plain != characters
-    text = routed_systems(made)["CoE"].at(0.5).text
-    assert characters == pytest.approx(corpus_bleu(text, [made.reference], tokenize="char").score)
+    text = routed_systems(translations)["CoE"].at(0.5).text
+    assert characters == pytest.approx(
+        corpus_bleu(text, [translations.reference], tokenize="char").score
+    )
     with pytest.raises(ValueError, match="unknown tokenizer 'chars'; known: 13a, char"):
-        CorpusQuality("BLEU", made.reference, Scoring(tokenize="chars"))
+        CorpusQuality("BLEU", translations.reference, Scoring(tokenize="chars"))

@@ -46,7 +46,7 @@ def team(num_experts, threshold, router=Router("learned"), **more):  # noqa: B00
         first = torch.stack([row[row != PAD][0] for row in source])
         return torch.nn.functional.one_hot(first - 10, max(num_experts, 3)).float()[:, :num_experts]
 
-    made = CollaborativeGenerator(
+    generator = CollaborativeGenerator(
         delegator,
         lambda: select(delegator.seen[-1], None),
         select,
@@ -58,13 +58,13 @@ def team(num_experts, threshold, router=Router("learned"), **more):  # noqa: B00
         eos=EOS,
         **more,
     )
-    return made, delegator, experts
+    return generator, delegator, experts
 
 
 def batch(*sentences):
     width = max(map(len, sentences))
     padded = [
-        [PAD] * (width - len(one)) + list(one) for one in sentences
+        [PAD] * (width - len(sentence)) + list(sentence) for sentence in sentences
     ]  # on the left, as fairseq
     return {"net_input": {"src_tokens": torch.tensor(padded)}}
 
@@ -73,61 +73,63 @@ SENTENCES = ((12, 5, 5, 5, EOS), (10, EOS), (EOS,), (12, 6, 6, EOS), (10, 7, 7, 
 
 
 def test_only_what_is_needed_runs_and_order_is_kept():
-    made, delegator, experts = team(3, threshold=0.7)
-    found = made.generate(None, batch(*SENTENCES))
-    assert [one[0]["tokens"].tolist() for one in found] == [list(one) for one in SENTENCES]
-    assert [route.network for route in made.routes] == [
+    generator, delegator, experts = team(3, threshold=0.7)
+    hypotheses = generator.generate(None, batch(*SENTENCES))
+    assert [sentence[0]["tokens"].tolist() for sentence in hypotheses] == [
+        list(sentence) for sentence in SENTENCES
+    ]
+    assert [route.network for route in generator.routes] == [
         *("expert-2", "delegator", "empty", "expert-2", "expert-0")
     ]
     assert [len(seen) for seen in delegator.seen] == [4]  # the empty line does not run
     assert [tuple(seen.shape) for seen in experts[2].seen] == [(2, 5)]  # once, on its group
     assert [tuple(seen.shape) for seen in experts[0].seen] == [(1, 6)]
     assert experts[1].seen == []
-    assert made.routes[1].confidence == pytest.approx(2.718281828**-0.2)
+    assert generator.routes[1].confidence == pytest.approx(2.718281828**-0.2)
 
 
 def test_all_exit_or_none():
-    made, _, experts = team(3, threshold=0.0)
-    made.generate(None, batch(*SENTENCES))
+    generator, _, experts = team(3, threshold=0.0)
+    generator.generate(None, batch(*SENTENCES))
     assert all(expert.seen == [] for expert in experts)
     for threshold, translates in ((float("inf"), False), (1.1, False), (1.0, True)):
-        made, delegator, experts = team(3, threshold=threshold)
-        made.generate(None, batch(*SENTENCES))
+        generator, delegator, experts = team(3, threshold=threshold)
+        generator.generate(None, batch(*SENTENCES))
         assert sum(len(seen) for expert in experts for seen in expert.seen) == 4
         assert bool(delegator.seen) == translates  # what none can end with is not made
-        assert math.isnan(made.routes[0].confidence) != translates
-        assert [route.network for route in made.routes] == [
+        assert math.isnan(generator.routes[0].confidence) != translates
+        assert [route.network for route in generator.routes] == [
             *("expert-2", "expert-0", "empty", "expert-2", "expert-0")
         ]
 
 
 def test_nothing_but_empty_lines():
-    made, delegator, _ = team(2, threshold=0.5)
-    found = made.generate(None, batch((EOS,), (EOS,)))
-    assert [one[0]["tokens"].tolist() for one in found] == [[EOS], [EOS]]
+    generator, delegator, _ = team(2, threshold=0.5)
+    hypotheses = generator.generate(None, batch((EOS,), (EOS,)))
+    assert [sentence[0]["tokens"].tolist() for sentence in hypotheses] == [[EOS], [EOS]]
     assert delegator.seen == []
 
 
 def test_lengths_apart():
-    made, delegator, _ = team(3, threshold=0.0, by_length=True)
-    found = made.generate(None, batch(*SENTENCES, (11, 5, 5, EOS)))
+    generator, delegator, _ = team(3, threshold=0.0, by_length=True)
+    hypotheses = generator.generate(None, batch(*SENTENCES, (11, 5, 5, EOS)))
     assert sorted(seen.shape[1] for seen in delegator.seen) == [2, 4, 5, 6]
-    assert [one[0]["tokens"][0] for one in found] == [12, 10, EOS, 12, 10, 11]
+    assert [sentence[0]["tokens"][0] for sentence in hypotheses] == [12, 10, EOS, 12, 10, 11]
 
 
 def test_prefix_and_constraints_go_with_their_sentence():
-    made, delegator, experts = team(3, threshold=0.7)
+    generator, delegator, experts = team(3, threshold=0.7)
     forced = torch.arange(10).view(5, 2)
-    made.generate(None, batch(*SENTENCES), prefix_tokens=forced, constraints=forced + 100)
+    generator.generate(None, batch(*SENTENCES), prefix_tokens=forced, constraints=forced + 100)
     assert delegator.options["prefix_tokens"].tolist() == forced[[0, 1, 3, 4]].tolist()
     assert experts[2].options["prefix_tokens"].tolist() == forced[[0, 3]].tolist()
     assert experts[0].options["constraints"].tolist() == (forced[[4]] + 100).tolist()
 
 
 def test_one_for_all_experts():
-    made, _, experts = team(1, threshold=0.7, router=Router("cascade"))
-    made.generate(None, batch(*SENTENCES))
-    assert [route.network for route in made.routes].count("cascade") == 3
+    generator, _, experts = team(1, threshold=0.7, router=Router("cascade"))
+    generator.generate(None, batch(*SENTENCES))
+    assert [route.network for route in generator.routes].count("cascade") == 3
     assert [len(seen) for seen in experts[0].seen] == [3]
 
 

@@ -29,8 +29,10 @@ def experts(path):
     ]
 
 
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+def equal(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
 @pytest.fixture(scope="session")

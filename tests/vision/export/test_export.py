@@ -93,10 +93,10 @@ def test_files_and_metadata(onnx_folder, run):
 def test_the_same_routes_and_probabilities(onnx_folder, run, pixels):
     assert len(pixels) == 660  # all of the validation and test images
     for threshold, weight in (middle(run, pixels), (0.0, 0.0), (2.0, 0.0)):
-        found = export_check.check_export(run, onnx_folder, "onnx", pixels, threshold, weight)
+        parities = export_check.check_export(run, onnx_folder, "onnx", pixels, threshold, weight)
         forms = ["runner.py", "team.onnx", "runner.py, from files"]
-        assert [parity.form for parity in found] == forms
-        for parity, count in zip(found, (660, 660, 14), strict=True):
+        assert [parity.form for parity in parities] == forms
+        for parity, count in zip(parities, (660, 660, 14), strict=True):
             assert parity.num_samples == count
             assert parity.same_route + parity.ties >= count
             assert parity.max_difference < 1e-4
@@ -181,8 +181,10 @@ def test_experts_in_8_bits_keep_the_routes(onnx_folder, run, pixels, tmp_path):
             assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
             assert onnx.TensorProto.INT8 in {tensor.data_type for tensor in graph.initializer}
     threshold, weight = middle(run, pixels)
-    found = export_check.check_export(run, folder, "onnx", pixels, threshold, weight, tolerance=1.0)
-    for parity in found[:2]:
+    parities = export_check.check_export(
+        run, folder, "onnx", pixels, threshold, weight, tolerance=1.0
+    )
+    for parity in parities[:2]:
         assert parity.same_route + parity.ties >= 660
         assert parity.max_difference > 1e-6  # it is another arithmetic
         assert parity.same_answer > 0.9 * 660
@@ -216,9 +218,9 @@ def test_runner_without_this_package(onnx_folder, trained, run, pixels, tmp_path
             check=False,
         )
 
-    found = call(*files, "bad.png", "--at", "best")
-    assert found.returncode == 1
-    records = [json.loads(line) for line in found.stdout.splitlines()]
+    done = call(*files, "bad.png", "--at", "best")
+    assert done.returncode == 1
+    records = [json.loads(line) for line in done.stdout.splitlines()]
     assert "UnidentifiedImageError" in records[3]["error"]
     from vision.prediction.predictor import Predictor
 

@@ -22,7 +22,7 @@ def teacher_file(folder, classes=10):
 
 
 @pytest.fixture
-def own(tmp_path):
+def network(tmp_path):
     overlay = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.4, 0.3], "input_size": [3, 24, 24]}
     options = {"checkpoint_path": str(teacher_file(tmp_path)), "pretrained_cfg_overlay": overlay}
     return Network(NAME, options=options)
@@ -31,8 +31,8 @@ def own(tmp_path):
 CLASSES = [str(i) for i in range(10)]
 
 
-def test_views_pass_through_the_teachers_own_preprocessing(own):
-    teacher = Teacher(own, 0.5, CLASSES)
+def test_views_pass_through_the_teachers_own_preprocessing(network):
+    teacher = Teacher(network, 0.5, CLASSES)
     images = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.1, 0.2, 0.3), (0.5, 0.4, 0.3)))
     expected = teacher.network((images / 255 - mean) / std).softmax(1)
@@ -45,8 +45,8 @@ def test_views_pass_through_the_teachers_own_preprocessing(own):
     assert not teacher.network.training
 
 
-def test_targets_are_mixed(own):
-    teacher = Teacher(own, 0.25, CLASSES)
+def test_targets_are_mixed(network):
+    teacher = Teacher(network, 0.25, CLASSES)
     images = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8)
     labels = torch.tensor([1, 0, 9])
     mixed = teacher.mix(images, labels)
@@ -63,8 +63,8 @@ def test_every_network_learns_from_it_and_the_checkpoint_does_not_hold_it(cli, t
     recipe += ["train.epochs=1", "train.precision=32-true", "train.ema_decay=0.9"]
     options = f"{{name: {NAME}, options: {{checkpoint_path: {path}}}}}"
     taught = [*recipe, f"train.teacher={options}"]
-    for name, own in (("alone", recipe), ("taught", taught)):
-        assert cli("train", *own, "--out", tmp_path / name) == 0
+    for name, words in (("alone", recipe), ("taught", taught)):
+        assert cli("train", *words, "--out", tmp_path / name) == 0
     alone, ours = (
         torch.load(tmp_path / n / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for n in ("alone", "taught")
@@ -77,9 +77,9 @@ def test_every_network_learns_from_it_and_the_checkpoint_does_not_hold_it(cli, t
     assert cli("evaluate", tmp_path / "taught", "--no-time") == 0
 
 
-def test_evidence_is_that_of_the_truth(own, monkeypatch):
+def test_evidence_is_that_of_the_truth(network, monkeypatch):
     """Labels of the selection tell which expert knows the truth, not which agrees with the teacher."""
-    settings = {"name": own.name, "options": own.options}
+    settings = {"name": network.name, "options": network.options}
     overrides = [f"train.teacher={settings}", "train.teacher_weight=1", "num_experts=2"]
     recipe = load_recipe("digits", [*overrides, "objective.shared_start=0"])
     images = load_data(recipe.data)

@@ -42,9 +42,9 @@ def test_equals_the_evaluation_at_every_budget(predictor, pixels):
     every = predict_all(run.networks, load_run_data(run).test)
     for budget in ("best", "drop", "half"):
         point = run.operating_points[budget]
-        found = predictor(pixels, budget=budget)
-        assert len(found) == 40
-        for i, prediction in enumerate(found):
+        predictions = predictor(pixels, budget=budget)
+        assert len(predictions) == 40
+        for i, prediction in enumerate(predictions):
             rough = every.rough_logits[i]
             assert prediction.confidence == pytest.approx(rough.softmax(0).max().item(), abs=1e-5)
             assert prediction.exited == (prediction.confidence >= point.threshold)
@@ -65,10 +65,10 @@ def test_every_kind_of_source_gives_the_same(predictor, pixels, tmp_path):
     path.write_bytes(png(pixels[0]))
     grey = pixels[0]
     sources = [path, str(path), path.read_bytes(), Image.fromarray(grey), grey, grey[:, :, None]]
-    found = predictor(sources, threshold=0.4)
-    assert len({p.probabilities.tobytes() for p in found}) == 1
+    predictions = predictor(sources, threshold=0.4)
+    assert len({p.probabilities.tobytes() for p in predictions}) == 1
     for source in sources:  # one image is a list of one
-        assert predictor(source, threshold=0.4)[0].label == found[0].label
+        assert predictor(source, threshold=0.4)[0].label == predictions[0].label
     assert len(predictor(np.stack(pixels)[..., None])) == 40
     assert predictor([]) == []
 
@@ -120,10 +120,10 @@ def test_the_predictors_own_budget(trained, predictor):
 def test_each_image_with_a_budget_of_its_own(predictor, pixels):
     budgets = [predictor.resolve(threshold=t) for t in (0.0, 2.0)] * 20
     images = torch.stack([predictor.decode(image) for image in pixels])
-    found = predictor.predict_pixels(images, budgets)
-    assert [p.exited for p in found] == [True, False] * 20
+    predictions = predictor.predict_pixels(images, budgets)
+    assert [p.exited for p in predictions] == [True, False] * 20
     always, never = predictor(pixels, threshold=0.0), predictor(pixels, threshold=2.0)
-    for i, prediction in enumerate(found):
+    for i, prediction in enumerate(predictions):
         same = (never if i % 2 else always)[i]
         np.testing.assert_allclose(prediction.probabilities, same.probabilities, atol=1e-5)
 
@@ -192,8 +192,8 @@ def test_a_run_without_calibration(trained, tmp_path, pixels):
         bare(pixels)
     with pytest.raises(RunError, match="holds no trade-off curve to find a threshold for 100M on"):
         bare(pixels, budget="100M")
-    found = bare(pixels, threshold=0.5)
-    assert len(found) == 40
+    predictions = bare(pixels, threshold=0.5)
+    assert len(predictions) == 40
     assert bare.resolve(threshold=0.5).exit_rate is None
 
 
@@ -253,9 +253,9 @@ def test_amounts_of_macs(predictor):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_other_arithmetic_is_near(trained, predictor, pixels, precision):
-    found = Predictor(trained, precision=precision)(pixels, threshold=2.0)
+    predictions = Predictor(trained, precision=precision)(pixels, threshold=2.0)
     plain = predictor(pixels, threshold=2.0)
-    same = [(a, b) for a, b in zip(found, plain, strict=True) if a.expert == b.expert]
+    same = [(a, b) for a, b in zip(predictions, plain, strict=True) if a.expert == b.expert]
     assert len(same) >= 30  # of 40
     differences = [np.abs(a.probabilities - b.probabilities).max() for a, b in same]
     assert 0 < max(differences) < 0.1

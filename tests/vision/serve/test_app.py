@@ -35,20 +35,20 @@ def ask(served, content, **parameters):
 def test_answers_equal_the_predictor(served, predictor, images):
     for threshold in (0.0, 0.3, 2.0):
         expected = predictor(images, threshold=threshold)
-        for content, one in zip(images, expected, strict=True):
+        for content, prediction in zip(images, expected, strict=True):
             reply = ask(served, content, threshold=threshold)
             assert reply.status_code == 200
             found = reply.json()
-            assert found["label"] == one.label
-            assert found["probability"] == pytest.approx(one.probability, abs=1e-4)
-            assert found["exited"] == one.exited
-            assert found["expert"] == one.expert
-            assert found["confidence"] == pytest.approx(one.confidence, abs=1e-4)
-            assert found["rough_label"] == one.rough_label
-            assert found["macs"] == one.macs
+            assert found["label"] == prediction.label
+            assert found["probability"] == pytest.approx(prediction.probability, abs=1e-4)
+            assert found["exited"] == prediction.exited
+            assert found["expert"] == prediction.expert
+            assert found["confidence"] == pytest.approx(prediction.confidence, abs=1e-4)
+            assert found["rough_label"] == prediction.rough_label
+            assert found["macs"] == prediction.macs
             assert found["threshold"] == threshold
             assert found["milliseconds"] > 0
-            assert found["top"][0]["label"] == one.label
+            assert found["top"][0]["label"] == prediction.label
             assert len(found["top"]) == 5
 
 
@@ -127,7 +127,7 @@ def test_requests_at_once_share_batches_and_get_their_own_answers(served, predic
     for thread in threads:
         thread.join()
     assert [f["exited"] for f in found] == [True, False] * 12
-    assert [f["label"] for f in found] == [one.label for one in expected]
+    assert [f["label"] for f in found] == [prediction.label for prediction in expected]
     metrics = served.client.get("/metrics").text
     batches = float(re.search(r"^coe_batch_images_count (\S+)", metrics, re.M)[1])
     predicted = float(re.search(r"^coe_batch_images_sum (\S+)", metrics, re.M)[1])

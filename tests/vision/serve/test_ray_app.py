@@ -98,11 +98,15 @@ def test_the_predictors_answers_and_refusals(application, run, images):
     for threshold in (0.0, 2.0):
         asked = [handle.predict.remote(image, threshold=threshold) for image in images]
         expected = predictor(images, threshold=threshold)
-        for reply, one in zip(asked, expected, strict=True):
+        for reply, wanted in zip(asked, expected, strict=True):
             found = reply.result(timeout_s=60)
-            assert (found.label, found.exited, found.expert) == (one.label, one.exited, one.expert)
-            assert found.macs == one.macs
-            assert found.probabilities == pytest.approx(one.probabilities, abs=1e-4)
+            assert (found.label, found.exited, found.expert) == (
+                wanted.label,
+                wanted.exited,
+                wanted.expert,
+            )
+            assert found.macs == wanted.macs
+            assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-4)
             seen.add(found.expert)
     assert seen == {None, 0, 1}
     status = serve.status().applications["team"].deployments

@@ -23,13 +23,13 @@ def rates(train, num_steps):
 
 def test_published_cifar():
     train = Train(epochs=300, lr=0.1, warmup=20 / 300, start_lr=0.005, final_lr=1e-4)
-    found = rates(train, 3000)
-    assert found[0] == pytest.approx(0.005)
-    assert max(found) == found[199] == pytest.approx(0.1)
-    assert found[-1] == pytest.approx(1e-4)
-    half = found[199 + 1400]
+    lrs = rates(train, 3000)
+    assert lrs[0] == pytest.approx(0.005)
+    assert max(lrs) == lrs[199] == pytest.approx(0.1)
+    assert lrs[-1] == pytest.approx(1e-4)
+    half = lrs[199 + 1400]
     assert half == pytest.approx(1e-4 + (0.1 - 1e-4) * (1 + math.cos(math.pi / 2)) / 2, rel=1e-2)
-    assert found[199:] == sorted(found[199:], reverse=True)
+    assert lrs[199:] == sorted(lrs[199:], reverse=True)
 
 
 def test_defaults_are_one_cycle():
@@ -48,12 +48,12 @@ def test_defaults_are_one_cycle():
 
 def test_published_efficientnet():
     train = Train(epochs=10, lr=0.256, warmup=0.1, start_lr=0.016, decay=0.97, decay_epochs=0.8)
-    found = rates(train, 100)  # ten steps an epoch: every eight steps times .97
-    assert found[0] == pytest.approx(0.016)
-    assert found[4] == pytest.approx(0.016 + (0.256 - 0.016) * 4 / 9)
-    assert found[10] == pytest.approx(0.256 * 0.97)
-    assert found[99] == pytest.approx(0.256 * 0.97**12)
-    assert found[16] / found[15] == pytest.approx(0.97)
+    lrs = rates(train, 100)  # ten steps an epoch: every eight steps times .97
+    assert lrs[0] == pytest.approx(0.016)
+    assert lrs[4] == pytest.approx(0.016 + (0.256 - 0.016) * 4 / 9)
+    assert lrs[10] == pytest.approx(0.256 * 0.97)
+    assert lrs[99] == pytest.approx(0.256 * 0.97**12)
+    assert lrs[16] / lrs[15] == pytest.approx(0.97)
 
 
 def test_no_warmup_starts_at_the_top():
