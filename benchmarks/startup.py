@@ -33,12 +33,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, help="a trained run of digits")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", help="parts of the names of commands to be measured")
     parser.add_argument("--out", type=Path, help="folder for startup.csv and startup.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = arguments.run or trained(folder / "run")
-        seconds = measured(commands(run, folder), arguments.rounds, folder)
+        calls = {
+            label: call
+            for label, call in commands(run, folder).items()
+            if label == "import torch" or any(part in label for part in arguments.only or [""])
+        }
+        seconds = measured(calls, arguments.rounds, folder)
     rows = []
     for label, (kind, times) in seconds.items():
         ratio = median_ratio(times, seconds["import torch"][1])

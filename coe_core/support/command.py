@@ -194,7 +194,9 @@ def one_line(error: BaseException) -> str:
         >>> one_line(ValueError("first\\n   second"))
         'first second'
     """
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+    if isinstance(error, OSError) and error.strerror and error.filename is None:
+        text = error.strerror
+    elif isinstance(error, OSError) and error.strerror:
         name = os.fsdecode(error.filename) if not isinstance(error.filename, int) else "a file"
         text = f"{name}: {error.strerror}"
     else:
