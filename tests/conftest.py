@@ -32,11 +32,11 @@ settings.load_profile("offline")
 
 MARKED_BY_FIXTURE = {
     "apart": "process",
-    "commands": "process",
     "loaded_after": "process",
     "ranks": "process",
-    "trained": "slow",
-    "corpus": "slow",
+    "warm": "process",
+    **dict.fromkeys(["trained", "cotrained", "digits", "study", "corpus"], "slow"),
+    **dict.fromkeys(["small_export", "saves", "converted_once"], "slow"),
 }
 STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 unmarked: list[
@@ -118,3 +118,28 @@ def loaded_after(program: str, calls: list[list[object]]) -> list[set[str]]:
 @pytest.fixture(scope="session", name="loaded_after")
 def _loaded_after() -> Callable[[str, list[list[object]]], list[set[str]]]:
     return loaded_after
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """Folder of ``python`` and an adapter's commands, served by one process that has imported all."""
+    servers: dict[str, tuple[Path, subprocess.Popen]] = {}
+
+    def start(adapter: str) -> Path:
+        if adapter not in servers:
+            folder = tmp_path_factory.mktemp("bin")
+            server = subprocess.Popen(
+                [sys.executable, "-W", "ignore", CORE.parent / "tests/warm.py", folder, adapter],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=CORE.parent,
+                env={**os.environ, "PYTHONPATH": str(CORE.parent), "OMP_NUM_THREADS": "1"},
+            )
+            servers[adapter] = folder, server
+            assert server.stdout.readline() == b"ready\n"
+        return servers[adapter][0]
+
+    yield start
+    for _, server in servers.values():
+        server.stdin.close()
+        server.wait()

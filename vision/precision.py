@@ -45,6 +45,7 @@ def autocast(device: torch.device | str, precision: str) -> torch.autocast:
     """Context in which networks run outside of Lightning, for the same arithmetic as in training.
 
     Example:
+        >>> import torch
         >>> with autocast("cpu", "32-true"):
         ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
         torch.float32

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from coe_core.support.command import parse
+
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
@@ -21,15 +23,28 @@ def test_python_blocks_run(capsys):
     assert "torch.Size([256, 10])" in capsys.readouterr().out
 
 
+def shown(program: str) -> list[list[str]]:
+    """The words of the program's commands."""
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    split = [shlex.split(line, comments=True) for line in lines if line.startswith(program)]
+    return [words[1:] for words in split]
+
+
 def test_commands_are_understood():
-    from coe_core.support.command import parse
     from vision.commands.cli import parser
 
-    commands = [line for block in blocks("sh") for line in block.splitlines()]
-    commands = [line for line in commands if line.startswith("coe-vision")]
-    assert len(commands) >= 5
-    for line in commands:
-        parse(parser(), shlex.split(line, comments=True)[1:])
+    assert len(shown("coe-vision")) >= 5
+    for words in shown("coe-vision"):
+        parse(parser(), words)
+
+
+def test_a_misspelt_option_in_any_of_them_is_not(capsys):
+    from vision.commands.cli import parser
+
+    for words in shown("coe-vision"):
+        with pytest.raises(SystemExit):
+            parse(parser(), [*words, "--no-such-option"])
+        assert "unrecognized arguments: --no-such-option" in capsys.readouterr().err
 
 
 def test_make_targets_exist():

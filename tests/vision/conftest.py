@@ -1,7 +1,6 @@
 """One tiny trained run, shared; and the command as users call it."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,11 +25,11 @@ def cli() -> Callable[..., int]:
 
 
 @pytest.fixture(scope="session")
-def apart() -> Callable[..., subprocess.CompletedProcess]:
-    """Python in a process of its own."""
+def apart(warm) -> Callable[..., subprocess.CompletedProcess]:
+    """Python in a process of its own, which has imported the trainer."""
 
     def call(*arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, *map(str, arguments)]
+        command = [warm("vision") / "python", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
     return call

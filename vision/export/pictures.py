@@ -49,7 +49,7 @@ def telling_sizes(shorter_side: int, count: int = 8) -> list[tuple[int, int]]:
 
     Example:
         >>> telling_sizes(36, 2)
-        [(11, 22), (55, 66)]
+        [(33, 55), (66, 99)]
     """
     highest = min(3 * shorter_side, _LARGEST)
     telling = []

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -29,24 +28,9 @@ SMALL_BATCHES = "--required-batch-size-multiple 1"  # or fairseq drops a last ba
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    """Folder of the commands, served by one process that has imported everything."""
-    folder = tmp_path_factory.mktemp("bin")
-    server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", Path(__file__).parents[1] / "warm_commands.py", folder],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert server.stdout.readline() == b"ready\n"
-    yield folder
-    server.stdin.close()
-    server.wait()
-
-
-@pytest.fixture(scope="module")
-def start(commands):
+def start(warm):
     """Start a recipe in a process group of its own."""
+    commands = warm("translation")
 
     def call(recipe, *arguments, **environment):
         return subprocess.Popen(

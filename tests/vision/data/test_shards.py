@@ -73,6 +73,7 @@ def test_samples_are_those_that_were_written(tmp_path, pattern, in_memory):
     assert seen == set(range(24))
 
 
+@pytest.mark.process
 def test_ranks_and_workers_share_every_batch_without_duplicates(tmp_path):
     settings = data(write_shards(tmp_path / "in"), in_memory=False, augmentation=["flip"])
     images = quietly(settings).train
@@ -357,6 +358,7 @@ def test_a_shard_that_went_away_is_an_unreadable_image(tmp_path):
         data(tmp_path).preprocess().load(gone)
 
 
+@pytest.mark.process
 def test_the_run_reads_shards_through_the_command(cli, tmp_path, capsys):
     root = write_shards(tmp_path / "in", each=24)
     write_shards(root, "val", shards=1, first=200)

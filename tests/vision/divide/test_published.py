@@ -59,6 +59,7 @@ def allowance(printed: str) -> float:
     return max(0.01 * float(printed), 0.5 * 10 ** -len(printed.partition(".")[2]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "s", "what", "printed"), CASES)
 def test_golden_sizes(sizes, request, name, s, what, printed):
     if (name, s, what) in UNEXPLAINED:
@@ -137,6 +138,7 @@ def test_wrn_50_2_shrinks_as_published():
     assert divide_network("paper/wrn_50_2", 2).total.parameters / 1e6 == pytest.approx(51, abs=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in PUBLISHED if name not in GOLDEN and "net_b" not in name]
 )

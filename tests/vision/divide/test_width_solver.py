@@ -48,6 +48,7 @@ def test_budget_is_met_within_three_percent(network, knob, match):
     check(divide_network(network, 2, match), match, knob)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("network", "size", "knob"), LIBRARY, ids=lambda v: getattr(v, "name", v))
 def test_networks_of_the_libraries(network, size, knob):
     check(divide_network(network, 2, image_size=size), "macs", knob)

@@ -108,6 +108,7 @@ def on_folder(cli, tmp_path_factory):
     return root
 
 
+@pytest.mark.process
 def test_data_that_moved(cli, on_folder, tmp_path, capsys):
     moved = tmp_path / "moved"
     shutil.copytree(on_folder / "data", moved)

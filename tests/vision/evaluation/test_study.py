@@ -26,6 +26,7 @@ def study(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_study(study, cli, capsys):
     def run():
         assert cli("study", study / "tiny.yaml", "--out", study / "out") == 0

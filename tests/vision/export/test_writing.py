@@ -4,6 +4,8 @@ import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -197,10 +199,14 @@ def test_the_comparison_sees_other_pixels(small, small_export, tmp_path, monkeyp
         export_check.check_export(small, small_export, "onnx", example_pixels(small, 4), 0.5, 0.0)
 
 
-def test_a_light_import(apart):
+@pytest.mark.process
+def test_a_light_import():
     """The exporter and what comes with it are loaded when something is exported."""
     code = "import vision.export.export, sys; print(*sys.modules)"
-    loaded = set(apart("-c", code).stdout.split())
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(loaded.stdout.split())
     assert "vision.export.convert" in loaded
     heavy = {"sympy", "torch._dynamo", "onnx", "onnxscript", "onnxruntime", "lightning", "sklearn"}
     assert not (heavy | {"torchvision", "matplotlib", "scipy", "timm"}) & loaded
@@ -209,8 +215,6 @@ def test_a_light_import(apart):
 @pytest.mark.process
 def test_full_tmpfs(converted_once, small, tmp_path):
     """The real thing, where this machine lets one mount a small disk."""
-    import subprocess
-
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
