@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from coe_core.support.command import at_least
+from coe_core.support.command import at_least, number_in
 from translation.commands.plugin import load_fairseq
 
 
@@ -19,11 +19,13 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at", metavar="NAME", help="of them, the default; without it none exits")
     parser.add_argument("--sentencepiece", metavar="MODEL", help="then the runner takes plain text")
     parser.add_argument(
-        "--beam", type=at_least(1), help="of the runner (default: that of --at, or 5)"
+        "--beam", type=at_least(1, 1000), help="of the runner (default: that of --at, or 5)"
     )
-    parser.add_argument("--lenpen", type=float, help="of the runner (default: that of --at, or 1)")
     parser.add_argument(
-        "--max-len-b", type=at_least(1), default=200, help="of the runner, by default"
+        "--lenpen", type=number_in(-100, 100), help="of the runner (default: that of --at, or 1)"
+    )
+    parser.add_argument(
+        "--max-len-b", type=at_least(1, 1_000_000), default=200, help="of the runner, by default"
     )
     parser.add_argument(
         "--check", type=at_least(0), default=200, metavar="N", help="sentences to compare; 0: none"
@@ -33,6 +35,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
 
 def run_export(arguments: argparse.Namespace) -> None:
     """Write a team as CTranslate2 models with a runner that routes; compare it with fairseq."""
+    from translation.corpora.vocabulary import load_pieces
     from translation.evaluation.calibrate import COE, load_points
 
     points = {}
@@ -44,6 +47,8 @@ def run_export(arguments: argparse.Namespace) -> None:
     for path in (arguments.checkpoint, arguments.sentencepiece):
         if path is not None and not Path(path).is_file():
             raise ValueError(f"{path}: no such file")
+    if arguments.sentencepiece is not None:
+        load_pieces(arguments.sentencepiece)  # else told of the copy in the export
     load_fairseq()
     from translation.export.check import check_against_fairseq
     from translation.export.export import Search, export_team, load_team

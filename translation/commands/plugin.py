@@ -21,6 +21,7 @@ def load_fairseq() -> None:
     import warnings
 
     warnings.filterwarnings("ignore", module="fairseq|hydra|torch")
+    warnings.filterwarnings("ignore", "(?s).*ConfigStore schema")
     for name in ("fairseq", "hydra"):
         logging.getLogger(name).setLevel(logging.WARNING)
     import translation

@@ -53,6 +53,8 @@ def generation_options(words: Sequence[str]) -> Any:
     try:
         with contextlib.redirect_stderr(said):
             arguments = options.parse_args_and_arch(parser, input_args=list(words))
+    except ImportError as error:  # of --user-dir
+        raise ValueError(f"{' '.join(str(error).split())} (--user-dir)") from error
     except SystemExit as left:
         if not left.code:
             raise

@@ -180,6 +180,10 @@ def confidence_of(points: Mapping[str, OperatingPoint], otherwise: str) -> str:
     kinds = {}
     for name, point in points.items():
         if kind := point.fitted_with.get("confidence"):
+            if not isinstance(kind, str):
+                raise ValueError(
+                    f"threshold {name!r} is of the confidence {kind!r}, which is no name"
+                )
             kinds[kind] = name
         elif -math.inf < point.threshold < 0:  # a probability has none below 0
             kinds["log_probability"] = name

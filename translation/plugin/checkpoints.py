@@ -58,6 +58,8 @@ def load_state(path: str | Path, only_look: bool = False) -> dict[str, Any]:
         reason = " ".join(str(error).split())
         if unsafe := re.search(r"GLOBAL ([\w.]+)", reason):
             reason = f"it holds {unsafe[1]}, which is no plain value and may run code"
+        elif "weights_only" in reason:  # torch would advise to load it without
+            reason = type(error).__name__
         raise ValueError(
             f"{path}: not a checkpoint that can be loaded, or damaged: {reason[:200] or type(error).__name__}"
         ) from error

@@ -408,6 +408,7 @@ def test_data_without_a_target(said, decode, corpus, shell, generate, team, tmp_
         (("--beams", "3"), "unrecognized arguments: --beams 3 (options of fairseq-generate)"),
         (("--beam", "three"), "argument --beam: invalid int value: 'three'"),
         (("--reference", "none"), "none: no such file"),
+        (("--user-dir", "tests/translation"), "Failed to import --user-dir="),
     ],
 )
 def test_options_that_decode_does_not_take(said, decode, tmp_path, options, message):

@@ -4,6 +4,7 @@ Translations are compared without a beam. With one, CTranslate2 ranks hypotheses
 vocabulary without the end in first place, to which a network as little trained as this one gives a lot.
 """
 
+import dataclasses
 import json
 import os
 import shutil
@@ -172,6 +173,10 @@ def test_int8(exported, team, corpus, tmp_path, capsys):
         (("--at", "some"), "no threshold named 'some'; known: none: give --points"),
         (("--sentencepiece", "missing.model"), "missing.model: no such file"),
         (("--points", "missing.json"), "missing.json: no such file; coe-translation calibrate"),
+        (("--lenpen", "nan"), "--lenpen: must be in [-100, 100], got nan"),
+        (("--beam", "1000000"), "--beam: must be at most 1000, got 1000000"),
+        (("--max-len-b", "999999999"), "--max-len-b: must be at most 1000000, got 999999999"),
+        (("--sentencepiece", "README.md"), "README.md: not a SentencePiece model"),
     ],
 )
 def test_wrong_exports(team, corpus, tmp_path, capsys, options, message):
@@ -186,6 +191,19 @@ def test_wrong_exports(team, corpus, tmp_path, capsys, options, message):
     assert main([str(word) for word in words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("confidence", [3, -1e308, ["probability"], {"a": 1}, True])
+def test_a_confidence_that_is_no_name(confidence):
+    from coe_core import OperatingPoint
+    from translation.export.export import confidence_of
+
+    point = OperatingPoint("a", 0.5, "macs", 1.0, 0.5, 0.5, 1.0, "macs", 9, "valid", "2026-01-01")
+    named = dataclasses.replace(point, name="b", fitted_with={"confidence": "probability"})
+    wrong = dataclasses.replace(point, fitted_with={"confidence": confidence})
+    assert confidence_of({"a": point, "b": named}, "log_probability") == "probability"
+    with pytest.raises(ValueError, match=r"'a' is of the confidence .*, which is no name"):
+        confidence_of({"b": named, "a": wrong}, "probability")
 
 
 def test_what_cannot_be_exported(team, plain, corpus, exported, tmp_path, capsys):

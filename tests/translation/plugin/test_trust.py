@@ -337,7 +337,11 @@ def test_a_flipped_bit_is_said_by_every_command(states, said, corpus, team, plai
         assert not out.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04junk", b"\x80\x02}q\x00.", b"\x80"])
+@pytest.mark.parametrize(
+    "content", [b"", b"junk", b"[1, 2]", b"PK\x03\x04junk", b"\x80\x02}q\x00.", b"\x80"]
+)
+    "content", [b"", b"junk", b'{"a": [1]}', b"PK\x03\x04junk", b"\x80\x02}q\x00.", b"\x80"]
+)
 def test_files_that_are_no_checkpoints(said, tmp_path, content):
     path = tmp_path / "x.pt"
     path.write_bytes(content)
@@ -345,6 +349,7 @@ def test_files_that_are_no_checkpoints(said, tmp_path, content):
         status, _, error = said(*words)
         assert status == 2
         assert "x.pt" in error
+        assert "weights_only" not in error  # torch's advice to load it all the same
         assert len(error.splitlines()) == 1
 
 
