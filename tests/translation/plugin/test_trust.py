@@ -340,8 +340,6 @@ def test_a_flipped_bit_is_said_by_every_command(states, said, corpus, team, plai
 @pytest.mark.parametrize(
     "content", [b"", b"junk", b"[1, 2]", b"PK\x03\x04junk", b"\x80\x02}q\x00.", b"\x80"]
 )
-    "content", [b"", b"junk", b'{"a": [1]}', b"PK\x03\x04junk", b"\x80\x02}q\x00.", b"\x80"]
-)
 def test_files_that_are_no_checkpoints(said, tmp_path, content):
     path = tmp_path / "x.pt"
     path.write_bytes(content)
