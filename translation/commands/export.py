@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coe_core.support.command import at_least, number_in
 from translation.commands.plugin import load_fairseq
+
+if TYPE_CHECKING:
+    from coe_core import OperatingPoint
+    from translation.export.check import Comparison
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
@@ -35,20 +40,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
 
 def run_export(arguments: argparse.Namespace) -> None:
     """Write a team as CTranslate2 models with a runner that routes; compare it with fairseq."""
-    from translation.corpora.vocabulary import load_pieces
-    from translation.evaluation.calibrate import COE, load_points
-
-    points = {}
-    if arguments.points is not None:
-        points = {point.name: point for point in load_points(arguments.points).get(COE, [])}
-    if arguments.at is not None and arguments.at not in points:
-        known = ", ".join(points) or "none: give --points"
-        raise ValueError(f"no threshold named {arguments.at!r}; known: {known}")
-    for path in (arguments.checkpoint, arguments.sentencepiece):
-        if path is not None and not Path(path).is_file():
-            raise ValueError(f"{path}: no such file")
-    if arguments.sentencepiece is not None:
-        load_pieces(arguments.sentencepiece)  # else told of the copy in the export
+    points = _points(arguments)
     load_fairseq()
     from translation.export.check import check_against_fairseq
     from translation.export.export import Search, export_team, load_team
@@ -88,11 +80,34 @@ def run_export(arguments: argparse.Namespace) -> None:
     for name, size in sizes.items():
         print(f"{folder / name.replace('-', '_')}: {size / 1e6:.2f} MB")
     for comparison in compared:
-        parity = comparison.parity
-        print(f"beside fairseq on {parity.num_samples} sentences of {arguments.subset}:")
-        print(f"{parity.line('confidences')}, {comparison.median_difference:.1g} (median)")
-        for engine in comparison.engines:
-            print(
-                f"{engine.name:8} BLEU {engine.bleu:6.2f}  {engine.milliseconds:8.2f} ms of processor "
-                "time each"
-            )
+        _tell(comparison, arguments.subset)
+
+
+def _points(arguments: argparse.Namespace) -> dict[str, OperatingPoint]:
+    """Those to store, by name; what is missing is said before anything is loaded."""
+    from translation.corpora.vocabulary import load_pieces
+    from translation.evaluation.calibrate import COE, load_points
+
+    points = {}
+    if arguments.points is not None:
+        points = {point.name: point for point in load_points(arguments.points).get(COE, [])}
+    if arguments.at is not None and arguments.at not in points:
+        known = ", ".join(points) or "none: give --points"
+        raise ValueError(f"no threshold named {arguments.at!r}; known: {known}")
+    for path in (arguments.checkpoint, arguments.sentencepiece):
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"{path}: no such file")
+    if arguments.sentencepiece is not None:
+        load_pieces(arguments.sentencepiece)  # else told of the copy in the export
+    return points
+
+
+def _tell(comparison: Comparison, subset: str) -> None:
+    parity = comparison.parity
+    print(f"beside fairseq on {parity.num_samples} sentences of {subset}:")
+    print(f"{parity.line('confidences')}, {comparison.median_difference:.1g} (median)")
+    for engine in comparison.engines:
+        print(
+            f"{engine.name:8} BLEU {engine.bleu:6.2f}  {engine.milliseconds:8.2f} ms of processor "
+            "time each"
+        )
