@@ -127,6 +127,7 @@ def test_the_single_file_is_compared_too(folder):
     Runner(folder, threads=1)  # which does not need it
 
 
+@pytest.mark.slow
 def test_programs_are_compared_too(small, saves, tmp_path, monkeypatch):
     from vision.export import export as export_module
 

@@ -28,6 +28,7 @@ def state_of(run: Run) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in run.networks.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_the_callers_program_stays_as_it_was(untrained, tmp_path, kind):
     small = untrained(tmp_path)
@@ -60,6 +61,7 @@ def test_examples_draw_from_no_generator_of_the_caller(small):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_opset(small, tmp_path):
     for opset, message in [
         (11, "opset must be at least 18, got 11"),
@@ -78,6 +80,7 @@ def test_opset(small, tmp_path):
         convert.converted("onnx", 99, expert, example)
 
 
+@pytest.mark.slow
 def test_a_mobilenet_in_8_bits(untrained, tmp_path, monkeypatch):
     """onnxruntime's preparation leaves nodes without a name; in one graph they met."""
     run = untrained(tmp_path, 3, 32, name="timm/mobilenetv3_small_050", options={})
@@ -117,6 +120,7 @@ def test_nodes_without_a_name_get_one_of_their_own():
     assert [node.name for node in graph.node] == ["Relu/y", "Relu/z_", "Relu/z"]
 
 
+@pytest.mark.slow
 def test_condconv_is_refused_in_one_line(untrained, tmp_path):
     run = untrained(tmp_path, condconv=2, condconv_where="blocks")
     message = (

@@ -109,6 +109,7 @@ def test_refused(network, message):
         replace_activations(nn.Sequential(nn.Linear(7, 7), nn.ReLU()), "pwlu")
 
 
+@pytest.mark.slow
 def test_exports_to_onnx(tmp_path):
     """Plain operators that say what the module says, with any number of images."""
     runtime = pytest.importorskip("onnxruntime")
@@ -137,6 +138,7 @@ def test_exports_to_onnx(tmp_path):
         np.testing.assert_allclose(found, network(images).numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_under_torch_compile():
     """The operator is one node of the graph, forward and backward."""
     torch.manual_seed(0)

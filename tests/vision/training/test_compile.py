@@ -2,11 +2,13 @@
 
 import csv
 
+import pytest
 import torch
 
 from vision.training import module as training
 
 
+@pytest.mark.slow
 def test_compiled_training_and_its_average_equal_the_uncompiled(cli, tmp_path, monkeypatch):
     # What is compiled is the same for every back end; this one needs no C++ compiler and no minute.
     monkeypatch.setattr(training, "COMPILER", "aot_eager")
