@@ -94,8 +94,11 @@ def same_tensors(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    return tensors(content.get("state_dict", content.get("model")))
+    if path.suffix == ".ckpt":
+        return tensors(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    from translation.plugin.checkpoints import load_state  # reads fairseq's, and runs no code
+
+    return tensors(load_state(path)["model"])
 
 
 def compare_folders(before: Path, after: Path) -> int:
