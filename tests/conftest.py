@@ -14,10 +14,21 @@ from hypothesis import HealthCheck, settings
 os.environ["COE_CACHE"] = "off"  # decoded images of tests are not kept in the developer's cache
 assert "coe_core" not in sys.modules, "imported before its annotations could be checked"
 CORE = Path(__file__).parents[1] / "coe_core"
+ADAPTERS = (  # their modules whose annotations are checked, too; not what is traced, or read by fairseq
+    *("translation.evaluation.metrics", "translation.evaluation.systems"),
+    *("translation.generation.generator", "translation.generation.routers"),
+    *("vision.evaluation.predictions", "vision.evaluation.stages", "vision.networks.team"),
+)
+
+
+def checked_modules() -> list[str]:
+    """All of the core but the kernels, which are compiled and must stay plain functions."""
+    core = [f"coe_core.{path.stem}" for path in CORE.glob("*.py")]
+    return [name for name in (*core, *ADAPTERS) if name != "coe_core._transport_kernels"]
+
+
 jaxtyping.install_import_hook(
-    # Not the kernels: they are compiled, so they must stay plain functions.
-    [f"coe_core.{path.stem}" for path in CORE.glob("*.py") if path.stem != "_transport_kernels"],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+    checked_modules(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
 
 settings.register_profile("offline", deadline=None, max_examples=60, derandomize=True)

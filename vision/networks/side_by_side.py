@@ -103,7 +103,7 @@ class Together:
 
 
 def run_side_by_side(
-    wide: nn.Module, members: Sequence[nn.Module], views: Sequence[Tensor]
+    wide: nn.Module, members: Sequence[nn.Module] | nn.ModuleList, views: Sequence[Tensor]
 ) -> Tensor:
     """One pass of the wide network with the members' parameters; their running statistics are kept."""
     s = len(members)
@@ -120,7 +120,7 @@ def run_side_by_side(
     return outputs.unflatten(1, (s, -1))
 
 
-def _stacked(views: Sequence[Tensor]) -> Float[Tensor, "n s*ch h w"]:
+def _stacked(views: Sequence[Tensor]) -> Float[Tensor, "n s_ch h w"]:
     return torch.cat(list(views), 1).contiguous(memory_format=torch.channels_last)
 
 
@@ -205,7 +205,9 @@ def _layers(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 
 
 @torch.no_grad()
-def _same(wide: nn.Module, members: Sequence[nn.Module], shape: tuple[int, ...]) -> bool:
+def _same(
+    wide: nn.Module, members: Sequence[nn.Module] | nn.ModuleList, shape: tuple[int, ...]
+) -> bool:
     """Whether the wide network does what the members do: how they join their layers is not seen.
 
     Tried on copies with random numbers, since initial ones may hide a branch behind zeros, in training
