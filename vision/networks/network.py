@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from vision.networks.own import OWN, own_constructor
 
 MAX_OPTION = 1_000_000  # of numbers among the options, to either side
-MAX_PARTS = 50_000  # layers and blocks of one network; the largest published ones have about 5,000
+MAX_PARTS = 10_000  # layers and blocks of one network; the largest published ones have about 3,000
 _WEIGHTS = "weights come from pretrained: true alone"
 _OUTPUTS = "a network of a recipe returns one row of logits for each image"
 _DATA = "the data decide it"

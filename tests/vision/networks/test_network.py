@@ -41,6 +41,8 @@ def test_networks_of_more_layers_than_any_has_are_given_up(monkeypatch):
     ):
         with pytest.raises(ValueError, match=r"more than 1000 layers; lower its options"):
             build_network(Network(name, options=options), 10)
+    with pytest.raises(ValueError, match="stages must be at most 16, got 1000000"):
+        build_network(Network("small_resnet", options={"stages": 1_000_000}), 10)
     for _ in range(40):  # the count is of each network
         build_network(Network("small_resnet"), 10)
 

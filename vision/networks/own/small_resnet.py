@@ -30,6 +30,9 @@ class _Block(nn.Module):
         return self.act(out + self.shortcut(x))
 
 
+_MOST_STAGES = 16  # each halves the side: 65,536 pixels become one
+
+
 class SmallResNet(nn.Module):
     """CIFAR-style residual network: a 3x3 stem, stages that halve the side and double the width.
 
@@ -64,6 +67,8 @@ class SmallResNet(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"small_resnet: {name} must be at least 1, got {size}")
+        if stages > _MOST_STAGES:
+            raise ValueError(f"small_resnet: stages must be at most {_MOST_STAGES}, got {stages}")
         self.stem = nn.Sequential(
             nn.Conv2d(in_chans, width, 3, stem_stride, 1, bias=False),
             nn.BatchNorm2d(width),
