@@ -23,7 +23,7 @@ demo-translation: setup
 	@COE_BIN=$(BIN) OMP_NUM_THREADS=1 sh recipes/translation/demo.sh
 
 test: setup style types
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope
 
 quick: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not process and not slow and not fuzz"
@@ -42,7 +42,7 @@ types: setup
 fuzz: setup  ## every parser against FUZZ_EXAMPLES damaged inputs, other ones in every run
 	$(BIN)/python -m pytest -n auto -m fuzz --hypothesis-profile=fuzz tests
 
-# Oldest and newest Python, lowest versions (of which 3.13 has no wheels) and locked ones; 7 GB each, an hour in all.
+# Oldest and newest Python, lowest versions (not on 3.13: some have no wheels for it) and locked ones; 7 GB each.
 MATRIX := 3.11-lowest-direct 3.13-locked 3.11-locked
 
 matrix: $(addprefix matrix-,$(MATRIX))

@@ -3,6 +3,8 @@
 import asyncio
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,9 +103,7 @@ def files():
             yield f"{kind} {mode} {options}", file_of(mode, (SIDE, SIDE), kind, **options)
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux measures peaks")
-@pytest.mark.parametrize("channels", [1, 3])
-def test_what_is_foreseen_is_enough_and_given_back(channels):
+def measure_memory(channels: int) -> None:
     settings = Preprocess(32, channels, mean=(0.0,) * channels, std=(1.0,) * channels)
     settings.load(io.BytesIO(file_of("RGBA", (SIDE, SIDE), "webp", method=0)))  # libraries loaded
     for name, content in files():
@@ -115,3 +115,15 @@ def test_what_is_foreseen_is_enough_and_given_back(channels):
         return_memory()
         assert used <= decoding_bytes(content, settings, None) + 2**21, name
         assert status("VmRSS") - before < 2**22, name
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux measures peaks")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_foreseen_is_enough_and_given_back(channels):
+    """In a process of its own: what others allocate and give back is not to be seen."""
+    program = f"import runpy; runpy.run_path({__file__!r})['measure_memory']({channels})"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

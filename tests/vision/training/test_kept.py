@@ -243,7 +243,7 @@ def test_one_sample_and_batch_normalisation(cli, tmp_path, capsys):
     recipe += [f"delegator={network}", f"experts={network}"]
     assert cli("train", "digits", *recipe, "--out", tmp_path) == 2
     error = capsys.readouterr().err
-    assert re.search(r"train\.batch_size=1 .*batch normalisation", error)
+    assert re.search(r"batches of one image, .*batch normalisation.*raise train\.batch_size", error)
     assert error.count("\n") == 1
     assert not (tmp_path / LAST).exists()
 
