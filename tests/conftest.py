@@ -152,5 +152,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], P
 
     yield start
     for _, server in servers.values():
+        # Not by the end of its input alone: workers that a test has forked may hold that open.
         server.stdin.close()
+        server.kill()
         server.wait()
