@@ -96,6 +96,7 @@ def test_no_yaml_tag_builds_anything(tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.process
 def test_the_tests_can_fail(tmp_path):
     """The classic loader runs the attack that ours refuses."""
     marker = tmp_path / "ran"
