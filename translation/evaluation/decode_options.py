@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -92,6 +94,19 @@ def check_options(cfg: Any) -> None:
         value = getattr(getattr(cfg, section), name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    for section in ("generation", "dataset"):
+        for name, value in getattr(cfg, section).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
+    overrides = cfg.common_eval.model_overrides
+    try:
+        plain = isinstance(ast.literal_eval(overrides), dict)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        plain = False
+    if not plain:
+        raise ValueError(
+            f"--model-overrides must be a dictionary of plain values, got {overrides!r:.80}"
+        )
     if by_longest_source(cfg.generation) and cfg.dataset.batch_size != 1:
         raise ValueError(
             "--max-len-a and --match-source-len go by the longest source of a batch, so a translation would "

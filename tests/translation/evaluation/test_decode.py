@@ -409,6 +409,12 @@ def test_data_without_a_target(said, decode, corpus, shell, generate, team, tmp_
         (("--beam", "three"), "argument --beam: invalid int value: 'three'"),
         (("--reference", "none"), "none: no such file"),
         (("--user-dir", "tests/translation"), "Failed to import --user-dir="),
+        (("--lenpen", "nan"), "--lenpen must be a finite number, got nan"),
+        (("--unkpen", "inf"), "--unkpen must be a finite number, got inf"),
+        (
+            ("--model-overrides", "{'x': __import__('os').getcwd()}"),
+            "--model-overrides must be a dictionary of plain values, got",
+        ),
     ],
 )
 def test_options_that_decode_does_not_take(said, decode, tmp_path, options, message):
