@@ -17,15 +17,12 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import matplotlib
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
 from torch import Tensor
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 from coe_core import confidence, controlled_threshold, fit_threshold, trade_off_curve
 from vision.data.load import load_data
@@ -116,7 +113,8 @@ def report(rows: list[list], resamplings: int, out: Path) -> None:
 
 def draw(rows: list[list], resamplings: int, file: Path) -> None:
     """Coverage of every setting with its 95% interval, both ways of fitting."""
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
     for way, (name, marker) in enumerate({"controlled": "o", "plain fit": "x"}.items()):
         values = [row[3 + 2 * way] for row in rows]
         ends = [binomtest(round(v * resamplings), resamplings).proportion_ci(0.95) for v in values]
@@ -132,7 +130,6 @@ def draw(rows: list[list], resamplings: int, file: Path) -> None:
     axes.set_ylim(0, 1.03)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(file, dpi=130)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from vision.networks.size import with_zeros
 from vision.networks.team import Team, Trunked
 from vision.recipe import Recipe, recipe_from_dict
 from vision.typed import from_plain
+
+if TYPE_CHECKING:
+    from vision.networks.trunk import Parts
 
 MAX_CLASSES = 1_000_000
 
@@ -167,15 +170,11 @@ def build_team(
     delegator = build_network(recipe.delegator, outputs, channels)
     built = [build_network(network, num_classes, channels) for network in experts]
     if hand_over.trunk is not None:
-        from vision.networks.trunk import branch_behind, cut_network, fitting_rests
+        from vision.networks.trunk import branch_behind, fitting_rests
 
-        parts = [
-            _cut(f"experts[{j}]", cut_network, net, hand_over.trunk) for j, net in enumerate(built)
-        ]
+        parts = [_cut(f"experts[{j}]", net, hand_over.trunk) for j, net in enumerate(built)]
         built = fitting_rests(parts, image)
-        delegator_parts = _cut(
-            "delegator", cut_network, delegator, hand_over.branch or hand_over.trunk
-        )
+        delegator_parts = _cut("delegator", delegator, hand_over.branch or hand_over.trunk)
         delegator = Trunked(parts[0].trunk, branch_behind(parts[0].trunk, delegator_parts, image))
     return Team(
         delegator,
@@ -186,7 +185,9 @@ def build_team(
     )
 
 
-def _cut(key: str, cut_network: Callable[..., Any], network: nn.Module, place: str) -> Any:
+def _cut(key: str, network: nn.Module, place: str) -> Parts:
+    from vision.networks.trunk import cut_network
+
     try:
         return cut_network(network, place)
     except ValueError as error:
@@ -223,12 +224,8 @@ def _parts(networks: Networks) -> Iterator[_Part]:
     team, cascade, num_classes = networks.team, networks.cascade, len(networks.classes)
     seen = image  # by the experts
     if team is not None and recipe.delegator is not None:
-        if isinstance(team.delegator, Trunked):
-            from vision.networks.trunk import feature_shape
-
-            image_shape = (prepare.channels, prepare.size, prepare.size)
-            shape = feature_shape(team.delegator.trunk, image_shape)
-            seen = torch.zeros(1, *shape, device=image.device)
+        shape = team.feature_shape((prepare.channels, prepare.size, prepare.size))
+        seen = torch.zeros(1, *shape, device=image.device)
         label = f"delegator ({recipe.delegator.name})"
         yield _Part(label, team.delegator, image, num_classes + team.num_experts)
         for j, (named, expert) in enumerate(zip(recipe.expert_networks, team.experts, strict=True)):

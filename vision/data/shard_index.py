@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from coe_core.support.progress import progress
 from vision.data.files import image_formats, open_regular, printable
 from vision.data.shards import Members
-from vision.progress import progress
 
 MAX_CLASSES = 1_000_000
 _LABEL_BYTES = 64  # most of a .cls file

@@ -111,6 +111,14 @@ class Team(nn.Module):
         """What the experts see: the trunk's output, without one the images."""
         return self.delegator.trunk(images) if isinstance(self.delegator, Trunked) else images
 
+    def feature_shape(self, image: tuple[int, int, int]) -> tuple[int, ...]:
+        """Shape of what the experts see of one image of the shape (channels, height, width)."""
+        if not isinstance(self.delegator, Trunked):
+            return image
+        from vision.networks.trunk import feature_shape
+
+        return feature_shape(self.delegator.trunk, image)
+
     def hand_over(self, images: Float[Tensor, "n ch h w"]) -> HandedOver:
         """One pass of the delegator, and what the experts go on from."""
         features = self.features(images)

@@ -18,8 +18,6 @@ from coe_core.shared_start import start_as_one
 from vision.networks.pwlu.layer import start_learning
 from vision.networks.side_by_side import Together
 from vision.networks.teacher import Teacher
-from vision.networks.team import Trunked
-from vision.networks.trunk import feature_shape
 from vision.recipe_networks import Networks
 from vision.training.optimizer import build_optimizer
 from vision.training.schedule import learning_rate_schedule
@@ -79,10 +77,7 @@ class CoETraining(LightningModule):
         )
         prepare, team = self.networks.preprocess, self.networks.required_team
         image = (prepare.channels, prepare.size, prepare.size)
-        seen: tuple[int, ...] = image  # by the experts
-        if isinstance(team.delegator, Trunked):
-            seen = feature_shape(team.delegator.trunk, image)
-        self._experts = Together(team.experts, seen)
+        self._experts = Together(team.experts, team.feature_shape(image))
         # Queue, table and confusion are equal on all ranks already: nothing to broadcast at every step.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if name.startswith(("objective.", "families."))
