@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from coe_core.support.plain_values import printable_line
+from coe_core.support.recipes import read_recipe
+from coe_core.support.typed import check_ranges, from_plain
 from vision.data.section import Data
 from vision.divide.ensemble import Ensemble, check_agreement
 from vision.networks.network import Network, check_options
-from vision.plain_values import printable_line, read_yaml
 from vision.recipe_sections import CostPromise, HandOver, Objective, Train
 from vision.shipped import find_recipe
-from vision.typed import check_ranges, from_plain, parse_override
 
 __all__ = [
     "CostPromise",
@@ -194,18 +195,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: unknown recipe or key (names the nearest), or a value of the wrong type.
     """
     path = find_recipe(name)
-    values = read_yaml(path)
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a recipe: expected keys and values at its top")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        keys = key.strip().split(".")
-        if not equals or not all(keys):
-            raise ValueError(f"override {override!r} is not of the form key=value")
-        _set(values, keys, parse_override(Recipe, keys, text, f"override {override!r}"))
-    return recipe_from_dict(values, str(path))
+    return recipe_from_dict(read_recipe(Recipe, path, overrides), str(path))
 
 
 def recipe_from_dict(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -256,17 +246,3 @@ def _written_out(values: Mapping[str, Any]) -> dict[str, Any]:
 def _network(network: Any) -> Any:
     """A network that is only named, as in ``delegator: resnet18``."""
     return {"name": network} if isinstance(network, str) else network
-
-
-def _set(values: dict[str, Any], keys: list[str], value: Any) -> None:
-    """Set a nested key; "experts.width" style keys reach into the one entry of a list."""
-    for key in keys[:-1]:
-        nested = values.setdefault(key, {})
-        if isinstance(nested, list) and len(nested) == 1:
-            nested = nested[0]
-        if not isinstance(nested, dict):
-            raise ValueError(
-                printable_line(f"override {'.'.join(keys)}: {key!r} holds {nested!r}, not keys")
-            )
-        values = nested
-    values[keys[-1]] = value

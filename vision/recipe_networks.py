@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coe_core import count_macs
+from coe_core.support.typed import from_plain
 from vision.data.facts import classes_before_reading
 from vision.data.preprocess import Preprocess
 from vision.divide.division import Division
@@ -20,7 +21,6 @@ from vision.networks.outputs import check_outputs
 from vision.networks.size import with_zeros
 from vision.networks.team import Team, Trunked
 from vision.recipe import Recipe, recipe_from_dict
-from vision.typed import from_plain
 
 if TYPE_CHECKING:
     from vision.networks.trunk import Parts

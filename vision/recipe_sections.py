@@ -8,10 +8,10 @@ from typing import Literal
 from coe_core.agreement import Agreement
 from coe_core.labels import LabelKind
 from coe_core.objective import Scores
+from coe_core.support.typed import check_ranges
 from coe_core.weights import Scope
 from vision.networks.network import Network
 from vision.networks.teacher import check_teacher
-from vision.typed import check_ranges
 
 _MANY = "[1, 1000000]"
 _PART, _BELOW_ONE = "[0, 1]", "[0, 1)"

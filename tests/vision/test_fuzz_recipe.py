@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vision.plain_values import parse_yaml, plain
+from coe_core.support.plain_values import parse_yaml, plain
 from vision.recipe import Recipe, load_recipe, recipe_from_dict
 from vision.shipped import shipped_recipes
 

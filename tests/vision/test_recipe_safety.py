@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
+from coe_core.support.plain_values import MAX_BYTES, MAX_DEPTH
 from vision.networks.network import REFUSED_OPTIONS, Network, build_network
-from vision.plain_values import MAX_BYTES, MAX_DEPTH
 from vision.recipe import load_recipe, recipe_from_dict
 from vision.recipe_networks import Networks
 from vision.run import load_run

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-from pathlib import Path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -16,23 +14,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """List, or copy one; nothing is overwritten."""
-    from vision.shipped import find_shipped, heading_of, shipped_recipes, shipped_studies
+    from coe_core.support.recipes import copy_shipped, find_shipped, print_shipped
+    from vision.shipped import PROGRAM, shipped_recipes, shipped_studies
 
+    shipped, studies = shipped_recipes() | shipped_studies(), shipped_studies()
     if arguments.action == "list":
         if arguments.recipe is not None:
             raise ValueError(f"list takes no name, got {arguments.recipe!r}; copy does")
-        shipped = shipped_recipes() | shipped_studies()
-        width = 2 + max(map(len, shipped))
-        for name, path in shipped.items():
-            print(f"{name:{width}}{heading_of(path)}")
+        print_shipped(shipped)
         return
     if arguments.recipe is None:
-        raise ValueError("copy which recipe? `coe-vision recipes` lists them")
-    source = find_shipped(arguments.recipe)
-    target = Path(arguments.to)
-    target = target / source.name if target.is_dir() else target
-    if target.exists():
-        raise ValueError(f"{target} exists already and is left as it is; choose another name")
-    shutil.copyfile(source, target)
-    command = "study" if source in shipped_studies().values() else "train"
-    print(f"copied to {target}; run it with: coe-vision {command} {target}")
+        raise ValueError(f"copy which recipe? `{PROGRAM} recipes` lists them")
+    source = find_shipped(arguments.recipe, shipped, PROGRAM)
+    target = copy_shipped(source, arguments.to)
+    command = "study" if source in studies.values() else "train"
+    print(f"copied to {target}; run it with: {PROGRAM} {command} {target}")

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, get_args
 
+from coe_core.support.command import nearest
+from coe_core.support.plain_values import plain
+from coe_core.support.typed import from_plain
 from vision.divide.published import DIVISION_RULES, PUBLISHED, apply_rule, published_network
 from vision.divide.regularisers import Regulariser, divide_regularisers
 from vision.divide.width_knobs import FACTORS
 from vision.divide.width_solver import Match, solve_width
-from vision.errors import nearest
 from vision.networks.network import Network
 from vision.networks.size import Size, constructor_arguments, network_size
-from vision.plain_values import plain
-from vision.typed import from_plain
 
 SOLVE = "solve"
 NONE = "none"

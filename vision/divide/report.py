@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from coe_core.support.typed import parse_override
 from vision.divide.division import Division
 from vision.networks.network import Network
-from vision.typed import parse_override
 
 if TYPE_CHECKING:
     from rich.table import Table

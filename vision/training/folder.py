@@ -12,6 +12,7 @@ import yaml
 
 from coe_core.support.files import read_json, write_json, write_text
 from coe_core.support.locks import locked
+from coe_core.support.recipes import differences
 from vision.checkpoints import LAST, load_checkpoint
 from vision.data.load import ImageData
 from vision.errors import RunError
@@ -19,7 +20,7 @@ from vision.recipe import Recipe, recipe_from_dict
 from vision.run import provenance
 
 # Where the data lie and how they are read does not change what is learned.
-MAY_DIFFER = {"data.path", "data.workers", "data.cache", "train.compile", "budget"}
+MAY_DIFFER = ("data.path", "data.workers", "data.cache", "train.compile", "budget")
 # What a training continues from, beside what `load_checkpoint` makes sure of.
 _STATE = {"global_step": int, "epoch": int, "callbacks": dict, "loops": dict}
 _STATE |= {"optimizer_states": list, "lr_schedulers": list}
@@ -69,7 +70,7 @@ def check_folder(folder: Path, recipe: Recipe, resume: bool) -> dict[str, Any] |
             f"{checkpoint} cannot be continued: its {wrong[0]} is missing or damaged; choose another --out"
         )
     trained = recipe_from_dict(content["hyper_parameters"]["recipe"], str(checkpoint))
-    changed = differences(trained.to_dict(), recipe.to_dict())
+    changed = differences(trained.to_dict(), recipe.to_dict(), MAY_DIFFER)
     if changed:
         raise RunError(
             f"{checkpoint} was trained with another recipe: {'; '.join(changed)}. "
@@ -95,22 +96,6 @@ def check_data(data: ImageData, trained: dict[str, Any], folder: Path) -> None:
             f"{folder} was trained on other data: {'; '.join(changed)}. Resume with the same data "
             "(data.path may differ, what lies there may not), or choose another --out"
         )
-
-
-def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """A line for each value that differs and changes what is learned.
-
-    Example:
-        >>> differences({"train": {"lr": 0.1}, "data": {"path": "a"}}, {"train": {"lr": 1}, "data": {}})
-        ['train.lr was 0.1, now 1']
-    """
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = [*old, *(name for name in new if name not in old)]
-        nested = [differences(old.get(n), new.get(n), f"{key}.{n}".lstrip(".")) for n in names]
-        return [line for lines in nested for line in lines]
-    if old == new or key in MAY_DIFFER or key.startswith("budget."):
-        return []
-    return [f"{key} was {old!r}, now {new!r}"]
 
 
 def save_provenance(recipe: Recipe, data: ImageData, folder: Path, resumed: bool) -> None:

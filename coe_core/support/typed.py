@@ -14,8 +14,8 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from vision.errors import nearest
-from vision.plain_values import parse_yaml, plain, printable_line
+from coe_core.support.command import nearest
+from coe_core.support.plain_values import parse_yaml, plain, printable_line
 
 T = TypeVar("T")
 Location = Sequence[str | int]
@@ -41,7 +41,10 @@ def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
         ValueError: an unknown or missing key, or a value of the wrong type or that is refused.
 
     Example:
-        >>> from vision.networks.network import Network
+        >>> @dataclasses.dataclass
+        ... class Network:
+        ...     name: str
+        ...     size: int | None = None
         >>> from_plain(Network, {"name": "resnet18", "siez": 64})
         Traceback (most recent call last):
         ...
@@ -50,9 +53,8 @@ def from_plain(kind: type[T], values: Mapping[str, Any]) -> T:
     values = _with_exponents(kind, plain(values))
     try:
         # As JSON: there a dict becomes a dataclass and yet no text becomes a number.
-        return _adapter(cast(Any, kind)).validate_json(
-            json.dumps(values), strict=True, extra="forbid"
-        )
+        adapter: TypeAdapter[T] = _adapter(cast(Any, kind))
+        return adapter.validate_json(json.dumps(values), strict=True, extra="forbid")
     except ValidationError as error:
         raise ValueError(printable_line(_first_complaint(kind, values, error))) from error
 
@@ -127,7 +129,9 @@ def type_at(kind: Any, location: Location) -> Any:
     """The annotation at a place in a dataclass; Any where nothing is known of it.
 
     Example:
-        >>> from vision.networks.network import Network
+        >>> @dataclasses.dataclass
+        ... class Network:
+        ...     condconv: int = 0
         >>> type_at(Network, ["condconv"])
         <class 'int'>
     """
@@ -162,7 +166,10 @@ def parse_override(kind: type, location: Location, text: str, source: str) -> An
         ValueError: not YAML.
 
     Example:
-        >>> from vision.networks.network import Network
+        >>> @dataclasses.dataclass
+        ... class Network:
+        ...     name: str
+        ...     options: dict[str, Any]
         >>> parse_override(Network, ["name"], "my net #2", "override")
         'my net #2'
         >>> parse_override(Network, ["options", "blocks"], "[2, 2]", "override")
@@ -233,8 +240,10 @@ def check_ranges(values: Any, ranges: Mapping[str, str], prefix: str = "") -> No
         ValueError: outside, naming the field, the interval and the number.
 
     Example:
-        >>> from vision.networks.network import Network
-        >>> check_ranges(Network("x", size=7), {"size": "[8, 64)"}, "network.")
+        >>> @dataclasses.dataclass
+        ... class Network:
+        ...     size: int
+        >>> check_ranges(Network(7), {"size": "[8, 64)"}, "network.")
         Traceback (most recent call last):
         ...
         ValueError: network.size must be in [8, 64), got 7

@@ -1,0 +1,329 @@
+"""Sections of a recipe: languages, texts, vocabulary, networks, objective, training, generation."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from coe_core.support.typed import check_ranges
+
+CORPORA = ("files", "numbers", "tatoeba", "iwslt14")
+_MANY, _PART, _BELOW_ONE = "[1, 1000000000]", "[0, 1]", "[0, 1)"
+_WEIGHT, _RATE = "[0, 1000000]", "(0, 1000]"
+_LANGUAGE = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,30}")
+_TEXT_NAME = re.compile(r"[\w+-][\w.+-]{0,100}")
+
+
+class Direction(NamedTuple):
+    """From one language into another; written as de-en."""
+
+    source: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.source}-{self.target}"
+
+
+@dataclass(frozen=True)
+class Languages:
+    """What is translated into what.
+
+    Args:
+        source: one language, or several that are all translated, by the endings of their texts (de).
+        target: one language, or several; with several a tag such as ``<2de>`` before every source
+            sentence says which one is wanted (PAPER: Johnson et al. 2017).
+        temperature: of the sampling of unequal corpora, at least 1: a direction of n pairs is drawn as if
+            it had n to the power of 1 / temperature; 1 takes every pair once (PAPER: Arivazhagan et al.,
+            2019).
+
+    A sentence is never translated into its own language.
+    """
+
+    source: list[str]
+    target: list[str]
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"temperature": "[1, 100]"}, "languages.")
+        for side in ("source", "target"):
+            names = getattr(self, side)
+            for name in names:
+                if not _LANGUAGE.fullmatch(name):
+                    raise ValueError(
+                        f"languages.{side}: {name[:40]!r} is no name of a language, such as de or pt_BR"
+                    )
+            if not names or len(set(names)) != len(names):
+                raise ValueError(
+                    f"languages.{side} must name one language or several, each once; got {names}"
+                )
+        if not self.directions:
+            raise ValueError(
+                f"languages: nothing to translate from {self.source[0]} into {self.target[0]}"
+            )
+
+    @property
+    def directions(self) -> list[Direction]:
+        """From every source into every target that is another language."""
+        return [Direction(s, t) for s in self.source for t in self.target if s != t]
+
+    @property
+    def tagged(self) -> bool:
+        """Whether a source sentence must say into which language."""
+        return len(self.target) > 1
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """Endings of the joined texts, and fairseq's --source-lang and --target-lang."""
+        if len(self.directions) > 1:
+            return "src", "tgt"
+        return self.directions[0]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Where the pairs come from.
+
+    Args:
+        corpus: files; or made of a published corpus by `coe-translation corpus`: numbers (of nothing),
+            tatoeba, iwslt14.
+        path: folder of the texts, ``~`` allowed; or the file or folder of the published corpus. Texts of the
+            direction de-en lie in its folder ``de-en``, where there is one, else in the folder itself.
+        train: name of the text to learn from: NAME.de and NAME.en (or .de.gz and .en.gz).
+        valid: that thresholds are fitted on.
+        tests: that results are of.
+        pairs: of numbers to train on.
+        held_out: pairs of numbers and tatoeba to validate on, and as many to test on.
+        lowercase: iwslt14 only, as its published baseline.
+        seed: of the pairs that are drawn or held out; null: the recipe's.
+    """
+
+    corpus: Literal["files", "numbers", "tatoeba", "iwslt14"] = "files"
+    path: str | None = None
+    train: str = "train"
+    valid: str = "valid"
+    tests: list[str] = field(default_factory=lambda: ["test"])
+    pairs: int = 12000
+    held_out: int = 2000
+    lowercase: bool = False
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"pairs": _MANY, "held_out": _MANY, "seed": "[0, 4294967295]"}, "texts.")
+        names = [self.train, self.valid, *self.tests]
+        for name in names:
+            if not _TEXT_NAME.fullmatch(name):
+                raise ValueError(
+                    f"texts: {name[:60]!r} is no name of a text: letters, digits and . + - _ only"
+                )
+        if not self.tests or len(set(names)) != len(names):
+            raise ValueError(f"texts: train, valid and tests must be different texts, got {names}")
+        if self.corpus == "numbers" and self.path is not None:
+            raise ValueError("texts.path: numbers are made of nothing; leave it out")
+        if self.lowercase and self.corpus != "iwslt14":
+            raise ValueError("texts.lowercase is for texts.corpus=iwslt14 only")
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, train first."""
+        return [self.train, self.valid, *self.tests]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The joint SentencePiece vocabulary of all languages; `coe-translation vocabulary` says more.
+
+    Args:
+        size: number of pieces.
+        kind: unigram or bpe.
+        normalization: SentencePiece's rule.
+        character_coverage: part of all characters that get a piece.
+        byte_fallback: unknown characters become bytes, not ``<unk>``.
+    """
+
+    size: int
+    kind: Literal["unigram", "bpe"] = "unigram"
+    normalization: Literal["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity"] = "nmt_nfkc"
+    character_coverage: float = 1.0
+    byte_fallback: bool = False
+
+    def __post_init__(self) -> None:
+        ranges = {"size": "[8, 1000000]", "character_coverage": "[0.98, 1]"}
+        check_ranges(self, ranges, "vocabulary.")
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """Sizes of one network, by fairseq's names."""
+
+    embed_dim: int
+    ffn_embed_dim: int
+    encoder_layers: int
+    decoder_layers: int
+    attention_heads: int
+
+    def __post_init__(self) -> None:
+        wide, deep = "[1, 65536]", "[1, 1024]"
+        ranges = {"embed_dim": wide, "ffn_embed_dim": wide, "attention_heads": wide}
+        check_ranges(self, ranges | {"encoder_layers": deep, "decoder_layers": deep})
+        if self.embed_dim % self.attention_heads:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is no multiple of attention_heads {self.attention_heads}"
+            )
+
+
+@dataclass(frozen=True)
+class Control(Transformer):
+    """A plain network beside the team, trained on the same batches with the same optimiser.
+
+    Args:
+        one_per: direction: a network of this size for each direction, trained on its pairs alone and chosen
+            by the known language; null: one network for all.
+    """
+
+    one_per: Literal["direction"] | None = None
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Plain networks that differ in their seeds, trained one by one; their probabilities are averaged."""
+
+    network: Transformer
+    size: int = 2
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"size": "[2, 100]"}, "ensembles.")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How delegator and experts are trained together; see docs/method.md, section 3.
+
+    The names are those of vision's recipes, the defaults those of the plugin's options.
+
+    Args:
+        shared_start: part of the training in which all experts are one network; null: 0.5 for equal
+            experts, 0 for others.
+        focus: how much each expert's loss is weighted towards its portion.
+        focus_warmup: part of the training after the shared start over which the focus rises from 0.
+        scope: over which samples portions are balanced.
+        queue_size: samples kept for scope queue.
+        scores: by what the data are partitioned.
+        labels: kind of selection label.
+        temperature: of the soft label kinds, in nats per token.
+        variance_weighting: weight the selection loss by how much the choice matters.
+        selection_weight: of the selection loss.
+        agreement: term between the experts.
+        agreement_weight: its weight.
+    """
+
+    shared_start: float | None = None
+    focus: float = 0.6
+    focus_warmup: float = 0.3
+    scope: Literal["batch", "queue", "dataset"] = "batch"
+    queue_size: int = 0
+    scores: Literal["selection", "evidence", "sum", "random"] = "selection"
+    labels: Literal["balanced", "soft_balanced", "hard", "soft"] = "balanced"
+    temperature: float = 1.0
+    variance_weighting: bool = True
+    selection_weight: float = 0.5
+    agreement: Literal["none", "distil", "js", "mutual"] = "none"
+    agreement_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        ranges = {"shared_start": _BELOW_ONE, "focus": _PART, "focus_warmup": _PART}
+        ranges |= dict.fromkeys(("queue_size", "selection_weight", "agreement_weight"), _WEIGHT)
+        check_ranges(self, ranges | {"temperature": "(0, 1000000]"}, "objective.")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Optimisation, the same for the team and its controls; names are those of fairseq-train's options.
+
+    Args:
+        updates: length of the training.
+        max_tokens: of a batch.
+        update_freq: batches whose gradients make one update.
+        lr: peak learning rate of Adam.
+        adam_betas: its two decay rates.
+        lr_scheduler: inverse_sqrt, or polynomial_decay to 0 at the end.
+        warmup_updates: over which the learning rate rises.
+        warmup_init_lr: from which it rises, of inverse_sqrt; null: 0.
+        weight_decay: on all weights.
+        clip_norm: of the gradient; 0 is off.
+        label_smoothing: in [0, 1).
+        dropout: of all networks.
+        normalize_before: layer norm before each block, not after it.
+        max_positions: longest sentence in pieces.
+        batch_multiple: fairseq's --required-batch-size-multiple.
+        skip_long: leave out validation and test sentences over max_positions, instead of an error.
+        save_interval: updates between saved states, of which a stop loses at most one interval; null: a
+            tenth of the training.
+        average: saved states whose mean is the result; 1: the last.
+        validate: at every saved state the loss on the validation text, or loss and bleu of the routed team.
+        fp16: numbers of 16 bits, on a GPU.
+        device: auto: a GPU where there is one; cpu.
+        workers: processes that load batches.
+    """
+
+    updates: int
+    max_tokens: int
+    lr: float
+    update_freq: int = 1
+    adam_betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    lr_scheduler: Literal["inverse_sqrt", "polynomial_decay"] = "inverse_sqrt"
+    warmup_updates: int = 4000
+    warmup_init_lr: float | None = None
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    label_smoothing: float = 0.1
+    dropout: float = 0.1
+    normalize_before: bool = False
+    max_positions: int = 1024
+    batch_multiple: int = 8
+    skip_long: bool = False
+    save_interval: int | None = None
+    average: int = 3
+    validate: Literal["none", "loss", "bleu"] = "loss"
+    fp16: bool = False
+    device: Literal["auto", "cpu"] = "auto"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        counts = ("updates", "max_tokens", "update_freq", "max_positions", "batch_multiple")
+        ranges = dict.fromkeys((*counts, "save_interval", "average"), _MANY)
+        ranges |= {"lr": _RATE, "warmup_init_lr": "[0, 1000]", "warmup_updates": "[0, 1000000000]"}
+        ranges |= dict.fromkeys(("adam_betas", "label_smoothing", "dropout"), _BELOW_ONE)
+        ranges |= {"weight_decay": "[0, 1000]", "clip_norm": _WEIGHT, "workers": "[0, 1024]"}
+        check_ranges(self, ranges, "training.")
+        if len(self.adam_betas) != 2:
+            raise ValueError(f"training.adam_betas must be two numbers, got {self.adam_betas}")
+
+    @property
+    def interval(self) -> int:
+        """Updates between saved states."""
+        return self.save_interval or max(1, self.updates // 10)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How every system translates; names are those of fairseq-generate's options.
+
+    Args:
+        beam: hypotheses kept.
+        lenpen: exponent of the length by which log-probabilities are divided.
+        max_len: longest translation in pieces.
+        batch_size: sentences.
+        timed: those of the aims at which fairseq-generate itself translates the tests, timed whole.
+    """
+
+    beam: int = 5
+    lenpen: float = 1.0
+    max_len: int = 200
+    batch_size: int = 64
+    timed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        ranges = {"beam": "[1, 1000]", "lenpen": "[-100, 100]"}
+        ranges |= {"max_len": "[1, 100000]", "batch_size": "[1, 1000000]"}
+        check_ranges(self, ranges, "generation.")

@@ -1,0 +1,1 @@
+"""From a recipe to a run: stages, each a command line of its own."""
