@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from coe_core.distributed import gather_rows
 from coe_core.labels import LabelKind, check_label_options, choice_variance, selection_labels
-from coe_core.weights import Partitioner, Scope, demand_from_shares, ramped_focus, sample_weights
+from coe_core.weights import (
+    Partitioner,
+    Scope,
+    check_known,
+    demand_from_shares,
+    ramped_focus,
+    sample_weights,
+)
 
 Scores = Literal["selection", "evidence", "sum", "random"]
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -75,6 +82,8 @@ class CoTrainingObjective(nn.Module):
         agreement_weight: weight of the agreement term handed to `forward`.
         held_out: part of the training samples, fixed by their index, on which no expert learns and which
             alone teach the selection: what experts say of data they have not learnt (OURS). 0: off.
+        known_until: part of the training, in [0, 1], for which known portions hold (OURS): then they are
+            set aside, and evidence takes over. 1: to the end.
         shares: relative size of each expert's portion; None means equal.
         queue_size: for scope "queue".
         num_samples: size of the training set, for scope "dataset".
@@ -107,6 +116,7 @@ class CoTrainingObjective(nn.Module):
         selection_weight: float = 0.5,
         agreement_weight: float = 0.0,
         held_out: float = 0.0,
+        known_until: float = 1.0,
         shares: Float[Tensor, " k"] | None = None,
         queue_size: int = 0,
         num_samples: int = 0,
@@ -117,6 +127,8 @@ class CoTrainingObjective(nn.Module):
             raise ValueError(f"unknown scores {scores!r}; known: {known}")
         if not 0 <= held_out < 1:
             raise ValueError(f"held_out must be in [0, 1), got {held_out}")
+        if not 0 <= known_until <= 1:
+            raise ValueError(f"known_until must be in [0, 1], got {known_until}")
         weights = {"selection_weight": selection_weight, "agreement_weight": agreement_weight}
         for name, value in weights.items():
             if not 0 <= value < math.inf:
@@ -133,6 +145,7 @@ class CoTrainingObjective(nn.Module):
         self.selection_weight = selection_weight
         self.agreement_weight = agreement_weight
         self.held_out = held_out
+        self.known_until = known_until
         self.shares = shares
         self.partition = Partitioner(
             num_experts, scope, queue_size=queue_size, num_samples=num_samples, shares=shares
@@ -148,6 +161,7 @@ class CoTrainingObjective(nn.Module):
         index: Int[Tensor, " n"] | None = None,
         agreement: Float[Tensor, " n"] | None = None,
         labels: Float[Tensor, "n k"] | None = None,
+        known_portion: Int[Tensor, " n"] | None = None,
     ) -> CoTrainingLoss:
         """Loss of one batch.
 
@@ -162,13 +176,17 @@ class CoTrainingObjective(nn.Module):
             agreement: a term between the experts per sample, see `coe_core.agreement`.
             labels: selection labels made elsewhere, such as `FamilyLabels`, in place of the
                 evidence's; (V1) does not weight them. A row of zeros is no label.
+            known_portion: the expert of each sample that the user knows (a language, a camera), or -1
+                (OURS). It is the sample's portion and its selection label, which (V1) does not weight;
+                the others go as ever, balanced with what the known leave. Given on all ranks or on none.
 
         Returns:
             CoTrainingLoss: losses are means over this rank's samples, 0 if it has none.
 
         Raises:
             ValueError: shapes that disagree, scores or evidence that are not finite, an agreement
-                weight without an agreement term, no index where one is needed.
+                weight without an agreement term, no index where one is needed, known portions of
+                experts that there are not.
         """
         n = rough_loss.numel()
         self._check(rough_loss, expert_loss, evidence, selection_logits, index, agreement, labels)
@@ -176,14 +194,17 @@ class CoTrainingObjective(nn.Module):
         log_q = selection_logits.to(precise).log_softmax(1)
         evidence = evidence.detach().to(torch.promote_types(evidence.dtype, torch.float32))
         focus = ramped_focus(self.focus, progress, self.focus_warmup)
-        portion = self.partition(self._scores(log_q, evidence, index).detach(), index)  # (W1)
+        known = self._known(known_portion, n, progress)
+        scores = self._scores(log_q, evidence, index).detach()
+        portion = self.partition(scores, index, known)  # (W1)
         weights = sample_weights(portion, self.num_experts, focus).to(expert_loss.device)  # (W2)
         roles = self._roles(n, index)
+        importance = log_q.new_ones(n)
         if labels is None:
-            labels = self._labels(evidence, roles.teaching, log_q)
-            importance = choice_variance(evidence) if self.variance_weighting else 1.0  # (V1)
-        else:
-            importance = 1.0
+            labels = self._labels(evidence, roles.teaching, log_q, known)
+            if self.variance_weighting:  # (V1)
+                importance = choice_variance(evidence).to(importance)
+                importance = importance if known is None else importance.where(known < 0, 1.0)
         selection_loss = importance * -(labels * log_q).sum(1)  # v CE(q, t)
 
         size = max(n, 1)  # a rank without samples has losses and gradients of 0, not NaN
@@ -249,22 +270,58 @@ class CoTrainingObjective(nn.Module):
         rows = apart.nonzero()[:, 0]
         return _Roles(rows, ~apart[:, None], max(n - len(rows), 1), max(len(rows), 1))
 
-    def _labels(self, evidence: Tensor, teaching: Tensor | slice, log_q: Tensor) -> Tensor:
+    def _known(self, known: Tensor | None, n: int, progress: float) -> Tensor | None:
+        """The known portions while they hold; None where there are none."""
+        if known is None:
+            return None
+        check_known(known, n, self.num_experts)
+        return known.long() if self.known_until == 1 or progress < self.known_until else None
+
+    def _labels(
+        self, evidence: Tensor, teaching: Tensor | slice, log_q: Tensor, known: Tensor | None
+    ) -> Tensor:
         """(L1): selection labels of the samples that teach the selection, rows of zeros elsewhere."""
         labels = torch.zeros_like(log_q)
-        labels[teaching] = selection_labels(
-            evidence[teaching],
-            self.labels,
-            temperature=self.temperature,
-            demand=self._label_demand(evidence[teaching]),
-        ).to(log_q.dtype)
+        rows = torch.arange(len(labels), device=labels.device)[teaching]
+        taken = None
+        if known is not None:
+            known = known.to(rows)[rows]
+            here = known >= 0
+            labels[rows[here], known[here]] = 1.0
+            everywhere = gather_rows(known).rows
+            taken = torch.bincount(everywhere[everywhere >= 0], minlength=self.num_experts)
+            rows = rows[~here]
+        demand = self._label_demand(len(gather_rows(rows).rows), taken)
+        open_to: Tensor | slice = slice(None)  # experts that the rest may be for
+        if taken is not None and demand is not None:
+            open_to = (demand > 0).nonzero()[:, 0]
+            demand = demand[open_to]
+            if len(demand) == 0:
+                return labels
+        made = torch.zeros_like(labels[rows])
+        made[:, open_to] = selection_labels(
+            evidence[rows][:, open_to], self.labels, temperature=self.temperature, demand=demand
+        ).to(made)
+        labels[rows] = made
         return labels
 
-    def _label_demand(self, evidence: Tensor) -> Tensor | None:
-        """Labels follow the same unequal shares as the portions; None means even."""
-        if self.shares is None or self.labels not in ("balanced", "soft_balanced"):
+    def _label_demand(self, num_left: int, taken: Tensor | None) -> Tensor | None:
+        """Labels follow the same shares as the portions, less what is taken; None means even.
+
+        Args:
+            num_left: samples of the (global) batch whose label is to be made.
+            taken: samples of each expert whose label is known.
+        """
+        if self.labels not in ("balanced", "soft_balanced") or (
+            taken is None and self.shares is None
+        ):
             return None
-        global_n = len(gather_rows(evidence[:, :1]).rows)
+        shares = torch.ones(self.num_experts) if self.shares is None else self.shares
+        if taken is not None:
+            total = num_left + int(taken.sum())
+            shares = (total * shares / shares.sum() - taken.to(shares)).clamp(min=0)
+        if num_left == 0:
+            return torch.zeros_like(shares)
         if self.labels == "balanced":
-            return demand_from_shares(global_n, self.shares)
-        return global_n * self.shares / self.shares.sum()
+            return demand_from_shares(num_left, shares)
+        return num_left * shares / shares.sum()

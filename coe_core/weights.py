@@ -68,6 +68,28 @@ def _exact_demand(num_samples: int, shares: list[float]) -> list[int]:
     return demand
 
 
+def remaining_demand(
+    demand: Int[Tensor, " k"], taken: Int[Tensor, " k"], num_left: int
+) -> Int[Tensor, " k"]:
+    """What is left of each expert's demand once some samples' portions are known: OURS.
+
+    An expert whose known samples are more than its demand gets none of the rest, and the others share
+    what this costs in the ratio of what they still lack.
+
+    Args:
+        demand: samples for each expert, over all samples.
+        taken: known samples of each expert.
+        num_left: samples to hand out, those that are not known.
+
+    Example:
+        >>> remaining_demand(torch.tensor([4, 4, 4]), torch.tensor([6, 1, 0]), num_left=5).tolist()
+        [0, 2, 3]
+    """
+    if num_left == 0:
+        return torch.zeros_like(demand)
+    return demand_from_shares(num_left, (demand - taken).clamp(min=0).double())
+
+
 def ramped_focus(focus: float, progress: float, warmup: float) -> float:
     """Focus r of (W2) at a point of the training: a straight line from 0 to ``focus``, then constant.
 
@@ -159,6 +181,7 @@ class Partitioner(nn.Module):
         [0, 1]
     """
 
+    # Scores of a sample whose portion is known are -inf for the other experts.
     queue: Tensor  # scores [queue_size, k] of the last samples, NaN where there are none yet
     table: Tensor  # scores [num_samples, k] of all samples as last seen, NaN before
     table_portion: Tensor  # [num_samples], -1 before the first partition
@@ -212,19 +235,34 @@ class Partitioner(nn.Module):
             self.table_portion.copy_(self._solve(self.table))
 
     def forward(
-        self, scores: Float[Tensor, "n k"], index: Int[Tensor, " n"] | None = None
+        self,
+        scores: Float[Tensor, "n k"],
+        index: Int[Tensor, " n"] | None = None,
+        known: Int[Tensor, " n"] | None = None,
     ) -> Int[Tensor, " n"]:
         """Portion of each sample: the expert it is given to.
 
         Args:
             scores: how well each expert suits each sample, higher is better; log q in (W1).
             index: which training sample each row is; needed by scope "dataset".
+            known: the expert of each sample that the user knows, -1 of the others (OURS): those are
+                balanced with what these leave of each expert's demand. Given on all ranks or on none.
 
         Raises:
-            ValueError: scores that are not finite; in scope "dataset", an index that is missing, of
-                another length, or not in the training set. The state is then as before the call.
+            ValueError: scores that are not finite; known experts that there are not, or not one for each
+                sample; in scope "dataset", an index that is missing, of another length, or not in the
+                training set. The state is then as before the call.
         """
         gathered, local = gather_rows(scores.to(torch.promote_types(scores.dtype, torch.float32)))
+        bad = int((~gathered.isfinite()).sum())
+        if bad:
+            raise ValueError(
+                f"scores hold {bad} values that are not finite of {gathered.numel()}; an expert or the "
+                "selection has diverged"
+            )
+        if known is not None:
+            check_known(known, len(scores), self.num_experts)
+            gathered = _pinned(gathered, gather_rows(known).rows)
         if self.scope == "queue":
             filled = self.queue[~self.queue.isnan().any(1)]
             portion = self._solve(torch.cat([gathered, filled]))
@@ -247,9 +285,6 @@ class Partitioner(nn.Module):
                 f"index holds samples {int(index.min())}..{int(index.max())}, but the training set "
                 f"has {size} (0..{size - 1}); set num_samples to its size"
             )
-        bad = int((~scores.isfinite()).sum())
-        if bad:
-            raise ValueError(f"scores hold {bad} values that are not finite of {scores.numel()}")
         # Samplers repeat samples to fill up ranks. Of repeated ones the last counts, on every
         # device and rank: writing them all leaves to chance which one stays.
         order = torch.argsort(index, stable=True)
@@ -261,8 +296,38 @@ class Partitioner(nn.Module):
 
     def _solve(self, scores: Tensor) -> Tensor:
         if self.shares is None:
-            demand = even_demand(len(scores), self.num_experts)
+            demand = torch.from_numpy(even_demand(len(scores), self.num_experts))
         else:
-            demand = demand_from_shares(len(scores), self.shares).numpy()
-        expert = balanced_assignment(scores, demand).expert
-        return torch.from_numpy(expert).to(scores.device)
+            demand = demand_from_shares(len(scores), self.shares)
+        known = scores.isinf().any(1)
+        portion = scores.argmax(1)
+        taken = torch.bincount(portion[known], minlength=self.num_experts)
+        left = scores[~known]
+        demand = (
+            remaining_demand(demand, taken.to(demand), len(left)) if bool(known.any()) else demand
+        )
+        portion[~known] = torch.from_numpy(balanced_assignment(left, demand).expert).to(portion)
+        return portion
+
+
+def check_known(known: Tensor, n: int, num_experts: int) -> None:
+    """Raise the ValueError of known portions that are not one expert, or -1, for each of n samples."""
+    if known.shape != (n,):
+        raise ValueError(
+            f"known portions have shape {tuple(known.shape)}, but there are {n} samples: give each the "
+            "number of its expert, or -1"
+        )
+    if known.is_floating_point() or known.is_complex() or known.dtype == torch.bool:
+        raise ValueError(f"known portions must hold the numbers of experts, got {known.dtype}")
+    if n and not -1 <= int(known.min()) <= int(known.max()) < num_experts:
+        raise ValueError(
+            f"known portions hold {int(known.min())}..{int(known.max())}, but there are {num_experts} "
+            f"experts (0..{num_experts - 1}, or -1 where it is not known)"
+        )
+
+
+def _pinned(scores: Tensor, known: Tensor) -> Tensor:
+    """The scores, with -inf for the experts that a sample of a known portion is not for."""
+    known = known.long().to(scores.device)
+    others = torch.arange(scores.shape[1]).to(known) != known[:, None]
+    return scores.masked_fill(others & (known >= 0)[:, None], -torch.inf)
