@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ramped_agreement,
     )
     from coe_core.calibration import controlled_threshold, fit_rough_weight, fit_threshold
+    from coe_core.clusters import ClusterPortions, Clusters, balanced_clusters, balanced_kmeans
     from coe_core.distributed import gather_rows
     from coe_core.ensembling import (
         calibration_error,
@@ -39,9 +40,11 @@ if TYPE_CHECKING:
     from coe_core.hand_over import scale_gradient
     from coe_core.inference import Delegation, Inference, confidence, infer
     from coe_core.labels import choice_variance, selection_labels, sinkhorn
+    from coe_core.law import Law, gain_law
     from coe_core.macs import count_macs, mixture_macs
     from coe_core.objective import CoTrainingLoss, CoTrainingObjective
     from coe_core.operating_points import CalibratedCurve, OperatingPoint, check_fitted_with
+    from coe_core.portions import PortionCounts, experts_of_groups, shared_information
     from coe_core.routing import Groups, group_rows, select_expert
     from coe_core.shared_start import are_one, check_one, share_gradient, start_as_one
     from coe_core.stored_points import (
@@ -68,6 +71,12 @@ _HOMES = {  # module -> the public names that it defines
         "controlled_threshold",
         "fit_rough_weight",
         "fit_threshold",
+    ),
+    "clusters": (
+        "ClusterPortions",
+        "Clusters",
+        "balanced_clusters",
+        "balanced_kmeans",
     ),
     "distributed": ("gather_rows",),
     "ensembling": (
@@ -100,6 +109,10 @@ _HOMES = {  # module -> the public names that it defines
         "selection_labels",
         "sinkhorn",
     ),
+    "law": (
+        "Law",
+        "gain_law",
+    ),
     "macs": (
         "count_macs",
         "mixture_macs",
@@ -112,6 +125,11 @@ _HOMES = {  # module -> the public names that it defines
         "CalibratedCurve",
         "OperatingPoint",
         "check_fitted_with",
+    ),
+    "portions": (
+        "PortionCounts",
+        "experts_of_groups",
+        "shared_information",
     ),
     "routing": (
         "Groups",
@@ -184,6 +202,8 @@ __all__ = [
     "AimNotReachableError",
     "Assignment",
     "CalibratedCurve",
+    "ClusterPortions",
+    "Clusters",
     "CoEError",
     "CoTrainingLoss",
     "CoTrainingObjective",
@@ -191,9 +211,11 @@ __all__ = [
     "FamilyLabels",
     "Groups",
     "Inference",
+    "Law",
     "NotConvergedError",
     "OperatingPoint",
     "Partitioner",
+    "PortionCounts",
     "Reached",
     "StageCost",
     "StageQuality",
@@ -204,6 +226,8 @@ __all__ = [
     "UnequalExpertsError",
     "are_one",
     "balanced_assignment",
+    "balanced_clusters",
+    "balanced_kmeans",
     "calibration_error",
     "check_fitted_with",
     "check_one",
@@ -219,8 +243,10 @@ __all__ = [
     "ensemble_log_probs",
     "ensemble_report",
     "even_demand",
+    "experts_of_groups",
     "fit_rough_weight",
     "fit_threshold",
+    "gain_law",
     "gather_rows",
     "group_rows",
     "infer",
@@ -240,6 +266,7 @@ __all__ = [
     "select_expert",
     "selection_labels",
     "share_gradient",
+    "shared_information",
     "sinkhorn",
     "start_as_one",
     "stored_point",

@@ -6,11 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from coe_core.clusters import balanced_kmeans
 from coe_core.distributed import gather_rows
-from coe_core.transport import balanced_assignment
 
 _STARTS = 32  # of the clustering, from different classes
-_ROUNDS = 20
 
 
 def confusion_families(confusion: Float[Tensor, "c c"], num_experts: int) -> Int[Tensor, " c"]:
@@ -59,22 +58,10 @@ def confusion_families(confusion: Float[Tensor, "c c"], num_experts: int) -> Int
     partitions = []
     for _ in range(_STARTS):
         centres = points[torch.randperm(c, generator=generator)[:k]]
-        family = _balanced_kmeans(points, centres)
+        family = balanced_kmeans(points, centres).cluster
         same = family[:, None] == family
         partitions.append((float((joint * same).sum()), family))
     return _in_order(max(partitions, key=lambda pair: pair[0])[1])
-
-
-def _balanced_kmeans(points: Tensor, centres: Tensor) -> Tensor:
-    family = torch.empty(0)
-    for _ in range(_ROUNDS):
-        scores = points @ centres.T - 0.5 * (centres**2).sum(1)
-        new = torch.from_numpy(balanced_assignment(scores).expert)
-        if torch.equal(new, family):
-            break
-        family = new
-        centres = torch.stack([points[family == j].mean(0) for j in range(len(centres))])
-    return family
 
 
 def _in_order(family: Tensor) -> Tensor:
