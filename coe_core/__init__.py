@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from coe_core.operating_points import CalibratedCurve, OperatingPoint, check_fitted_with
     from coe_core.portions import PortionCounts, experts_of_groups, shared_information
     from coe_core.routing import Groups, group_rows, select_expert
+    from coe_core.sample_rest import Drawn, draw_rest
     from coe_core.shared_start import are_one, check_one, share_gradient, start_as_one
     from coe_core.stored_points import (
         StoredPoints,
@@ -136,6 +137,10 @@ _HOMES = {  # module -> the public names that it defines
         "group_rows",
         "select_expert",
     ),
+    "sample_rest": (
+        "Drawn",
+        "draw_rest",
+    ),
     "shared_start": (
         "are_one",
         "check_one",
@@ -208,6 +213,7 @@ __all__ = [
     "CoTrainingLoss",
     "CoTrainingObjective",
     "Delegation",
+    "Drawn",
     "FamilyLabels",
     "Groups",
     "Inference",
@@ -240,6 +246,7 @@ __all__ = [
     "demand_from_shares",
     "disagreement",
     "distil_from_mean",
+    "draw_rest",
     "ensemble_log_probs",
     "ensemble_report",
     "even_demand",

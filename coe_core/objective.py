@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from coe_core.distributed import gather_rows
 from coe_core.labels import LabelKind, check_label_options, choice_variance, selection_labels
+from coe_core.sample_rest import Drawn, draw_rest
 from coe_core.weights import (
     Partitioner,
     Scope,
@@ -162,6 +163,7 @@ class CoTrainingObjective(nn.Module):
         agreement: Float[Tensor, " n"] | None = None,
         labels: Float[Tensor, "n k"] | None = None,
         known_portion: Int[Tensor, " n"] | None = None,
+        drawn: Drawn | None = None,
     ) -> CoTrainingLoss:
         """Loss of one batch.
 
@@ -179,6 +181,8 @@ class CoTrainingObjective(nn.Module):
             known_portion: the expert of each sample that the user knows (a language, a camera), or -1
                 (OURS). It is the sample's portion and its selection label, which (V1) does not weight;
                 the others go as ever, balanced with what the known leave. Given on all ranks or on none.
+            drawn: what `draw` said of this batch (OURS). Losses and evidence of experts that did not run
+                are not looked at, and the samples that all experts saw alone teach the selection.
 
         Returns:
             CoTrainingLoss: losses are means over this rank's samples, 0 if it has none.
@@ -195,10 +199,19 @@ class CoTrainingObjective(nn.Module):
         evidence = evidence.detach().to(torch.promote_types(evidence.dtype, torch.float32))
         focus = ramped_focus(self.focus, progress, self.focus_warmup)
         known = self._known(known_portion, n, progress)
-        scores = self._scores(log_q, evidence, index).detach()
-        portion = self.partition(scores, index, known)  # (W1)
+        if drawn is None:
+            scores = self._scores(log_q, evidence, index).detach()
+            portion = self.partition(scores, index, known)  # (W1)
+            roles = self._roles(n, index)
+        else:
+            portion = drawn.portion
+            rows = drawn.by_all.nonzero()[:, 0]
+            roles = _Roles(rows, None, max(n, 1), max(len(rows), 1))
+            expert_loss = expert_loss.where(drawn.runs, 0.0)
+            evidence = evidence.where(drawn.runs, 0.0)
         weights = sample_weights(portion, self.num_experts, focus).to(expert_loss.device)  # (W2)
-        roles = self._roles(n, index)
+        if drawn is not None:
+            weights = weights * drawn.factor.to(weights)
         importance = log_q.new_ones(n)
         if labels is None:
             labels = self._labels(evidence, roles.teaching, log_q, known)
@@ -217,6 +230,50 @@ class CoTrainingObjective(nn.Module):
         total = experts + rough + self.selection_weight * selection  # (D1)
         total = total + self.agreement_weight * consent
         return CoTrainingLoss(total, rough, selection, experts, consent, focus, portion, labels)
+
+    def draw(
+        self,
+        selection_logits: Float[Tensor, "n k"],
+        rate: float,
+        progress: float,
+        index: Int[Tensor, " n"] | None = None,
+        known_portion: Int[Tensor, " n"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Drawn | None:
+        """Which experts are to run on which samples of a batch, before any of them has: OURS.
+
+        To be called once a step, and its answer handed to `forward`. None while the focus rises, where
+        all experts learn from all samples.
+
+        Args:
+            selection_logits, progress, index, known_portion: as in `forward`.
+            rate: part of each portion that all experts see, see `draw_rest`.
+            generator: of random numbers on the CPU.
+
+        Raises:
+            ValueError: portions go by the experts' evidence, or some samples are held out: both need every
+                expert's loss; or what `draw_rest` does not take.
+        """
+        if self.scores in ("evidence", "sum"):
+            raise ValueError(
+                f"scores {self.scores!r} need every expert's evidence on every sample before portions are "
+                "cut, so no rest can be drawn: take scores 'selection'"
+            )
+        if self.held_out > 0 or self.agreement_weight > 0:
+            raise ValueError(
+                "held_out and the agreement term need every expert on every sample: no rest can be drawn"
+            )
+        if self.scores == "random" and index is None:
+            raise ValueError(
+                "scores 'random' go by each sample's index in the training set; hand it over"
+            )
+        if progress < self.focus_warmup:
+            return None
+        precise = torch.promote_types(selection_logits.dtype, torch.float32)
+        log_q = selection_logits.detach().to(precise).log_softmax(1)
+        known = self._known(known_portion, len(log_q), progress)
+        portion = self.partition(self._scores(log_q, log_q, index), index, known)  # (W1)
+        return draw_rest(portion, self.num_experts, rate, generator)
 
     def _check(
         self,
