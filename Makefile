@@ -61,7 +61,7 @@ setup: .venv/.installed
 	@$(UV) pip install --quiet --python $(BIN)/python -r requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@echo "== compiling the transport solver (once; it is cached)"
-	@$(BIN)/python -c "import torch, coe_core; coe_core.balanced_assignment(torch.zeros(2, 2))"
+	@$(BIN)/python -c "import torch, coe_core; [coe_core.balanced_assignment(torch.zeros(2, 2, dtype=kind)) for kind in (torch.float32, torch.float64)]"
 	@touch $@
 
 lock:  ## resolve requirements.lock again (all supported Pythons and platforms; no host names in it)

@@ -90,6 +90,7 @@ def test_refused_before_training(cli, tmp_path, capsys, overrides, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_different_experts_in_one_team(cli, tmp_path):
     experts = "[test_resnet, {name: torchvision/mobilenet_v3_small}]"
     overrides = [f"experts={experts}", "num_experts=2", "data.channels=3", "data.size=32"]
@@ -128,6 +129,7 @@ def idx_files(root):
                 file.write(head + values.tobytes())
 
 
+@pytest.mark.slow
 def test_every_shipped_recipe_runs_two_steps(cli, tmp_path):
     """Those of published size are tried in test_ensembles and test_dry_run."""
     names = [name for name in shipped_recipes() if "paper/" not in find_recipe(name).read_text()]

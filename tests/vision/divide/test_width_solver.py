@@ -61,6 +61,7 @@ def test_any_s(s):
     assert division.total.macs == pytest.approx(division.undivided_size.macs, rel=0.03)
 
 
+@pytest.mark.slow
 def test_channels_are_multiples_of_eight_where_the_budget_allows():
     width = divide_network(net("cifar_resnet", **WRN), 4).divided.options["width"]
     assert width % 8 == 0
@@ -75,6 +76,7 @@ def test_attention_heads_keep_dividing_the_width():
     assert division.divided.options["embed_dim"] % 3 == 0
 
 
+@pytest.mark.slow
 def test_swin_is_mended_by_its_mlps():
     network = net("swin_tiny_patch4_window7_224", depths=(1, 1, 1, 1))
     division = divide_network(network, 2, image_size=224)

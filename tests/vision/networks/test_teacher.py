@@ -57,6 +57,7 @@ def test_targets_are_mixed(network):
     torch.testing.assert_close(teacher.mix(images, shares), 0.075 + 0.25 * teacher(images))
 
 
+@pytest.mark.slow
 def test_every_network_learns_from_it_and_the_checkpoint_does_not_hold_it(cli, tmp_path):
     path = teacher_file(tmp_path)
     recipe = ["digits", "data.train_fraction=0.1", "train.batch_size=32", "num_experts=2"]

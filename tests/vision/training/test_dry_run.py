@@ -18,6 +18,7 @@ def test_there_are_recipes():
     assert {f"imagenet/{stem}" for stem in stems} == set(IMAGENET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGENET)
 def test_budget_at_full_size(name):
     recipe = load_recipe(name)
@@ -36,6 +37,7 @@ def test_budget_at_full_size(name):
     assert "estimate" in head[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGENET)
 def test_two_steps_of_every_recipe(cli, capsys, name):
     small = ["data.size=32", "num_experts=2"] if "coe" in name else ["data.size=32"]
@@ -52,21 +54,22 @@ def test_two_steps_of_every_recipe(cli, capsys, name):
     assert "time for an epoch of 1,255,544 images here (CPU" in shown
 
 
+@pytest.mark.slow
 def test_activations_and_state_are_counted(cli, capsys):
     """By hand: one network without normalisation, in fp32, with plain SGD and momentum."""
     from vision.training.dry_run import two_steps
 
     overrides = ["train.precision=32-true", "objective.shared_start=0", "controls={}"]
     recipe = load_recipe("digits", overrides)
-    found = two_steps(recipe)
+    steps = two_steps(recipe)
     networks = untrained(recipe)
     parameters = sum(p.numel() for p in networks.parameters())
-    assert found.state_bytes == 4 * 3 * parameters  # weights, gradients, momentum
+    assert steps.state_bytes == 4 * 3 * parameters  # weights, gradients, momentum
     pixels = 8 * 8 * 4  # a single-channel feature map of the size of the image
-    assert found.activation_bytes > 50 * pixels
+    assert steps.activation_bytes > 50 * pixels
     averaged = two_steps(load_recipe("digits", [*overrides, "train.ema_decay=0.9"]))
     assert averaged.state_bytes == 4 * 4 * parameters
-    assert averaged.activation_bytes == found.activation_bytes
+    assert averaged.activation_bytes == steps.activation_bytes
 
 
 def test_a_missed_budget_stops_before_any_step(cli, capsys, monkeypatch):

@@ -80,12 +80,12 @@ def test_every_network_has_its_own_view_and_the_first_is_everybodys():
     recipe = load_recipe("digits", ["data.train_fraction=0.2"])
     plain, several = (load_data(recipe.data).train for _ in range(2))
     several.num_views = 3
-    one = next(iter(train_loader(recipe.data, plain, 32, seed=0)))
+    single = next(iter(train_loader(recipe.data, plain, 32, seed=0)))
     many = next(iter(train_loader(recipe.data, several, 32, seed=0)))
     assert many["views"].shape == (32, 3, 1, 8, 8)
-    assert torch.equal(many["image"], one["image"])  # a team beside ensembles sees what it saw
+    assert torch.equal(many["image"], single["image"])  # a team beside ensembles sees what it saw
     assert torch.equal(many["views"][:, 0], many["image"])
-    assert torch.equal(many["index"], one["index"])
+    assert torch.equal(many["index"], single["index"])
     for a, b in ((0, 1), (1, 2)):
         same = (many["views"][:, a] == many["views"][:, b]).flatten(1).all(1)
         assert same.float().mean() < 0.5
@@ -184,6 +184,7 @@ def test_resume_equals_the_uninterrupted_run(cli, same, final_state, tmp_path, c
     assert cli("train", recipe, "ensembles.of 3.s=2", "--out", parts, "--resume") == 2
 
 
+@pytest.mark.slow
 def test_a_team_beside_ensembles_trains_as_without(cli, final_state, tmp_path):
     team = {"delegator": SMALL, "experts": [SMALL], "num_experts": 2, "controls": {}}
     alone = {**team, "ensembles": {}}
@@ -249,6 +250,7 @@ def test_two_seeds_have_mean_and_spread(cli, cotrained, tmp_path):
     assert mean["runs"] == "2"
 
 
+@pytest.mark.slow
 def test_wide_network_ensemble_and_collaboration_in_one_table(cli, tmp_path):
     """Issue 4, item 4: the same small networks averaged and routed, beside the undivided one."""
     assert cli("train", "divide/digits", "train.epochs=1", "data.train_fraction=0.1",
@@ -277,11 +279,11 @@ def test_predict_with_an_ensemble(cli, cotrained, tmp_path, capsys):
     examples = tmp_path / "examples"
     command = ("predict", cotrained, examples, "--ensemble", "of 3")
     assert cli(*command, "--format", "jsonl") == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(found) == 8
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(records) == 8
     run = load_run(cotrained, team=False)
     networks = run.networks
-    for each in found:
+    for each in records:
         pixels = networks.preprocess.load(each["file"])
         prepared = networks.prepare(pixels[None])
         with torch.inference_mode():
@@ -415,6 +417,7 @@ def test_published_recipes(name):
         assert rule == ("exponential" if divided else "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wrn_16_8_cifar100", "wrn_50_2_imagenet"])
 def test_published_recipes_through_the_command(cli, capsys, name):
     assert cli("inspect", f"divide/{name}") == 0
@@ -435,6 +438,7 @@ def test_shipped_cpu_sizes_keep_the_budget():
                 assert division.divided == recipe.experts[0]
 
 
+@pytest.mark.slow
 def test_an_ensemble_without_its_undivided_network_is_noted(cli, tmp_path, capsys):
     alone = recipe_from_dict({**RECIPE, "ensembles": {"a": {"network": SMALL, "s": 2}}})
     assert alone.without_control == ["a"]

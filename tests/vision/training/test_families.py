@@ -15,6 +15,7 @@ def trained(folder, *overrides, **options):
     return load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"]
 
 
+@pytest.mark.slow
 def test_resume_across_settling_is_exact(tmp_path):
     late = ["objective.settling=0.4", "objective.shared_start=0"]
     whole = trained(tmp_path / "whole", *late)
@@ -27,6 +28,7 @@ def test_resume_across_settling_is_exact(tmp_path):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_with_a_shared_start_they_settle_at_its_end(tmp_path):
     state = trained(tmp_path / "run", "objective.shared_start=0.5", stop_after=2)
     assert (state["families.family"] == -1).all()
@@ -34,6 +36,7 @@ def test_with_a_shared_start_they_settle_at_its_end(tmp_path):
     assert (state["families.family"] >= 0).all()
 
 
+@pytest.mark.slow
 def test_more_experts_than_classes(tmp_path):
     with pytest.raises(ValueError, match="10 classes cannot be parted into 11 families"):
         trained(tmp_path / "run", "num_experts=11")

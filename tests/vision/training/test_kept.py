@@ -171,6 +171,7 @@ def test_a_folder_that_is_not_utf_8(digits, tmp_path, capsys):
 # Averages and what diverges
 
 
+@pytest.mark.slow
 def test_a_short_training_with_a_long_average_learns(tmp_path):
     """A decay that looks back on 10,000 steps, over 66: without a warm-up it stays at its random start."""
     recipe = load_recipe("digits", ["num_experts=2", "controls={}", "train.epochs=3", "data.workers=0",
@@ -206,6 +207,7 @@ def ensembles(entries, **changes):
     return recipe_from_dict({**values, "train": {"epochs": 2, "batch_size": 32, **changes}})
 
 
+@pytest.mark.slow
 def test_an_ensemble_that_diverged_is_told_and_kept_on_record(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         module.CoETraining, "training_step", diverging(module.CoETraining.training_step)
@@ -222,6 +224,7 @@ def test_an_ensemble_that_diverged_is_told_and_kept_on_record(tmp_path, monkeypa
     assert load_run(tmp_path, team=False).networks.diverged() == ["ensemble a"]
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_is_too_high(cli, tmp_path, capsys):
     """Weights grow beyond all numbers: the team's scores tell, and the ensembles' weights."""
     values = ensembles({"a": ENSEMBLES["a"]}).to_dict()
@@ -237,6 +240,7 @@ def test_a_learning_rate_that_is_too_high(cli, tmp_path, capsys):
         assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_one_sample_and_batch_normalisation(cli, tmp_path, capsys):
     network = '{"name": "test_resnet", "options": {}}'
     recipe = [*SHORT, "train.batch_size=1", "data.size=8", "data.train_fraction=0.05"]

@@ -22,6 +22,7 @@ def difference(a: torch.nn.Module, b: torch.nn.Module) -> float:
     return max((p - q).detach().abs().max().item() for p, q in pairs)
 
 
+@pytest.mark.slow
 def test_experts_are_copies_until_the_split(tmp_path):
     experts = trained(tmp_path / "run", 0.75, stop_after=3)
     # The copies are made at the start of a step, so the last shared step is still to be copied.
@@ -29,17 +30,20 @@ def test_experts_are_copies_until_the_split(tmp_path):
     assert difference(experts[0], experts[1]) < 0.1
 
 
+@pytest.mark.slow
 def test_experts_specialise_after_the_split(tmp_path):
     experts = trained(tmp_path / "run", 0.5, "objective.focus=0.9")
     assert all(difference(experts[0], other) > 1e-3 for other in experts[1:])
 
 
+@pytest.mark.slow
 def test_copies_that_train_alike_stay_alike(tmp_path):
     """Focus 0: the copies, their momentum and their batches are equal, so nothing sets them apart."""
     experts = trained(tmp_path / "run", 0.5, "objective.focus=0.0")
     assert all(difference(experts[0], other) < 1e-6 for other in experts[1:])
 
 
+@pytest.mark.slow
 def test_resume_across_the_split_is_exact(tmp_path):
     whole = trained(tmp_path / "whole", 0.5)
     trained(tmp_path / "parts", 0.5, stop_after=1)

@@ -69,6 +69,7 @@ def test_provenance(trained):
     assert stored["data"]["num_train"] == 227
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [[f"delegator={DROPOUT}", f"experts={DROPOUT}"], ["train.ema_decay=0.9"]],
@@ -119,6 +120,7 @@ def signal_at(monkeypatch, step, number):
     monkeypatch.setattr(CoETraining, "training_step", training_step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "step", "overrides"),
     [
@@ -157,6 +159,7 @@ def test_signal_and_resume_equal_the_uninterrupted_run(
     assert held_out[0] == held_out[1]
 
 
+@pytest.mark.slow
 def test_a_killed_run_repeats_no_rows(cli, tmp_path):
     """Rows written after the last checkpoint are trained, and written, again."""
     folder = tmp_path / "run"
