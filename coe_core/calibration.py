@@ -15,10 +15,10 @@ from coe_core.errors import AimNotReachableError
 from coe_core.trade_off import TradeOffCurve, held_out, trade_off_curve
 
 LARGEST_LOSS = 1e100  # of one sample, in nats; no logits of a network come near it
-Aim = Literal["best", "macs", "latency", "accuracy_drop", "accuracy"]
+AimKind = Literal["best", "macs", "latency", "accuracy_drop", "accuracy"]
 
 
-def fit_threshold(curve: TradeOffCurve, aim: Aim, value: float | None = None) -> int:
+def fit_threshold(curve: TradeOffCurve, aim: AimKind, value: float | None = None) -> int:
     """Index of the curve's point that serves the aim best.
 
     - ``"best"``: highest quality; the cheapest of equals.

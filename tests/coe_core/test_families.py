@@ -24,20 +24,20 @@ def planted(c: int, k: int, generator: torch.Generator) -> tuple[torch.Tensor, t
 @pytest.mark.parametrize(("c", "k"), [(4, 2), (20, 4), (21, 3), (100, 10)])
 def test_planted_families_are_found(c, k):
     confusion, family = planted(c, k, torch.Generator().manual_seed(c))
-    found = confusion_families(confusion, k)
-    assert ((found[:, None] == found) == (family[:, None] == family)).all()
+    families = confusion_families(confusion, k)
+    assert ((families[:, None] == families) == (family[:, None] == family)).all()
 
 
 def test_best_of_all_balanced_partings_of_six_classes():
     generator = torch.Generator().manual_seed(3)
     for _ in range(5):
         confusion, _ = planted(6, 2, generator)
-        found = kept_together(confusion, confusion_families(confusion, 2))
+        together = kept_together(confusion, confusion_families(confusion, 2))
         best = max(
             kept_together(confusion, torch.tensor([j in members for j in range(6)]).long())
             for members in itertools.combinations(range(6), 3)
         )
-        assert found == pytest.approx(best)
+        assert together == pytest.approx(best)
 
 
 @pytest.mark.parametrize(("c", "k"), [(7, 3), (10, 4), (5, 5), (3, 1)])

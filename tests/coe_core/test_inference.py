@@ -64,10 +64,10 @@ def test_grouped_equals_one_by_one(n, k, seed, threshold):
     grouped = networks.infer(x, threshold)
     single = [networks.infer(x[i : i + 1], threshold) for i in range(n)]
     for name in ("exits", "selected_expert"):
-        joined = torch.cat([getattr(one, name) for one in single])
+        joined = torch.cat([getattr(alone, name) for alone in single])
         assert getattr(grouped, name).tolist() == joined.tolist()
     for name in ("prediction", "confidence"):
-        joined = torch.cat([getattr(one, name) for one in single])
+        joined = torch.cat([getattr(alone, name) for alone in single])
         torch.testing.assert_close(getattr(grouped, name), joined, rtol=0, atol=1e-5)
 
 
@@ -398,8 +398,8 @@ def test_on_cuda_one_wait_and_equal_to_the_cpu(streams):
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with pytest.warns(UserWarning, match="called a synchronizing CUDA operation") as waits:
-            found = networks.infer(x, threshold, streams=streams)
+            inference = networks.infer(x, threshold, streams=streams)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(waits) == 1
-    torch.testing.assert_close(found.prediction.cpu(), expected.prediction, rtol=0, atol=1e-4)
+    torch.testing.assert_close(inference.prediction.cpu(), expected.prediction, rtol=0, atol=1e-4)

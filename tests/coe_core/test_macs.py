@@ -150,8 +150,8 @@ def test_element_wise_work_does_not_count(module):
 
 def test_a_batch_counts_all_its_samples():
     model = torchvision.models.squeezenet1_1()
-    one = count_macs(model, torch.zeros(1, 3, 64, 64))
-    assert count_macs(model, torch.zeros(3, 3, 64, 64)) == 3 * one
+    macs = count_macs(model, torch.zeros(1, 3, 64, 64))
+    assert count_macs(model, torch.zeros(3, 3, 64, 64)) == 3 * macs
 
 
 def test_the_module_is_left_as_it_was():

@@ -23,10 +23,10 @@ def test_shared_experts_train_as_the_first_alone(optimizer):
     steps = optimizer(experts.parameters(), lr=0.1), optimizer(alone.parameters(), lr=0.1)
     for _ in range(4):
         x = torch.randn(8, 3)
-        for one, step in zip((experts[0], alone), steps, strict=True):
+        for model, step in zip((experts[0], alone), steps, strict=True):
             step.zero_grad()
-            one(x).square().mean().backward()
-            if one is not alone:
+            model(x).square().mean().backward()
+            if model is not alone:
                 share_gradient(experts)
             step.step()
         check_one(experts)
@@ -34,9 +34,9 @@ def test_shared_experts_train_as_the_first_alone(optimizer):
     assert experts[1][1].running_mean.abs().sum() > 0
     # From here each goes its own way, with the momentum of the shared part.
     x = torch.randn(8, 3)
-    for one, step in zip((experts, [alone]), steps, strict=True):
+    for model, step in zip((experts, [alone]), steps, strict=True):
         step.zero_grad()
-        sum((j + 1) * expert(x).square().mean() for j, expert in enumerate(one)).backward()
+        sum((j + 1) * expert(x).square().mean() for j, expert in enumerate(model)).backward()
         step.step()
     assert are_one([experts[0], alone])
     assert not are_one(experts[:2])

@@ -21,9 +21,9 @@ def commands():
 
 
 def test_commands_are_understood():
-    found = list(commands())
-    assert len(found) >= 10
-    for launcher, words in found:
+    launched = list(commands())
+    assert len(launched) >= 10
+    for launcher, words in launched:
         arguments = parse(parser(), words)
         name = getattr(arguments, "recipe", None) or arguments.source
         assert load_recipe(name, arguments.overrides)

@@ -18,15 +18,15 @@ MAX_LENGTH = 300
 
 
 def sentences(text: str) -> list[str]:
-    found, start = [], 0
+    split, start = [], 0
     for end in END.finditer(text):
         sentence = text[start : end.end(1)]
         # Not within code, and not behind an abbreviation.
         if sentence.count("`") % 2 or ABBREVIATED.search(sentence):
             continue
-        found.append(sentence.strip())
+        split.append(sentence.strip())
         start = end.end()
-    return [*found, text[start:].strip()]
+    return [*split, text[start:].strip()]
 
 
 def with_a_sentence_a_line(page: str) -> str:

@@ -16,9 +16,9 @@ def blocks(language: str) -> list[str]:
 
 
 def test_python_blocks_run(capsys):
-    found = blocks("python")
-    assert found
-    for block in found:
+    programs = blocks("python")
+    assert programs
+    for block in programs:
         exec(compile(block, "README.md", "exec"), {})
     assert "torch.Size([256, 10])" in capsys.readouterr().out
 

@@ -24,14 +24,14 @@ FAIRSEQ = {
 
 def commands() -> list[list[str]]:
     """Words of every command line, without what the shell does with its input and output."""
-    found = []
+    lines_of_words = []
     for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL):
         text = block.replace("\\\n", " ").replace("$(coe-translation user-dir)", "translation")
         for line in text.splitlines():
             for part in line.split(";"):
                 words = shlex.split(part.strip().removeprefix("do "), comments=True)
-                found.append(list(takewhile(lambda word: word not in "<>", words)))
-    return [words for words in found if words]
+                lines_of_words.append(list(takewhile(lambda word: word not in "<>", words)))
+    return [words for words in lines_of_words if words]
 
 
 def by_fairseq(name: str, words: list[str]) -> None:

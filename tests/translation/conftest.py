@@ -26,8 +26,8 @@ UNITS = [("Meter", "metres"), ("Jahre", "years"), ("Euro", "euros"), ("Tage", "d
 
 def number(draw: random.Random) -> tuple[str, str]:
     """Below 60: German says the ones first."""
-    one, ten = draw.choice(ONES[1:]), draw.choice(TENS)
-    return draw.choice([one, ten, (f"{one[0]} und {ten[0]}", f"{ten[1]} {one[1]}")])
+    unit, ten = draw.choice(ONES[1:]), draw.choice(TENS)
+    return draw.choice([unit, ten, (f"{unit[0]} und {ten[0]}", f"{ten[1]} {unit[1]}")])
 
 
 def pair(draw: random.Random) -> tuple[str, str]:
@@ -41,7 +41,7 @@ def pair(draw: random.Random) -> tuple[str, str]:
 
 def write_pairs(prefix: Path, pairs: list[tuple[str, str]]) -> None:
     for place, language in enumerate(("de", "en")):
-        lines = "".join(one[place] + "\n" for one in pairs)
+        lines = "".join(both[place] + "\n" for both in pairs)
         prefix.with_name(f"{prefix.name}.{language}").write_text(lines, encoding="utf-8")
 
 

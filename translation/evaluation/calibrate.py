@@ -14,7 +14,7 @@ from coe_core import (
     check_fitted_with,
     fit_threshold,
 )
-from coe_core.calibration import Aim as CurveAim
+from coe_core.calibration import AimKind
 from coe_core.support.aims import Aim, parse_aim
 from translation.evaluation.metrics import Scoring
 from translation.evaluation.systems import CASCADE, COE, RoutedSystem, routed_systems
@@ -93,7 +93,7 @@ def fit(
     kind = "accuracy_drop" if aim.kind in ("bleu_drop", "chrf_drop") else aim.kind
     return OperatingPoint.at_index(
         curve,
-        fit_threshold(curve, cast(CurveAim, kind), value),
+        fit_threshold(curve, cast(AimKind, kind), value),
         name=aim.text,
         aim=aim.kind,
         value=value,

@@ -18,7 +18,7 @@ from coe_core import (
     fit_rough_weight,
     fit_threshold,
 )
-from coe_core.calibration import Aim
+from coe_core.calibration import AimKind
 from coe_core.support.aims import parse_aim
 from vision.data.load import ImageData
 from vision.evaluation.predictions import predict_all
@@ -28,7 +28,7 @@ from vision.precision import choose_precision, under_autocast
 from vision.recipe_networks import RunMacs, run_macs
 from vision.run import Run
 
-AIMS = get_args(Aim)
+AIMS = get_args(AimKind)
 
 
 def calibrate(
@@ -78,7 +78,7 @@ def calibrate(
         curve = stage.curve(cost=unit)
         value = aim.absolute(float(curve.cost[0]))
         if guarantee is None:
-            index = fit_threshold(curve, cast(Aim, aim.kind), value)
+            index = fit_threshold(curve, cast(AimKind, aim.kind), value)
         else:
             assert value is not None, "of accuracy_drop"
             rough_right, final_right, _ = stage.qualities["accuracy"]

@@ -88,9 +88,9 @@ def test_tokenised_bleu_is_fairseqs():
 def test_better_systems_are_told_from_equal_ones():
     reference = [f"sentence number {i} has its own words {i * 7}" for i in range(60)]
     worse = [line.replace("words", "text") for line in reference]
-    found = compare({"base": worse, "good": reference}, [reference], ["BLEU"], num_resamples=100)
-    assert found["base"][0].p_value is None
-    assert found["good"][0].p_value < 0.02
+    compared = compare({"base": worse, "good": reference}, [reference], ["BLEU"], num_resamples=100)
+    assert compared["base"][0].p_value is None
+    assert compared["good"][0].p_value < 0.02
     with pytest.raises(ValueError, match="two systems or more"):
         compare({"base": worse}, [reference])
     with pytest.raises(ValueError, match="unknown metric 'bleu'"):

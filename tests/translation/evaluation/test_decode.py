@@ -334,20 +334,20 @@ def test_pieces_that_were_not_put_together(said, decode, corpus, shell, tmp_path
         ),
         *("--testpref", tmp_path / "test", "--destdir", tmp_path / "bin"),
     )
-    found = list(decode(tmp_path / "out.json"))
-    found[1] = tmp_path / "bin"
-    found[3] = tmp_path / "team.pt"
+    given = list(decode(tmp_path / "out.json"))
+    given[1] = tmp_path / "bin"
+    given[3] = tmp_path / "team.pt"
     state = torch.load(decode("")[3], weights_only=True)
     state[
         "task_state"
     ] = {}  # the same words with a mark: other dictionaries than it was trained with
     torch.save(state, tmp_path / "team.pt")
-    error = said(*found)[2]
+    error = said(*given)[2]
     assert "in 24 of 24 lines: the data are pieces, and they are not put together" in error
     assert "give --remove-bpe sentencepiece; the first is line 1, " in error
-    assert said(*found, "--remove-bpe", "sentencepiece")[0] == 0
+    assert said(*given, "--remove-bpe", "sentencepiece")[0] == 0
     both = ("--remove-bpe", "sentencepiece", "--bpe", "sentencepiece", "--sentencepiece-model", "x")
-    assert "would put pieces together twice" in said(*found, *both)[2]
+    assert "would put pieces together twice" in said(*given, *both)[2]
 
 
 def test_a_reference_that_is_spelled_otherwise_serves(said, decode, corpus, tmp_path):
@@ -527,14 +527,18 @@ def test_files_that_are_not_what_they_should_be(said, file, translations, tmp_pa
 
 
 def test_translations_need_every_expert():
-    one = OfNetwork(["a"], [0.5], [1.0], [1.0])
+    network = OfNetwork(["a"], [0.5], [1.0], [1.0])
     two = Selection([[0.0, 1.0]], [1.0], [1.0])
-    translations = Translations({}, ["a"], ["a"], two, {"delegator": one, "expert-0": one})
+    translations = Translations({}, ["a"], ["a"], two, {"delegator": network, "expert-0": network})
     with pytest.raises(ValueError, match="file: no translations by expert-1"):
         translations.check("file")
     broken = OfNetwork(["a"], [0.5], [float("nan")], [1.0])
     translations = Translations(
-        {}, ["a"], ["a"], Selection([[0.0]], [1.0], [1.0]), {"delegator": one, "expert-0": broken}
+        {},
+        ["a"],
+        ["a"],
+        Selection([[0.0]], [1.0], [1.0]),
+        {"delegator": network, "expert-0": broken},
     )
     with pytest.raises(ValueError, match="costs of expert-0 that are not finite"):
         translations.check("file")

@@ -52,12 +52,14 @@ def test_the_runner_gives_what_fairseq_generate_prints(exported, corpus, generat
     theirs = generate("--beam", "1", "--threshold", threshold)
     runner = Runner(exported[0], threads=1, batch_size=5)
     ours = runner(lines(corpus), threshold=threshold)
-    assert [one.text for one in ours] == [theirs.table("D")[number][1] for number in range(24)]
-    for one, (network, confidence) in zip(
+    assert [translated.text for translated in ours] == [
+        theirs.table("D")[number][1] for number in range(24)
+    ]
+    for translated, (network, confidence) in zip(
         ours, (theirs.table("R")[number] for number in range(24)), strict=True
     ):
-        assert one.network == network
-        assert one.confidence == pytest.approx(float(confidence), abs=2e-4, nan_ok=True)
+        assert translated.network == network
+        assert translated.confidence == pytest.approx(float(confidence), abs=2e-4, nan_ok=True)
 
 
 def test_a_beam_finds_what_fairseq_would_find_or_as_good(exported, corpus, team):
@@ -74,15 +76,15 @@ def test_a_beam_finds_what_fairseq_would_find_or_as_good(exported, corpus, team)
     task.load_dataset("test")
     dataset = task.dataset("test")
     batch = dataset.collater([dataset[row] for row in range(24) if row != 5])
-    found = generator.generate([], batch)
+    hypotheses = generator.generate([], batch)
     theirs = {
         number: task.target_dictionary.string(best[0]["tokens"]).split()
-        for number, best in zip(batch["id"].tolist(), found, strict=True)
+        for number, best in zip(batch["id"].tolist(), hypotheses, strict=True)
     }
     theirs = [theirs[number] for number in sorted(theirs)]
     search = {"beam": 5, "lenpen": 1.0, "max_length": 20}
     ours = runner._search(runner.delegator, words, search)
-    assert sum(one == other for one, other in zip(ours, theirs, strict=True)) >= 12
+    assert sum(own == other for own, other in zip(ours, theirs, strict=True)) >= 12
     own, other = (sum(runner.confidence(words, some)) / 23 for some in (ours, theirs))
     assert own == pytest.approx(other, rel=0.05)
 
@@ -94,8 +96,8 @@ def test_only_what_is_needed_runs_and_grouped_equals_one_by_one(exported, corpus
     text = lines(corpus)
     together = runner(text, at="some")
     alone = [runner([line], at="some")[0] for line in text]
-    assert [(one.text, one.network) for one in together] == [
-        (one.text, one.network) for one in alone
+    assert [(translated.text, translated.network) for translated in together] == [
+        (translated.text, translated.network) for translated in alone
     ]
     ran = []
     search = runner._search
@@ -103,8 +105,10 @@ def test_only_what_is_needed_runs_and_grouped_equals_one_by_one(exported, corpus
         ran.append(([*runner.experts, runner.delegator].index(network), len(some))),
         search(network, some, how),
     )[1]
-    assert [one.text for one in runner(text, at="some")] == [one.text for one in together]
-    counts = [sum(one.network == f"expert-{j}" for one in together) for j in range(2)]
+    assert [translated.text for translated in runner(text, at="some")] == [
+        translated.text for translated in together
+    ]
+    counts = [sum(translated.network == f"expert-{j}" for translated in together) for j in range(2)]
     assert 0 < sum(counts) < 23
     wanted = [(2, 23), *((j, count) for j, count in enumerate(counts) if count)]
     assert ran == wanted  # the empty line runs nothing

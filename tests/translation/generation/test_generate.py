@@ -153,16 +153,16 @@ def test_typed_lines(shell, corpus, team, generate):
         *("--path", team / "checkpoint_last.pt", "--threshold", "0.14"),
     )
     text = "".join(f"{line}\n" for line in typed)
-    one = shell(*options, given=text)
+    single = shell(*options, given=text)
     three = shell(*options, "--buffer-size", "3", "--batch-size", "2", given=text)
-    for done in (one, three):
+    for done in (single, three):
         assert [row[0] for row in done.table("S").values()] == typed
         assert list(done.table("H")) == list(range(5))
         assert done.table("D")[1] == ["0.0", ""]
         assert done.table("R")[1][0] == "empty"
         assert done.table("R")[0] == done.table("R")[3]
-    assert one.table("R") == three.table("R")
-    assert one.hypotheses() == three.hypotheses()
+    assert single.table("R") == three.table("R")
+    assert single.hypotheses() == three.hypotheses()
 
 
 def test_forced_words(shell, corpus, team):

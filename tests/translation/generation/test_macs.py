@@ -29,7 +29,9 @@ def searched(network, task, source, beam):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         (hypotheses,) = generator.generate([network], sample)
     torch.backends.mha.set_fastpath_enabled(True)
-    return max(len(one["tokens"]) for one in hypotheses), counter.get_total_flops() / 2
+    return max(
+        len(hypothesis["tokens"]) for hypothesis in hypotheses
+    ), counter.get_total_flops() / 2
 
 
 @pytest.mark.parametrize("name", ["delegator", "expert-0", "expert-1"])
@@ -62,8 +64,8 @@ def test_teacher_forcing_is_all_steps_without_the_cache(loaded):
 def test_by_hand():
     """Width 2, inner width 3, 1+1 layers, 5 words: 4*4+2*6, 2*2, 2*4, 6*4+2*6+10, 2*2."""
     spends = TransformerMacs(28, 4, 8, 46, 4)
-    found = spends.sentence(torch.tensor([2, 1]), torch.tensor([3, 1]), beam=2)
-    assert found.tolist() == [
+    macs = spends.sentence(torch.tensor([2, 1]), torch.tensor([3, 1]), beam=2)
+    assert macs.tolist() == [
         2 * 28 + 4 * 4 + 2 * (2 * 8 + 3 * 46 + (3 * 2 + 1 + 2 + 3) * 4),
         28 + 4 + 2 * (8 + 46 + 2 * 4),
     ]

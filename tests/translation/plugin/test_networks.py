@@ -138,9 +138,9 @@ def test_the_gradient_of_one_expert_is_that_of_fairseqs_criterion(corpus, shell,
     if sentence_avg:  # the method's sentence loss is a mean over its tokens, fairseq's a sum
         total = 0
         for i in range(8):
-            one = dataset.collater([dataset[i]])
-            value, _, _ = plain(model.experts[0], one)
-            total = total + value / one["ntokens"] / 8
+            batch = dataset.collater([dataset[i]])
+            value, _, _ = plain(model.experts[0], batch)
+            total = total + value / batch["ntokens"] / 8
         total.backward()
     else:
         loss, size, _ = plain(model.experts[0], sample)

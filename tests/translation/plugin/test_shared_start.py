@@ -46,9 +46,9 @@ def test_experts_are_one_for_half_the_training_then_part(run):
     """Default for equal experts; --save-interval-updates keeps every step."""
     steps = {int(path.stem.split("_")[2]): path for path in run.glob("checkpoint_*_*.pt")}
     assert {1, 4, 5, 8} <= set(steps)
-    for step, one in ((1, True), (4, True), (5, False), (8, False)):
+    for step, shared in ((1, True), (4, True), (5, False), (8, False)):
         first, second = experts(steps[step])
-        assert equal(first, second) == one, step
+        assert equal(first, second) == shared, step
     before, after = (experts(steps[step])[0] for step in (1, 4))
     assert not equal(before, after)
 
@@ -63,19 +63,19 @@ def test_momentum_is_shared_too(run):
     }
     size = len(shared_once)  # the experts are the last parameters of the team
     ordered = [moments[place] for place in sorted(moments)]
-    for one, other in zip(ordered[-2 * size : -size], ordered[-size:], strict=True):
-        assert torch.equal(one["exp_avg_sq"], other["exp_avg_sq"])
-        assert one["exp_avg_sq"].abs().sum() > 0
+    for expert, second in zip(ordered[-2 * size : -size], ordered[-size:], strict=True):
+        assert torch.equal(expert["exp_avg_sq"], second["exp_avg_sq"])
+        assert expert["exp_avg_sq"].abs().sum() > 0
 
 
 def test_resume_inside_the_shared_start(run, train, tmp_path):
     (path,) = run.glob("checkpoint_*_2.pt")
     shutil.copy(path, tmp_path / "checkpoint_last.pt")
     train(tmp_path)
-    for one, other in zip(
+    for expert, second in zip(
         experts(run / "checkpoint_last.pt"), experts(tmp_path / "checkpoint_last.pt"), strict=True
     ):
-        assert equal(one, other)
+        assert equal(expert, second)
 
 
 def test_validating_does_not_make_experts_one(run, corpus, shell):

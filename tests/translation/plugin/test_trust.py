@@ -34,12 +34,12 @@ class Attack:
 
 @pytest.fixture
 def attack(tmp_path):
-    made = Attack(tmp_path)
-    eval(made.code)  # that it can run is part of the test
-    assert made.file.exists()
-    made.file.unlink()
-    yield made
-    assert not made.file.exists()
+    planted = Attack(tmp_path)
+    eval(planted.code)  # that it can run is part of the test
+    assert planted.file.exists()
+    planted.file.unlink()
+    yield planted
+    assert not planted.file.exists()
 
 
 def section(name, **options):

@@ -34,9 +34,9 @@ def test_copies_in_train_and_test_are_told(root, options, tmp_path):
     for i in range(3):
         shutil.copy(root / "train" / "a" / f"{i}.png", root / "test" / "b" / f"copy{i}.png")
     shutil.copy(root / "train" / "b" / "3.png", root / "validation" / "b" / "3.png")
-    with pytest.warns(UserWarning, match="the same images in two splits") as told:
+    with pytest.warns(UserWarning, match="the same images in two splits") as warned:
         loaded = load_data(data)
-    (line,) = {str(warning.message) for warning in told}
+    (line,) = {str(warning.message) for warning in warned}
     assert "1 of validation are in train as well" in line
     assert "3 of test are in train as well" in line
     assert line.count("test/b/copy") == 2  # the first of them

@@ -110,9 +110,9 @@ def test_only_the_splits_asked_for_are_decoded(tmp_path):
     whole, part = load_data(folder(tmp_path)), load_data(folder(tmp_path), decode=("test",))
     assert [s.cached for s in (whole.train, whole.validation, whole.test)] == [True] * 3
     assert [s.cached for s in (part.train, part.validation, part.test)] == [False, False, True]
-    for one, other in ((whole.train, part.train), (whole.validation, part.validation)):
-        assert len(one) == len(other)
-        assert all(torch.equal(one[i]["image"], other[i]["image"]) for i in range(len(one)))
+    for loaded, again in ((whole.train, part.train), (whole.validation, part.validation)):
+        assert len(loaded) == len(again)
+        assert all(torch.equal(loaded[i]["image"], again[i]["image"]) for i in range(len(loaded)))
     assert part.preprocess == whole.preprocess
 
 

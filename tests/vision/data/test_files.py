@@ -62,11 +62,12 @@ def test_links_that_go_round_take_each_file_once(tmp_path):
         (tmp_path / name / "round").symlink_to(tmp_path / name / "round")
     (tmp_path / "a" / "copy.png").symlink_to(tmp_path / "b" / "0.png")
     (tmp_path / "a" / "gone.png").symlink_to(tmp_path / "nothing.png")
-    with pytest.warns(UserWarning, match="3 links to nothing") as told:
+    with pytest.warns(UserWarning, match="3 links to nothing") as warned:
         images = names(tmp_path / "a", tmp_path / "b")
     assert images == ["0.png", "1.png", "2.png", "../b/0.png", "../b/1.png", "../b/2.png"]
-    assert len(told) == 1  # nothing: two links that go round to themselves, and one to a lost file
-    assert "links to what was found already" in str(told[0].message)
+    # Nothing: two links that go round to themselves, and one to a lost file.
+    assert len(warned) == 1
+    assert "links to what was found already" in str(warned[0].message)
 
 
 def test_what_only_a_link_leads_to_is_taken(tmp_path):

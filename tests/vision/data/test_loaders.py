@@ -83,10 +83,10 @@ def test_ranks_share_every_global_batch():
 
 
 def test_two_processes_read_what_one_reads():
-    one = list(loader(batch_size=8))
+    single = list(loader(batch_size=8))
     ranks = [list(loader(batch_size=8, rank=r, world_size=2)) for r in (0, 1)]
     joined = [{k: torch.cat([a[k], b[k]]) for k in a} for a, b in zip(*ranks, strict=True)]
-    same(joined, one)
+    same(joined, single)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def test_flip_and_shift_by_hand():
     seen = set()
     for seed in range(400):
         view = data[0, seed]["image"]
-        found = [place for place, crop in places.items() if torch.equal(crop, view)]
-        assert len(found) == 1
-        seen.add(found[0])
+        matching = [place for place, crop in places.items() if torch.equal(crop, view)]
+        assert len(matching) == 1
+        seen.add(matching[0])
     assert len(seen) == 25
 
 
@@ -251,7 +251,7 @@ def test_resume_in_a_later_epoch_starts_it_afresh():
 
 
 def test_resume_on_another_number_of_processes():
-    one = list(loader(batch_size=8))
+    single = list(loader(batch_size=8))
     first = loader(batch_size=8)
     next(iter(first))
     ranks = [loader(batch_size=8, rank=r, world_size=2) for r in (0, 1)]
@@ -259,7 +259,7 @@ def test_resume_on_another_number_of_processes():
         rank.load_state_dict(first.state_dict())
     rest = [list(rank) for rank in ranks]
     joined = [{k: torch.cat([a[k], b[k]]) for k in a} for a, b in zip(*rest, strict=True)]
-    same(joined, one[1:])
+    same(joined, single[1:])
 
 
 @pytest.mark.parametrize("key", ["batch_size", "num_samples", "seed"])

@@ -41,9 +41,9 @@ def test_aims_that_are_refused(cli, run, capsys, aim, message):
 
 def test_a_part_of_what_no_exits_cost(cli, run):
     assert cli("calibrate", run, "macs=60%", "latency=100%") == 0
-    found = load_run(run)
-    point = found.operating_points["macs=60%"]
-    assert point.value == pytest.approx(0.6 * found.curve.macs[0])
+    calibrated = load_run(run)
+    point = calibrated.operating_points["macs=60%"]
+    assert point.value == pytest.approx(0.6 * calibrated.curve.macs[0])
     assert point.cost <= point.value
 
 

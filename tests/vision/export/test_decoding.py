@@ -30,9 +30,9 @@ def test_runner_decodes_as_the_run_does(tmp_path, channels, resize, mode):
         ).save(path)
     stats = (0.5,) * channels
     preprocess = Preprocess(13, channels, stats, stats, resize)
-    found = onnx_runner.decode(path, preprocess.to_dict())
-    assert found.shape == (channels, 13, 13)
-    np.testing.assert_array_equal(found, preprocess.load(path).numpy())
+    decoded = onnx_runner.decode(path, preprocess.to_dict())
+    assert decoded.shape == (channels, 13, 13)
+    np.testing.assert_array_equal(decoded, preprocess.load(path).numpy())
 
 
 @pytest.mark.parametrize("side", [16, 28, 32, 96, 128, 176, 224, 256, 480])
@@ -47,8 +47,8 @@ def test_sizes_at_which_one_rounding_more_shows(tmp_path, side):
         for number, shape in enumerate([(short, long, 3), (long, short, 3)]):
             path = tmp_path / f"{number}.bmp"
             Image.fromarray(draw.integers(0, 256, shape, dtype=np.uint8)).save(path)
-            found = onnx_runner.decode(path, preprocess.to_dict())
-            np.testing.assert_array_equal(found, preprocess.load(path).numpy())
+            decoded = onnx_runner.decode(path, preprocess.to_dict())
+            np.testing.assert_array_equal(decoded, preprocess.load(path).numpy())
 
 
 @pytest.mark.parametrize("resize", ["exact", "crop"])
@@ -61,8 +61,8 @@ def test_pictures_of_the_check(tmp_path, resize):
     assert len(paths) >= 14
     assert {path.suffix for path in paths} == {".png", ".jpg", ".tiff"}
     for path in paths:
-        found = onnx_runner.decode(path, preprocess.to_dict())
-        np.testing.assert_array_equal(found, preprocess.load(path).numpy())
+        decoded = onnx_runner.decode(path, preprocess.to_dict())
+        np.testing.assert_array_equal(decoded, preprocess.load(path).numpy())
 
 
 def test_the_same_formats():

@@ -123,9 +123,9 @@ def test_defaults_of_the_single_file(onnx_folder, run, pixels):
     runner = Runner(onnx_folder, threads=1)
     routed = runner.infer(pixels[:20].numpy(), point.threshold, point.rough_weight)
     for i in range(20):
-        one = session.run(None, {"images": pixels[i : i + 1].numpy()})
-        np.testing.assert_allclose(one[0][0], routed.probabilities[i], atol=1e-5)
-        assert one[1][0] == routed.exited[i]
+        alone = session.run(None, {"images": pixels[i : i + 1].numpy()})
+        np.testing.assert_allclose(alone[0][0], routed.probabilities[i], atol=1e-5)
+        assert alone[1][0] == routed.exited[i]
 
 
 def executed(folder, pixels, threshold, tmp_path):
@@ -225,12 +225,12 @@ def test_runner_without_this_package(onnx_folder, trained, run, pixels, tmp_path
     from vision.prediction.predictor import Predictor
 
     expected = Predictor(run, precision="32-true")([tmp_path / name for name in files])
-    for record, one in zip(records[:3], expected, strict=True):
-        assert record["label"] == one.label
-        assert record["exited"] == one.exited
-        assert record["expert"] == one.expert
-        assert record["macs"] == one.macs
-        assert record["probability"] == pytest.approx(one.probability, abs=1e-4)
+    for record, prediction in zip(records[:3], expected, strict=True):
+        assert record["label"] == prediction.label
+        assert record["exited"] == prediction.exited
+        assert record["expert"] == prediction.expert
+        assert record["macs"] == prediction.macs
+        assert record["probability"] == pytest.approx(prediction.probability, abs=1e-4)
     refused = call(*files, "--at", "bset")
     assert refused.returncode == 2
     assert "no operating point 'bset'; stored: best, drop, half" in refused.stderr

@@ -133,9 +133,9 @@ def test_exports_to_onnx(tmp_path):
     program.save(tmp_path / "network.onnx")
     session = runtime.InferenceSession(tmp_path / "network.onnx")
     images = 3 * torch.randn(5, 3, 16, 16)
-    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    (outputs,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     with torch.no_grad():
-        np.testing.assert_allclose(found, network(images).numpy(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(outputs, network(images).numpy(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -44,8 +44,8 @@ def test_formula():
 def test_exact_at_its_knots():
     knots = torch.tensor([[3.0, -1.0, 0.5, 2.0, -4.0]])
     x = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0])
-    one = torch.ones(1)
-    assert torch.equal(piecewise_linear(x, -one, one, knots, one, one, None), knots[0])
+    bound = torch.ones(1)
+    assert torch.equal(piecewise_linear(x, -bound, bound, knots, bound, bound, None), knots[0])
 
 
 @pytest.mark.parametrize("intervals", [1, 4, 16])
@@ -99,9 +99,9 @@ def test_layouts_and_types(layout, intervals, dtype):
     torch.testing.assert_close(out.double(), expected, atol=5e-5, rtol=step)
 
     weight = torch.randn_like(out)
-    found = torch.autograd.grad(out, values, weight)
+    gradients = torch.autograd.grad(out, values, weight)
     for ours, theirs in zip(
-        found, torch.autograd.grad(expected, exact, weight.double()), strict=True
+        gradients, torch.autograd.grad(expected, exact, weight.double()), strict=True
     ):
         if ours.numel():
             scale = float(theirs.abs().max()) + 1e-9
@@ -121,8 +121,8 @@ def test_threads_change_nothing():
                 results.append([out.detach(), *torch.autograd.grad(out.sum(), values)])
             finally:
                 torch.set_num_threads(before)
-        for one, three in zip(*results, strict=True):
-            torch.testing.assert_close(one, three)
+        for single_threaded, three_threaded in zip(*results, strict=True):
+            torch.testing.assert_close(single_threaded, three_threaded)
 
 
 def test_nan_stays_nan():

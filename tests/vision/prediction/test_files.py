@@ -37,15 +37,15 @@ def test_equals_the_evaluation(cli, trained, folder, capsys, threshold):
     expected = predict_all(run.networks, data.test)
     arguments = ["predict", trained, folder, "--threshold", threshold, "--format", "jsonl"]
     assert cli(*arguments, "--batch-size", 5) == 0
-    found = predicted(capsys)
-    assert [record["file"] for record in found] == [
+    records = predicted(capsys)
+    assert [record["file"] for record in records] == [
         str(folder / f"{i:02}[1].png") if i < 9 else str(folder / f"sub/{i:02}.PNG")
         for i in range(12)
     ]
     confidences = expected.rough_logits.softmax(1).amax(1)
     weight = run.operating_points["best"].rough_weight
     final = expected.selected_logits + weight * expected.rough_logits
-    for i, record in enumerate(found):
+    for i, record in enumerate(records):
         exits = bool(confidences[i] >= threshold)
         probabilities = (expected.rough_logits if exits else final)[i].softmax(0)
         assert record["exited"] == exits

@@ -150,11 +150,11 @@ def test_threads_get_their_own_answers_and_batches_are_bounded(trained, pixels, 
 
     def work(threshold):
         for _ in range(3):
-            for one, other in zip(
+            for predicted, wanted in zip(
                 predictor(pixels, threshold=threshold), expected[threshold], strict=True
             ):
-                if one.expert != other.expert or one.label != other.label:
-                    wrong.append((threshold, one, other))
+                if predicted.expert != wanted.expert or predicted.label != wanted.label:
+                    wrong.append((threshold, predicted, wanted))
 
     threads = [threading.Thread(target=work, args=(t,)) for t in (0.0, 0.3, 2.0) * 2]
     for thread in threads:

@@ -38,26 +38,26 @@ def test_answers_equal_the_predictor(served, predictor, images):
         for content, prediction in zip(images, expected, strict=True):
             reply = ask(served, content, threshold=threshold)
             assert reply.status_code == 200
-            found = reply.json()
-            assert found["label"] == prediction.label
-            assert found["probability"] == pytest.approx(prediction.probability, abs=1e-4)
-            assert found["exited"] == prediction.exited
-            assert found["expert"] == prediction.expert
-            assert found["confidence"] == pytest.approx(prediction.confidence, abs=1e-4)
-            assert found["rough_label"] == prediction.rough_label
-            assert found["macs"] == prediction.macs
-            assert found["threshold"] == threshold
-            assert found["milliseconds"] > 0
-            assert found["top"][0]["label"] == prediction.label
-            assert len(found["top"]) == 5
+            answer = reply.json()
+            assert answer["label"] == prediction.label
+            assert answer["probability"] == pytest.approx(prediction.probability, abs=1e-4)
+            assert answer["exited"] == prediction.exited
+            assert answer["expert"] == prediction.expert
+            assert answer["confidence"] == pytest.approx(prediction.confidence, abs=1e-4)
+            assert answer["rough_label"] == prediction.rough_label
+            assert answer["macs"] == prediction.macs
+            assert answer["threshold"] == threshold
+            assert answer["milliseconds"] > 0
+            assert answer["top"][0]["label"] == prediction.label
+            assert len(answer["top"]) == 5
 
 
 def test_a_budget_for_each_request(served, predictor, images):
     for budget in ("half", "drop", "1G"):
-        found = ask(served, images[0], budget=budget).json()
-        assert found["budget"] == budget
+        answer = ask(served, images[0], budget=budget).json()
+        assert answer["budget"] == budget
         threshold = predictor.resolve(budget).threshold
-        assert found["threshold"] == (None if threshold == np.inf else threshold)
+        assert answer["threshold"] == (None if threshold == np.inf else threshold)
     assert ask(served, images[0]).json()["budget"] == "best"
     never = ask(served, images[0], threshold="inf").json()
     assert never["threshold"] is None
@@ -116,18 +116,18 @@ def test_class_names_of_odd_letters(serving, trained, images):
 def test_requests_at_once_share_batches_and_get_their_own_answers(served, predictor, images):
     limits = [0.0, 2.0] * 12
     expected = [predictor(i, threshold=t)[0] for i, t in zip(images, limits, strict=True)]
-    found = [None] * 24
+    answers = [None] * 24
 
     def work(i):
-        found[i] = ask(served, images[i], threshold=limits[i]).json()
+        answers[i] = ask(served, images[i], threshold=limits[i]).json()
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(24)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [f["exited"] for f in found] == [True, False] * 12
-    assert [f["label"] for f in found] == [prediction.label for prediction in expected]
+    assert [f["exited"] for f in answers] == [True, False] * 12
+    assert [f["label"] for f in answers] == [prediction.label for prediction in expected]
     metrics = served.client.get("/metrics").text
     batches = float(re.search(r"^coe_batch_images_count (\S+)", metrics, re.M)[1])
     predicted = float(re.search(r"^coe_batch_images_sum (\S+)", metrics, re.M)[1])

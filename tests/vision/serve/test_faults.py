@@ -163,7 +163,7 @@ def test_a_failing_expert_fails_its_own_images(
             clients.submit(ask, served, image, threshold=threshold)
             for image, threshold in zip(images, thresholds, strict=True)
         ]
-        for reply, answer in zip([one.result() for one in work], expected, strict=True):
+        for reply, answer in zip([request.result() for request in work], expected, strict=True):
             assert reply.status_code == (500 if answer.expert == failing else 200)
             if answer.expert != failing:
                 assert reply.json()["label"] == answer.label

@@ -32,7 +32,7 @@ def test_who_fits_takes_and_who_does_not_waits_in_order():
             order.append(name)
 
         await budget.take(8)
-        waiting = [asyncio.create_task(work(*one)) for one in (("large", 9), ("small", 1))]
+        waiting = [asyncio.create_task(work(*each)) for each in (("large", 9), ("small", 1))]
         await asyncio.sleep(0)
         assert order == []  # the small one would fit, but came later
         assert len(budget) == 2
