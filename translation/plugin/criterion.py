@@ -1,6 +1,7 @@
 """The co-training loss as a fairseq criterion; all of WGM and LGM is `coe_core.CoTrainingObjective`."""
 
 # No "from __future__ import annotations": fairseq reads the types of dataclass fields.
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any, Optional, cast, get_args
@@ -17,9 +18,12 @@ from coe_core import CoTrainingObjective, start_as_one
 from coe_core.agreement import AGREEMENTS, Agreement
 from coe_core.labels import LabelKind
 from coe_core.objective import Scores
-from coe_core.weights import Scope
+from coe_core.weights import Scope, ramped_focus
+from translation.plugin.groups import KnownGroups, read_groups
 from translation.plugin.losses import num_tokens, sentence_loss, sentence_mean
 from translation.plugin.model import TeamOutput
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -64,6 +68,27 @@ class CoELabelSmoothedCrossEntropyConfig(FairseqDataclass):
         metadata={
             "help": "scores that portions are cut by: the delegator's selection, the experts' "
             "log-likelihood of the reference, both, or random ones (a control)"
+        },
+    )
+    portion_groups: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "text of the group of every training sentence (a language, a domain), one name a line, "
+            "empty where it is not known: groups are portions, which the delegator learns to tell"
+        },
+    )
+    portion_of: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "expert of each group of --portion-groups, such as de=0,fr=1; default: in alphabetical "
+            "order"
+        },
+    )
+    portion_groups_until: float = field(
+        default=1.0,
+        metadata={
+            "help": "part of the training after the shared start, in [0, 1], for which --portion-groups "
+            "holds; then portions follow the scores, and labels the evidence"
         },
     )
     selection_labels: ChoiceEnum(get_args(LabelKind)) = field(  # type: ignore[valid-type]  # made here
@@ -143,19 +168,37 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             focus_warmup=cfg.focus_warmup,
             scope=cast(Scope, scope),
             queue_size=cfg.portion_queue_size,
-            num_samples=task.num_training_sentences() if scope == "dataset" else 0,
+            num_samples=(
+                task.num_training_sentences("--portion-scope dataset") if scope == "dataset" else 0
+            ),
             scores=cast(Scores, str(cfg.portion_scores)),
             labels=cast(LabelKind, str(cfg.selection_labels)),
             temperature=cfg.label_temperature,
             variance_weighting=not cfg.no_choice_variance,
             selection_weight=cfg.selection_weight,
             agreement_weight=0.0 if self.agreement is None else cfg.agreement_weight,
+            known_until=cfg.portion_groups_until,
         )
+        self.groups = None if new_team is None else self._read_groups(cfg)
         self.progress()  # a training without an end is an error now, not at the first step
         if scope != "batch" and new_team is not None:
             new_team.keep(self.objective.partition)
         if self.shared_start > 0 and new_team is not None:
             start_as_one(new_team.experts)
+
+    def _read_groups(self, cfg) -> KnownGroups | None:
+        if cfg.portion_groups is None:
+            if cfg.portion_of is not None:
+                raise ValueError(
+                    "--portion-of gives experts to the groups of --portion-groups: give both"
+                )
+            return None
+        sentences = self.task.num_training_sentences("--portion-groups", all_come_up=False)
+        groups = read_groups(
+            cfg.portion_groups, cfg.portion_of, self.objective.num_experts, sentences
+        )
+        logger.info("portions of known groups: %s", groups)
+        return groups
 
     def progress(self) -> float:
         """Part of the training done, from --max-update or, failing that, whole epochs of --max-epoch.
@@ -183,18 +226,35 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
         return 1.0
 
     @property
+    def specialised(self) -> float:
+        """Part of the training after the shared start done."""
+        return (self.progress() - self.shared_start) / (1 - self.shared_start)
+
+    @property
     def experts_are_one(self) -> bool:
         """Whether training is in the shared start now."""
         return self.progress() < self.shared_start
 
+    def _experts_apart(self) -> bool:
+        """Whether every sentence is known to teach one expert alone, so that no other needs to see it."""
+        objective = self.objective
+        focus = ramped_focus(objective.focus, self.specialised, objective.focus_warmup)
+        holds = objective.known_until == 1 or self.specialised < objective.known_until
+        complete = self.groups is not None and self.groups.complete
+        return complete and holds and focus == 1 and self.agreement is None
+
     def forward(self, model, sample, reduce=True):
         """Loss, the number it is to be divided by, and what to log; as every fairseq criterion."""
         shared = model.training and self.experts_are_one
-        output: TeamOutput = model(**sample["net_input"], one_expert=shared)
+        known = None if self.groups is None or not model.training else self.groups.of(sample["id"])
+        apart = known if known is not None and not shared and self._experts_apart() else None
+        output: TeamOutput = model(**sample["net_input"], one_expert=shared, portion=apart)
         target, pad, eps = sample["target"], self.padding_idx, self.label_smoothing
         rough = sentence_loss(output.rough, target, pad, eps)
         experts = [sentence_loss(logits, target, pad, eps) for logits in output.experts]
-        if shared:
+        if (
+            len(experts) == 1
+        ):  # one network that all are, or each sentence's own, which alone learns
             experts *= self.objective.num_experts
         expert_loss = torch.stack([losses.smoothed for losses in experts], 1)  # [n, k]
         evidence = torch.stack([losses.log_likelihood for losses in experts], 1).detach()  # [n, k]
@@ -208,7 +268,7 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
         log: dict[str, Any] = {"ntokens": ntokens, "nsentences": n, "sample_size": sample_size}
         parts = self._train if model.training else self._validate
         parts = self._train_as_one if shared else parts
-        loss, more = parts(output, sample, rough, expert_loss, evidence, weight)
+        loss, more = parts(output, sample, rough, expert_loss, evidence, weight, known)
         loss = loss * sample_size
 
         selected = output.selection_logits.argmax(1)
@@ -223,7 +283,7 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
         }
         return loss, sample_size, log
 
-    def _train(self, output, sample, rough, expert_loss, evidence, weight):
+    def _train(self, output, sample, rough, expert_loss, evidence, weight, known):
         rows = (
             slice(0, 0) if self.task.dummy_batch else slice(None)
         )  # none of a batch that is filler
@@ -238,9 +298,10 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             (expert_loss * weight[:, None])[rows],
             evidence[rows],
             output.selection_logits[rows],
-            progress=(self.progress() - self.shared_start) / (1 - self.shared_start),
+            progress=self.specialised,
             index=sample["id"][rows],
             agreement=agreement,
+            known_portion=None if known is None else known[rows],
         )
         n = len(loss.labels)
         chosen = output.selection_logits[rows].argmax(1, keepdim=True)
@@ -253,7 +314,7 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             "focus": loss.focus * n,
         }
 
-    def _train_as_one(self, output, sample, rough, expert_loss, evidence, weight):
+    def _train_as_one(self, output, sample, rough, expert_loss, evidence, weight, known):
         """The delegator's rough prediction and the one network that the experts still are."""
         loss = ((rough.smoothed + expert_loss[:, 0]) * weight).mean()
         # Data-parallel wrappers wait for a gradient of every parameter; see `share_gradient`.
@@ -266,7 +327,7 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
         tokens = num_tokens(sample["target"], self.padding_idx)
         return loss, {"nll_loss": -(evidence[:, 0] * tokens).sum()}
 
-    def _validate(self, output, sample, rough, expert_loss, evidence, weight):
+    def _validate(self, output, sample, rough, expert_loss, evidence, weight, known):
         tokens = num_tokens(sample["target"], self.padding_idx)
         router = self.task.router
         if router.kind == "ensemble":

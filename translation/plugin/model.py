@@ -30,7 +30,7 @@ class TeamOutput(NamedTuple):
 
     rough: Float[Tensor, "n t c"]
     selection_logits: Float[Tensor, "n k"]
-    experts: list[Float[Tensor, "n t c"]]  # one in the shared start, where all are that one
+    experts: list[Float[Tensor, "n t c"]]  # one where all are that one, or of each sentence its own
 
 
 @register_model("coe_transformer", dataclass=CoETransformerConfig)
@@ -99,16 +99,34 @@ class CoETransformerModel(BaseFairseqModel):
         src_lengths: Int[Tensor, " n"],
         prev_output_tokens: Int[Tensor, "n t"],
         one_expert: bool = False,
+        portion: Int[Tensor, " n"] | None = None,
     ) -> TeamOutput:
         """All networks on all sentences, teacher-forced: for training and validation.
 
         ``one_expert``: of the experts, the first only; for the shared start.
+        ``portion``: of each sentence this expert only; where no other learns from it.
         """
         encoded = self.delegator.encoder(src_tokens, src_lengths=src_lengths)
         rough, _ = self.delegator.decoder(prev_output_tokens, encoder_out=encoded)
-        running = self.experts[:1] if one_expert else self.experts
-        experts = [expert(src_tokens, src_lengths, prev_output_tokens)[0] for expert in running]
+        inputs = src_tokens, src_lengths, prev_output_tokens
+        if portion is not None:
+            experts = [self._by_portion(portion, *inputs)]
+        else:
+            running = self.experts[:1] if one_expert else self.experts
+            experts = [expert(*inputs)[0] for expert in running]
         return TeamOutput(rough, self.select(encoded), experts)
+
+    def _by_portion(self, portion: Int[Tensor, " n"], *inputs: Tensor) -> Float[Tensor, "n t c"]:
+        """Logits of each sentence by its own expert; experts without one have a gradient of zeros."""
+        logits, order, idle = [], [], []
+        for j, expert in enumerate(self.experts):
+            rows = (portion == j).nonzero()[:, 0]
+            if len(rows):
+                logits.append(expert(*(side[rows] for side in inputs))[0])
+                order.append(rows)
+            else:  # data-parallel wrappers wait for a gradient of every parameter
+                idle += [parameter.sum() for parameter in expert.parameters()]
+        return torch.cat(logits)[torch.cat(order).argsort()] + 0 * sum(idle)
 
     def keep(self, partition: Partitioner) -> None:
         """Hold the state of the portions while training: fairseq saves that of models only."""

@@ -182,26 +182,30 @@ class CoETranslationTask(TranslationTask):
         if self.new_team is not None:
             self.new_team.begin_epoch(epoch)
 
-    def num_training_sentences(self) -> int:
-        """Size of the training set, for portions that are balanced over all of it.
+    def num_training_sentences(self, option: str, all_come_up: bool = True) -> int:
+        """Size of the training set, for portions that go by the numbers of its sentences.
+
+        Args:
+            option: that needs it, for messages.
+            all_come_up: whether portions wait for every sentence.
 
         Raises:
-            ValueError: several data folders, or sentences that training would skip: portions would wait
-                for them.
+            ValueError: several data folders, or sentences that training would skip though all must come up.
         """
         if len(split_paths(self.cfg.data)) > 1:
             raise ValueError(
-                "--portion-scope dataset needs one data folder: with several the training set changes "
-                "every epoch"
+                f"{option} needs one data folder: with several the training set changes every epoch"
             )
         self.load_dataset(self.cfg.train_subset, combine=True)
         dataset = self.dataset(self.cfg.train_subset)
+        if not all_come_up:
+            return len(dataset)
         assert self.new_team is not None, "portions are of a training"
         limits = resolve_max_positions(self.max_positions(), self.new_team.max_positions())
         _, ignored = dataset.filter_indices_by_size(dataset.ordered_indices(), limits)
         if len(ignored):
             raise ValueError(
-                f"--portion-scope dataset: {len(ignored)} of {len(dataset)} training sentences are over "
+                f"{option}: {len(ignored)} of {len(dataset)} training sentences are over "
                 f"the length limit {limits}, and all must come up; leave them out of the data, or raise "
                 "--max-source-positions and --max-target-positions"
             )
