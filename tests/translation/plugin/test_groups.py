@@ -1,4 +1,4 @@
-"""Portions of groups that the user knows: read beside the sentences, kept by shuffling, skipping and resume."""
+"""Portions of groups that the user knows: read beside the sentences, kept by shuffling, skips and resume."""
 
 import shutil
 
@@ -86,6 +86,7 @@ def train(corpus, shell, by_unit):
     return call
 
 
+@pytest.mark.slow
 def test_the_delegator_learns_to_tell_the_groups_and_resume_is_equal(train, tmp_path):
     """Also where sentences over the length limit are skipped: groups go by the number of a sentence."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
