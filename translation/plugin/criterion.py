@@ -19,7 +19,7 @@ from coe_core.agreement import AGREEMENTS, Agreement
 from coe_core.labels import LabelKind
 from coe_core.objective import Scores
 from coe_core.weights import Scope, ramped_focus
-from translation.plugin.groups import KnownGroups, read_groups
+from translation.plugin.groups import COUNT, KnownGroups, follow, read_groups
 from translation.plugin.losses import num_tokens, sentence_loss, sentence_mean
 from translation.plugin.model import TeamOutput
 
@@ -307,7 +307,12 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
         chosen = output.selection_logits[rows].argmax(1, keepdim=True)
         tokens = num_tokens(sample["target"], self.padding_idx)
         by_selected = evidence.gather(1, output.selection_logits.argmax(1, keepdim=True))[:, 0]
-        return loss.total, {
+        counts = {}
+        if self.groups is not None:
+            counts = self.groups.counts(
+                sample["id"][rows], loss.portion, self.objective.num_experts
+            )
+        return loss.total, counts | {
             "nll_loss": -(by_selected * tokens).sum(),
             "selection_loss": loss.selection.detach() * n,
             "selection_correct": loss.labels.gather(1, chosen).sum(),
@@ -371,6 +376,10 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
         if any("selection_correct" in log for log in logging_outputs):
             right = total("selection_correct")
             metrics.log_scalar("selection_accuracy", 100 * right / sentences, sentences, round=1)
+        counted = [key for key in logging_outputs[0] if key.startswith(COUNT)]
+        if counted:
+            told = follow({key: total(key) for key in counted})
+            metrics.log_scalar("follow_groups", told, sentences, round=3)
         loads = [key for key in logging_outputs[0] if key.startswith("load_")]
         for key in loads:
             metrics.log_scalar(key, 100 * total(key) / sentences, sentences, round=1)

@@ -10,18 +10,20 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from coe_core import experts_of_groups
+from coe_core import experts_of_groups, shared_information
 from coe_core.support.command import nearest
 from translation.corpora.lines import read_lines
 
 UNKNOWN = -1
+COUNT = "in_portion_"  # how the counts of portion and group begin
 
 
 class KnownGroups(NamedTuple):
     """The expert of each sentence of a training set, and which group it stands for."""
 
+    group: Int[Tensor, " n"]  # by its place in ``sizes``, -1: not known
     expert: Int[Tensor, " n"]  # -1: not known
-    expert_of: dict[str, int]  # of each group's name
+    expert_of: dict[str, int]  # of the groups that have one
     sizes: dict[str, int]  # sentences of each group
 
     @property
@@ -33,6 +35,15 @@ class KnownGroups(NamedTuple):
         """Experts of training sentences, by their numbers in the training set."""
         return self.expert[index.cpu()].to(index.device)
 
+    def counts(
+        self, index: Int[Tensor, " n"], portion: Int[Tensor, " n"], num_experts: int
+    ) -> dict[str, Tensor]:
+        """Sentences of every group in every portion, as logging outputs; see `follow`."""
+        group, g = self.group[index.cpu()].to(portion.device), len(self.sizes)
+        place = (portion * g + group)[group >= 0]
+        counts = torch.bincount(place, minlength=num_experts * g)
+        return {f"{COUNT}{place // g}_{place % g}": n for place, n in enumerate(counts.unbind())}
+
     def __str__(self) -> str:
         parts = [
             f"{name} -> expert {expert} ({self.sizes[name]} sentences)"
@@ -40,6 +51,20 @@ class KnownGroups(NamedTuple):
         ]
         unknown = int((self.expert < 0).sum())
         return ", ".join(parts + ([f"{unknown} sentences of unknown group"] if unknown else []))
+
+
+def follow(totals: dict[str, float]) -> float:
+    """How far portions follow the groups, in [0, 1]: `coe_core.shared_information` of summed counts.
+
+    Example:
+        >>> follow({"in_portion_0_0": 3, "in_portion_0_1": 0, "in_portion_1_0": 0, "in_portion_1_1": 5})
+        1.0
+    """
+    places = [tuple(map(int, key.removeprefix(COUNT).split("_"))) for key in totals]
+    counts = torch.zeros([max(side) + 1 for side in zip(*places, strict=True)])
+    for place, number in zip(places, totals.values(), strict=True):
+        counts[place] = number
+    return shared_information(counts)
 
 
 def read_groups(
@@ -73,13 +98,15 @@ def read_groups(
     else:
         expert_of = _parse(experts, sizes, num_experts)
     expert = torch.tensor([expert_of.get(name, UNKNOWN) for name in names])
+    place = {name: number for number, name in enumerate(sizes)}
+    group = torch.tensor([place.get(name, UNKNOWN) for name in names])
     idle = sorted(set(range(num_experts)) - set(expert_of.values()))
     if idle and bool((expert >= 0).all()):
         raise ValueError(
             f"expert {idle[0]} has no sentences: all are of known groups ({', '.join(expert_of)}), none of "
             "them for it; give --portion-of a group for each expert"
         )
-    return KnownGroups(expert, expert_of, {name: sizes[name] for name in expert_of})
+    return KnownGroups(group, expert, expert_of, sizes)
 
 
 def _parse(text: str, sizes: dict[str, int], num_experts: int) -> dict[str, int]:

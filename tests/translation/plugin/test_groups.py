@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from translation.plugin.groups import read_groups
+from translation.plugin.groups import follow, read_groups
 
 NAMES = ["fr", "de", "", "de", "cs"]
 
@@ -30,6 +30,16 @@ def test_groups_are_experts_in_alphabetical_order(text):
         "1 sentences of unknown group"
     )
     assert read_groups(text(["a", "b"]), None, 2, 2).complete
+
+
+def test_how_far_portions_follow_the_groups(text):
+    groups = read_groups(text(), "de=0,fr=1,cs=1", num_experts=2, num_sentences=5)
+    counts = groups.counts(torch.arange(5), groups.expert.clamp(min=0), 2)
+    assert sum(counts.values()) == 4  # one sentence is of no group
+    assert counts["in_portion_0_1"] == 2  # de
+    assert follow({key: float(value) for key, value in counts.items()}) == pytest.approx(1)
+    mixed = groups.counts(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]), 2)
+    assert follow({key: float(value) for key, value in mixed.items()}) == 0
 
 
 def test_more_groups_than_experts_are_put_together_by_size(text):
@@ -104,6 +114,7 @@ def test_the_delegator_learns_to_tell_the_groups_and_resume_is_equal(train, tmp_
         if "| selection_accuracy " in line
     ]
     assert accuracy[-1] > 80
+    assert "| follow_groups 1 |" in done.log
     parts.mkdir()
     (middle,) = whole.glob("checkpoint_*_17.pt")
     shutil.copy(middle, parts / "checkpoint_last.pt")
