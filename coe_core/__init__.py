@@ -44,7 +44,12 @@ if TYPE_CHECKING:
     from coe_core.macs import count_macs, mixture_macs
     from coe_core.objective import CoTrainingLoss, CoTrainingObjective
     from coe_core.operating_points import CalibratedCurve, OperatingPoint, check_fitted_with
-    from coe_core.portions import PortionCounts, experts_of_groups, shared_information
+    from coe_core.portions import (
+        PortionCounts,
+        experts_of_groups,
+        handed_to_evidence,
+        shared_information,
+    )
     from coe_core.routing import Groups, group_rows, select_expert
     from coe_core.sample_rest import Drawn, draw_rest
     from coe_core.shared_start import are_one, check_one, share_gradient, start_as_one
@@ -103,6 +108,7 @@ _HOMES = {  # module -> the public names that it defines
         "Delegation",
         "Inference",
         "confidence",
+        "handed_to_evidence",
         "infer",
     ),
     "labels": (
@@ -130,6 +136,7 @@ _HOMES = {  # module -> the public names that it defines
     "portions": (
         "PortionCounts",
         "experts_of_groups",
+        "handed_to_evidence",
         "shared_information",
     ),
     "routing": (
@@ -256,6 +263,7 @@ __all__ = [
     "gain_law",
     "gather_rows",
     "group_rows",
+    "handed_to_evidence",
     "infer",
     "js_divergence",
     "load_curve",

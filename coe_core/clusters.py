@@ -16,7 +16,6 @@ from coe_core.transport import balanced_assignment
 _STARTS = 8  # of the clustering, from different samples
 _ROUNDS = 20
 _SAMPLES = 4096  # whose features are remembered: enough for the centres of a few dozen experts
-_OTHER_ORDER = (math.sqrt(2) - 1, 0.5)  # evenly spread, and not in the order of `spread_out`
 
 
 class Clusters(NamedTuple):
@@ -111,13 +110,13 @@ def _scores(points: Tensor, centres: Tensor) -> Tensor:
 
 
 class ClusterPortions(nn.Module):
-    """Known portions by balanced clusters of the delegator's features, until evidence takes over. OURS.
+    """Known portions by balanced clusters of the delegator's features. OURS.
 
     While the experts are still alike, `observe` remembers the features of the last few thousand samples;
     `settle` clusters them. From there on a sample has the cluster that it was in when it first came
     up, whatever becomes of the features, and a call gives the portions of a batch, to be handed to
-    `CoTrainingObjective` as ``known_portion``. As evidence takes over, ever more samples, each for good,
-    are no longer known. All state is in buffers.
+    `CoTrainingObjective` as ``known_portion``; `handed_to_evidence` lets evidence take over. All state is
+    in buffers.
 
     Args:
         num_experts: k.
@@ -137,8 +136,6 @@ class ClusterPortions(nn.Module):
         >>> first, second, third, fourth = portions(features, index).tolist()
         >>> (first, third) == (second, fourth), first != third
         (True, True)
-        >>> portions(features, index, evidence=1.0).tolist()
-        [-1, -1, -1, -1]
     """
 
     seen: Tensor  # features [m, d] of the last samples, NaN where there are none yet
@@ -194,20 +191,17 @@ class ClusterPortions(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, features: Float[Tensor, "n d"], index: Int[Tensor, " n"], evidence: float = 0.0
+        self, features: Float[Tensor, "n d"], index: Int[Tensor, " n"]
     ) -> Int[Tensor, " n"]:
-        """The known portion of each sample, or -1.
+        """The known portion of each sample; -1 for all before the clusters are known.
 
         Args:
             features: of the delegator, from which a sample that comes up for the first time is placed.
             index: which training sample each row is.
-            evidence: part of the training samples, in [0, 1], that evidence has taken over.
 
         Raises:
-            ValueError: evidence outside [0, 1], or an index that is no training sample's.
+            ValueError: an index that is no training sample's.
         """
-        if not 0 <= evidence <= 1:
-            raise ValueError(f"evidence must be in [0, 1], got {evidence}")
         if not self.settled:
             return torch.full_like(index, -1)
         n = len(self.cluster)
@@ -220,9 +214,7 @@ class ClusterPortions(nn.Module):
         rows, _ = gather_rows(torch.stack([index, scores.argmax(1).to(index)], 1))
         new = rows[self.cluster[rows[:, 0]] < 0].flip(0)  # of a repeated sample the first counts
         self.cluster[new[:, 0]] = new[:, 1]
-        step, start = _OTHER_ORDER
-        released = (index.double() * step + start) % 1 < evidence
-        return self.cluster[index].masked_fill(released, -1)
+        return self.cluster[index]
 
     def _standardised(self, features: Tensor) -> Tensor:
         return (features - self.scale[0]) / self.scale[1]

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Int, Real
 from torch import Tensor, nn
 
 from coe_core._checks import whole
 from coe_core.distributed import gather_rows
+
+# Evenly spread over the samples, and in another order than `spread_out`.
+_STEP, _START = math.sqrt(2) - 1, 0.5
+
+
+def handed_to_evidence(
+    known: Int[Tensor, " n"], index: Int[Tensor, " n"], part: float
+) -> Int[Tensor, " n"]:
+    """Known portions of which a part is known no more: -1, whose portion then goes by the evidence. OURS.
+
+    Which samples those are goes by their index: who is released stays so while the part grows.
+
+    Args:
+        known: the expert of each sample, or -1.
+        index: which training sample each row is.
+        part: of the training samples, in [0, 1], that are handed to the evidence.
+
+    Raises:
+        ValueError: a part outside [0, 1].
+
+    Example:
+        >>> handed_to_evidence(torch.tensor([1, 1, 1, 1]), torch.arange(4), part=0.5).tolist()
+        [1, 1, -1, 1]
+    """
+    if not 0 <= part <= 1:
+        raise ValueError(f"part must be in [0, 1], got {part}")
+    return known.masked_fill((index.double() * _STEP + _START) % 1 < part, -1)
 
 
 def shared_information(counts: Real[Tensor, "a b"]) -> float:

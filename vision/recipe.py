@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +16,14 @@ from coe_core.support.typed import check_ranges, from_plain
 from vision.data.section import Data
 from vision.divide.ensemble import Ensemble, check_agreement
 from vision.networks.network import Network, check_options
-from vision.recipe_sections import CostPromise, HandOver, Objective, Train
+from vision.recipe_sections import CostPromise, HandOver, Objective, Portions, Train
 from vision.shipped import find_recipe
 
 __all__ = [
     "CostPromise",
     "HandOver",
     "Objective",
+    "Portions",
     "Recipe",
     "Train",
     "load_recipe",
@@ -38,6 +40,7 @@ class Recipe:
             only ensembles and controls.
         experts: one network for all experts, or a list of one per expert.
         num_experts: k.
+        portions: where the experts' portions come from; the selection's first noise by default.
         hand_over: what the experts go on from; nothing by default.
         controls: networks trained alone on the same batches with the same optimiser, by name:
             delegator and expert make the cascade; others are compared as they are.
@@ -51,6 +54,7 @@ class Recipe:
     num_experts: int = 4
     data: Data = field(default_factory=Data)
     objective: Objective = field(default_factory=Objective)
+    portions: Portions = field(default_factory=Portions)
     hand_over: HandOver = field(default_factory=HandOver)
     train: Train = field(default_factory=Train)
     controls: dict[str, Network] = field(default_factory=dict)
@@ -70,6 +74,10 @@ class Recipe:
             check_options(network, key)
         if self.has_team:
             self._check_team()
+        elif self.portions != Portions():
+            raise ValueError(
+                "portions without a delegator and experts, whose they would be: name them"
+            )
         elif self.hand_over.anything:
             raise ValueError("hand_over without a delegator, who would hand over: name one")
         elif self.experts:
@@ -117,12 +125,36 @@ class Recipe:
                 "set it to 0 for experts that differ"
             )
 
+        self._check_portions()
         sizes = {network.size for network in (self.delegator, *self.experts) if network}
         if self.hand_over.trunk is not None and len(sizes) > 1:
             raise ValueError(
                 "hand_over.trunk: delegator and experts share their first layers, so they see images of one "
                 f"size, not of {', '.join(str(s or self.data.size) for s in sorted(sizes, key=str))}"
             )
+
+    def _check_portions(self) -> None:
+        portions, shared = self.portions, self.objective.shared_start
+        if portions.follow != "selection" and self.objective.labels == "families":
+            raise ValueError(
+                f"portions.follow {portions.follow} and objective.labels families both say what the "
+                "selection is taught: give one"
+            )
+        if portions.starts > 1 and not shared * self.train.epochs < self.trial_epochs:
+            raise ValueError(
+                f"portions.trial: after {self.trial_epochs} of {self.train.epochs} epochs the experts are "
+                f"still one network (objective.shared_start {shared}): raise it"
+            )
+        if portions.starts > 1 and self.trial_epochs >= self.train.epochs:
+            raise ValueError(
+                f"portions.trial: {self.trial_epochs} of {self.train.epochs} epochs are the whole training: "
+                "lower it, or raise train.epochs"
+            )
+
+    @property
+    def trial_epochs(self) -> int:
+        """Epochs after which one of several starts is kept."""
+        return max(1, math.ceil(self.portions.trial * self.train.epochs))
 
     @property
     def has_team(self) -> bool:

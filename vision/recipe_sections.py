@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from coe_core.agreement import Agreement
@@ -35,8 +35,8 @@ class Objective:
         scores: by what the data are partitioned: selection, evidence, their sum, or random (a control).
         labels: kind of selection label: families, of classes that the delegator confuses (OURS); or by
             the experts' evidence: balanced, soft_balanced, hard or soft.
-        settling: for labels families: part of the training after which they are fixed, where there is
-            no shared start (else at its end); until then the focus is 0.
+        settling: for labels families and portions of clusters: part of the training after which they are
+            fixed, where there is no shared start (else at its end); until then the focus is 0.
         temperature: of the soft label kinds, in nats.
         variance_weighting: weight the selection loss by how much the choice matters (VCM).
         selection_weight: beta, weight of the selection loss.
@@ -73,6 +73,58 @@ _OBJECTIVE_RANGES = {
     "temperature": "(0, 1000000]",
     "held_out": _BELOW_ONE,
 }
+
+
+@dataclass(frozen=True)
+class Portions:
+    """Where the experts' portions come from (OURS); by default the selection's first noise.
+
+    Args:
+        follow: selection; clusters, balanced ones of the delegator's features at the moment the experts
+            begin to differ; or known, the groups that are told below. Clusters and known groups are a
+            sample's portion and what the selection is taught.
+        takeover: part of the training after the experts begin to differ, in (0, 1], over which evidence
+            takes over from clusters or known groups, sample by sample; null: 0.5 for clusters, never
+            for known groups.
+        groups: what a training image's group is: class, told by of_class; folder, the one that it lies in
+            below its class's; or source, its data set of several that are joined; null: there are none. The
+            log of the training says how far portions follow the classes and the groups. More groups than
+            experts are put together.
+        of_class: class -> name of its group; a class without one goes by the selection.
+        starts: trainings that begin with other initial weights; the one goes on whose specialists gain
+            most on the validation images after the trial.
+        trial: part of the training, in (0, 1), after which one of several starts is kept.
+    """
+
+    follow: Literal["selection", "clusters", "known"] = "selection"
+    takeover: float | None = None
+    groups: Literal["class", "folder", "source"] | None = None
+    of_class: dict[str, str] = field(default_factory=dict)
+    starts: int = 1
+    trial: float = 0.2
+
+    def __post_init__(self) -> None:
+        ranges = {"takeover": "(0, 1]", "starts": "[1, 100]", "trial": "(0, 1)"}
+        check_ranges(self, ranges, "portions.")
+        if self.follow == "known" and self.groups is None:
+            raise ValueError(
+                "portions.follow is known, but no groups are: set portions.groups to class, folder or source"
+            )
+        if (self.groups == "class") != bool(self.of_class):
+            raise ValueError(
+                "portions.groups: class and portions.of_class, the group of each class, go together"
+            )
+        if self.follow == "selection" and self.takeover is not None:
+            raise ValueError(
+                "portions.takeover is of clusters or known groups; portions.follow is selection"
+            )
+
+    @property
+    def evidence_over(self) -> float | None:
+        """Part of the training over which evidence takes over; None: it never does."""
+        if self.takeover is None and self.follow == "clusters":
+            return 0.5
+        return self.takeover
 
 
 @dataclass(frozen=True)

@@ -99,20 +99,6 @@ def test_a_sample_keeps_its_cluster_when_features_move():
     assert torch.equal(portions(points[:0], index[:0]), index[:0])
 
 
-def test_evidence_takes_over_sample_by_sample_for_good():
-    portions, points, _ = settled(each=100)
-    index = torch.arange(len(points))
-    known = portions(points, index)
-    before = torch.zeros(len(points), dtype=torch.bool)
-    for part in (0.0, 0.25, 0.5, 1.0):
-        released = portions(points, index, evidence=part) < 0
-        assert abs(float(released.float().mean()) - part) < 0.02
-        assert (released | ~before).all()  # who is released stays so
-        kept = ~released
-        assert torch.equal(portions(points, index, evidence=part)[kept], known[kept])
-        before = released
-
-
 def test_state_is_saved_with_the_module():
     portions, points, _ = settled()
     index = torch.arange(len(points))
@@ -149,7 +135,5 @@ def test_refusals_of_cluster_portions():
         portions.settle()
     portions.observe(torch.rand(3, 1))
     portions.settle()
-    with pytest.raises(ValueError, match=r"evidence must be in \[0, 1\], got 1.5"):
-        portions(torch.zeros(1, 1), torch.zeros(1).long(), evidence=1.5)
     with pytest.raises(ValueError, match=r"index holds samples 5..5, but the training set has 5"):
         portions(torch.zeros(1, 1), torch.tensor([5]))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
-from coe_core import PortionCounts, experts_of_groups, shared_information
+from coe_core import PortionCounts, experts_of_groups, handed_to_evidence, shared_information
 
 divisions = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=60)
 
@@ -50,3 +50,18 @@ def test_experts_of_groups():
     assert load == [12, 12]
     with pytest.raises(ValueError, match="2 known groups for 3 experts"):
         experts_of_groups(torch.tensor([1, 2]), 3)
+
+
+def test_evidence_takes_over_sample_by_sample_for_good():
+    index = torch.arange(1000)
+    known = index % 3
+    before = torch.zeros(1000, dtype=torch.bool)
+    for part in (0.0, 0.25, 0.5, 1.0):
+        found = handed_to_evidence(known, index, part)
+        released = found < 0
+        assert abs(float(released.float().mean()) - part) < 0.005
+        assert (released | ~before).all()  # who is released stays so
+        assert torch.equal(found[~released], known[~released])
+        before = released
+    with pytest.raises(ValueError, match=r"part must be in \[0, 1\], got 1.5"):
+        handed_to_evidence(known, index, 1.5)

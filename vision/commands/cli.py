@@ -23,6 +23,10 @@ COMMANDS = [
         ("recipes", "List the shipped recipes and studies, or copy one to change it."),
         ("inspect", "MACs and parameters of a recipe's or run's networks."),
         ("divide", "Divide a network into S small ones of its cost; print what they become."),
+        (
+            "advise",
+            "Train for a few minutes; say whether a team, a cascade or one network will win.",
+        ),
         ("study", "Compare variants of a recipe over seeds, beside the line of single networks."),
     )
 ]

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     runs = [load_run(path, team=False) for path in arguments.runs]
     recipe = runs[0].recipe
     folder = Path(arguments.out) if arguments.out else runs[0].folder / "evaluation"
-    lines, ensembles, diverged = evaluate(
+    lines, ensembles, diverged, laws = evaluate(
         runs,
         folder,
         data_path=arguments.data,
@@ -42,6 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
     print_table(rich_table(lines, f"{names} on test data; thresholds fitted on validation data"))
     if ensembles:
         print_table(ensemble_table.rich_table(ensembles))
+    for run, law in zip(runs, laws, strict=False):
+        print(f"law of {run.folder.name}: {law.shown}")
     for line in diverged:
         print(f"failed: {line}", file=sys.stderr)
     for name in recipe.without_control:
@@ -49,7 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
             f"ensemble {name} has no control: train its undivided network (s = 1) in the same run"
         )
     pictures = ["trade_off.png", *["classes_per_expert.png"] * recipe.has_team]
-    tables = ["table.csv", "table.md", *["ensembles.csv", "ensembles.md"] * bool(ensembles)]
+    tables = ["table.csv", "table.md", *["law.csv"] * bool(laws)]
+    tables += ["ensembles.csv", "ensembles.md"] * bool(ensembles)
     for what, files in (("pictures", pictures), ("tables", tables)):
         print(f"{what}: {', '.join(str(folder / name) for name in files)}")
     print(f"images to try: {folder / 'examples'}")

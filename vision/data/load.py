@@ -24,7 +24,7 @@ from vision.data.images import ImageSet
 from vision.data.preprocess import Preprocess, UnreadableImageError, to_image, to_tensor
 from vision.data.section import Data
 from vision.data.shards import COMPRESSED, Member
-from vision.data.sources import SOURCES, Samples, Source, join
+from vision.data.sources import SOURCES, JoinedSource, Samples, Source, join
 
 SPLITS = ("train", "validation", "test")
 MEMORY_BYTES = (
@@ -96,6 +96,7 @@ def load_data(data: Data, decode: Collection[str] = SPLITS) -> ImageData:
         "num_validation": len(sets["validation"]),
         "num_test": len(test),
         "num_classes": len(source.classes),
+        "joined": list(source.sizes) if isinstance(source, JoinedSource) else [],
         "held_out": parts.held_out,
         "train_fraction": data.train_fraction,
         "test_is_validation": "test" not in sets,

@@ -57,6 +57,13 @@ class Source:
     test: Samples | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class JoinedSource(Source):
+    """Several data sets as one."""
+
+    sizes: tuple[int, ...]  # classes of each
+
+
 def digits(path: Path) -> Source:
     """scikit-learn's 1,797 8x8 digits: 1,137 / 300 / 360, stratified."""
     everything = _samples(published.digits())
@@ -196,7 +203,7 @@ def join(
             torch.cat([part.targets + start for part, start in zip(decoded, first, strict=False)]),
             torch.cat([part.pixels for part in decoded if part.pixels is not None]),
         )
-    return Source(classes, **splits)
+    return JoinedSource(classes, **splits, sizes=tuple(len(source.classes) for source in sources))
 
 
 def _split_folder(path: Path, what: str, *names: str) -> Path:

@@ -12,15 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from coe_core import TradeOffCurve, confidence
+from coe_core import Law, TradeOffCurve, confidence
 from coe_core.support.files import write_json, write_text
 from vision.data.load import ImageData
 from vision.data.shards import Member
 from vision.errors import RunError
 from vision.evaluation import ensemble_table, pictures
 from vision.evaluation.ensemble_table import EnsembleRow
+from vision.evaluation.law import law_table, team_law
 from vision.evaluation.predictions import Predictions, diverged_line, predict_all
-from vision.evaluation.stages import fit_stages
+from vision.evaluation.stages import COE, fit_stages
 from vision.evaluation.summary import SummaryRow, csv_table, markdown_table, summarise
 from vision.evaluation.table import PredictorRow, table_rows
 from vision.evaluation.timing import milliseconds_per_image
@@ -38,6 +39,7 @@ class Evaluation(NamedTuple):
     lines: list[SummaryRow]
     ensembles: list[EnsembleRow]  # in detail; none without ensembles
     diverged: list[str]  # a line about each control or ensemble whose logits are not finite
+    laws: list[Law]  # of each run with a team, in their order
 
 
 def evaluate(
@@ -48,8 +50,9 @@ def evaluate(
     batch_size: int = 64,
     time_images: int = 512,
 ) -> Evaluation:
-    """Table over the runs; writes table.csv, table.md, per_run.csv, pictures and examples to ``folder``.
+    """Table over the runs; writes it, the law of each, pictures and examples to ``folder``.
 
+    The files are table.csv, table.md, per_run.csv, law.csv, trade_off.png, classes_per_expert.png.
     Runs with ensembles also get ensembles.csv and ensembles.md: see `vision.evaluation.ensemble_table`.
 
     Args:
@@ -70,6 +73,7 @@ def evaluate(
     curves: dict[str, list[TradeOffCurve]] = {}
     tests: list[Predictions] = []
     diverged: list[str] = []
+    laws: list[Law] = []
     for number, run in enumerate(runs):
         precision = choose_precision(run.recipe.train.precision)
         show = f"run {number + 1}/{len(runs)}: {run.folder.name}, {{}} data"
@@ -89,8 +93,10 @@ def evaluate(
             rows = _timed(run, rows, data, batch_size, time_images, precision)
         tables.append(rows)
         tests.append(test)
-        for name, stage in fit_stages(validation, test, macs).items():
+        stages = fit_stages(validation, test, macs)
+        for name, stage in stages.items():
             curves.setdefault(name, []).append(stage.test.curve())
+        laws += [team_law(test, stages[COE])] if COE in stages else []
         if run is first:
             _show_images(run, data, test, folder)
     lines = summarise(tables)
@@ -99,7 +105,7 @@ def evaluate(
     detail: list[EnsembleRow] = []
     if first.recipe.ensembles:
         detail = ensemble_table.ensemble_rows(tests, run_macs(first.networks))
-    evaluation = Evaluation(lines, detail, diverged)
+    evaluation = Evaluation(lines, detail, diverged, laws)
     _write_tables(evaluation, runs, tables, folder)
     about = provenance(
         data,
@@ -152,6 +158,9 @@ def _write_tables(
         write_text(folder / "ensembles.md", ensemble_table.markdown_table(evaluation.ensembles))
     write_text(folder / "table.csv", csv_table(evaluation.lines))
     write_text(folder / "table.md", markdown_table(evaluation.lines))
+    if evaluation.laws:
+        seeds = [run.recipe.seed for run in runs]
+        write_text(folder / "law.csv", law_table(seeds, evaluation.laws))
     per_run = [
         (run.recipe.seed, csv_table(summarise([rows])))
         for run, rows in zip(runs, tables, strict=True)

@@ -68,6 +68,23 @@ class Predictions:
         rows = torch.arange(len(self.target))
         return self.team.expert_logits[rows, self.selected_expert]
 
+    def select(self, rows: Int[Tensor, " m"]) -> Predictions:
+        """The same networks on some of the samples."""
+
+        def part(logits: Tensor | None) -> Tensor | None:
+            return None if logits is None else logits[rows]
+
+        cascade = self.cascade_logits
+        return Predictions(
+            self.target[rows],
+            part(self.rough_logits),
+            part(self.selection_logits),
+            part(self.expert_logits),
+            {name: logits[rows] for name, logits in self.control_logits.items()},
+            {name: logits[rows] for name, logits in self.ensemble_logits.items()},
+            None if cascade is None else (cascade[0][rows], cascade[1][rows]),
+        )
+
     def diverged(self) -> dict[str, int]:
         """Networks whose logits are not finite, with the number of such samples; of a healthy run none."""
         logits = {}

@@ -21,7 +21,7 @@ from vision.data.facts import DATA_SETS, DataSet, classes_before_reading
 from vision.data.images import ImageSet
 from vision.data.load import ImageData
 from vision.errors import RunError
-from vision.recipe import Recipe
+from vision.recipe import Portions, Recipe
 from vision.recipe_networks import RunMacs
 
 if TYPE_CHECKING:
@@ -177,7 +177,10 @@ def two_steps(recipe: Recipe) -> DryRun:
         epochs=2,  # of one step each
         statistics_epochs=min(1, recipe.train.statistics_epochs),
     )
-    tried = replace(recipe, data=replace(recipe.data, workers=0), train=short)
+    # Generated images have no groups, and one start is like another.
+    follow = "selection" if recipe.portions.follow == "known" else recipe.portions.follow
+    portions = Portions(follow=follow)
+    tried = replace(recipe, data=replace(recipe.data, workers=0), train=short, portions=portions)
     meter = _Meter()
     balanced_assignment(torch.zeros(2, 2))  # compiles on its first call: not to be timed
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):

@@ -18,11 +18,17 @@ from coe_core.shared_start import start_as_one
 from vision.networks.pwlu.layer import start_learning
 from vision.networks.side_by_side import Together
 from vision.networks.teacher import Teacher
+from vision.networks.team import TeamOutput
 from vision.recipe_networks import Networks
 from vision.training.optimizer import build_optimizer
+from vision.training.portions import Groups, TeamPortions
 from vision.training.schedule import learning_rate_schedule
 
 COMPILER = "inductor"  # of torch.compile
+GAIN = (
+    "val/specialist_gain"  # of the selected expert over the mean one, in probability of the truth
+)
+_EQUAL_ON_ALL_RANKS = ("objective.", "families.", "portions.")  # buffers
 
 
 class CoETraining(LightningModule):
@@ -32,6 +38,7 @@ class CoETraining(LightningModule):
     Args:
         recipe, classes, preprocess: see `Networks`.
         num_samples: size of the training set.
+        groups: of the training images, where the recipe tells some; no part of the checkpoint.
     """
 
     def __init__(
@@ -40,9 +47,10 @@ class CoETraining(LightningModule):
         classes: list[str],
         preprocess: dict[str, Any],
         num_samples: int,
+        groups: Groups | None = None,
     ):
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore=["groups"])
         self.networks = Networks(recipe, classes, preprocess)
         if self.networks.ensembles:
             self.hparams["divisions"] = self.networks.divisions()
@@ -68,19 +76,22 @@ class CoETraining(LightningModule):
         if settings["labels"] == "families":
             del settings["labels"]
             self.families = FamilyLabels(len(classes), self.recipe.num_experts)
-            self.start_step = self.split_step or round(settling * self.num_steps)
+        team = self.networks.required_team
+        self.portions = TeamPortions(self.recipe, team, len(classes), num_samples, groups)
+        if self.families is not None or self.portions.clusters is not None:
+            self.start_step = self.split_step or max(1, round(settling * self.num_steps))
         self.objective = CoTrainingObjective(
             self.recipe.num_experts,
             **settings,
             shares=None if shares is None else torch.tensor(shares),
             num_samples=num_samples,
         )
-        prepare, team = self.networks.preprocess, self.networks.required_team
+        prepare = self.networks.preprocess
         image = (prepare.channels, prepare.size, prepare.size)
         self._experts = Together(team.experts, team.feature_shape(image))
         # Queue, table and confusion are equal on all ranks already: nothing to broadcast at every step.
         self._ddp_params_and_buffers_to_ignore = [
-            name for name, _ in self.named_buffers() if name.startswith(("objective.", "families."))
+            name for name, _ in self.named_buffers() if name.startswith(_EQUAL_ON_ALL_RANKS)
         ]
 
     def compile_networks(self) -> None:
@@ -129,8 +140,10 @@ class CoETraining(LightningModule):
     ) -> Tensor:
         if self.split_step and self.global_step <= self.split_step:
             self._copy_first_expert(with_optimizer=self.global_step == self.split_step)
-        if self.families is not None and self.global_step == self.start_step:
-            self.families.settle()
+        if self.global_step == self.start_step:
+            self.portions.settle()
+            if self.families is not None:
+                self.families.settle()
         if self.global_step < self.split_step:
             return self._shared_step(images, target)
         return self._team_step(images, target, truth, index)
@@ -176,17 +189,20 @@ class CoETraining(LightningModule):
         with torch.no_grad():
             flat_truth = truth.repeat_interleave(k, 0)
             evidence = -cross_entropy(flat, flat_truth, reduction="none").reshape(n, k)
+        done, todo = self.global_step - self.start_step, self.num_steps - self.start_step
+        progress = max(0, done) / max(1, todo)
         loss = self.objective(
             self._loss(rough_logits, target),
             self._loss(flat, flat_target).reshape(n, k),
             evidence,
             selection_logits,
-            progress=max(0, self.global_step - self.start_step)
-            / max(1, self.num_steps - self.start_step),
+            progress=progress,
             index=index,
             agreement=None if self._agreement is None else self._agreement(expert_logits),
-            labels=None if self.families is None else self.families(target),
+            labels=self._labels(selection_logits, target),
+            known_portion=self.portions.known(index, progress),
         )
+        self.portions.record(loss.portion, truth, index)
         labelled = loss.labels.gather(1, selection_logits.argmax(1, keepdim=True))
         parts = {
             "rough_loss": loss.rough,
@@ -199,8 +215,16 @@ class CoETraining(LightningModule):
         return loss.total
 
     def _observe(self, rough_logits: Tensor, target: Tensor) -> None:
-        if self.families is not None and self.global_step < self.start_step:
-            self.families.observe(rough_logits, target)
+        if self.global_step < self.start_step:
+            self.portions.observe()
+            if self.families is not None:
+                self.families.observe(rough_logits, target)
+
+    def _labels(self, selection_logits: Tensor, target: Tensor) -> Tensor | None:
+        """Selection labels that are not made from the evidence."""
+        if self.families is not None:
+            return self.families(target)
+        return self.portions.labels(selection_logits)
 
     def _log(self, parts: dict[str, Any], batch_size: int) -> None:
         named = {f"train/{name}": value for name, value in parts.items()}
@@ -234,6 +258,7 @@ class CoETraining(LightningModule):
                             value.zero_()  # moments and counts of the gradients that were 0
         if self.recipe.has_team:
             self.objective.partition.begin_epoch()
+            self.portions.begin_epoch()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         images, target = self.networks.prepare(batch["image"]), batch["target"]
@@ -247,6 +272,7 @@ class CoETraining(LightningModule):
             ]
             right["expert"] = experts.float().mean(1)
             right["oracle"] = experts.any(1)
+            self._log_gain(out, target)
         for name, control in self.networks.controls.items():
             right[f"control_{name}"] = control(images).argmax(1) == target
         for name, ensemble in self.networks.ensembles.items():
@@ -258,6 +284,27 @@ class CoETraining(LightningModule):
             batch_size=len(target),
             sync_dist=True,
         )
+
+    def _log_gain(self, out: TeamOutput, target: Tensor) -> None:
+        """Probability that the selected expert gives the truth, over the mean expert's."""
+        n, k, _ = out.expert_logits.shape
+        truth = target[:, None, None].expand(n, k, 1)
+        chance = out.expert_logits.float().softmax(2).gather(2, truth)[:, :, 0]
+        selected = chance.gather(1, out.selection_logits.argmax(1, keepdim=True))[:, 0]
+        gain = (selected - chance.mean(1)).mean()
+        self.log(GAIN, gain, batch_size=n, sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.recipe.has_team and not self.trainer.sanity_checking:
+            for name, value in self.portions.follow().items():
+                self.log(f"portions/{name}", value)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A run that an earlier version began has counted no portions."""
+        own = self.state_dict()
+        for name in own.keys() - checkpoint["state_dict"].keys():
+            if name.startswith("portions."):
+                checkpoint["state_dict"][name] = own[name]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         train = self.recipe.train

@@ -47,9 +47,15 @@ class ProgressLines(Callback):
         self._start = self._last = 0.0
         self._first_step = 0
         self._accuracies: dict[str, str] = {}
+        self._follow: dict[str, float] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._accuracies = accuracies(trainer)  # on every rank, as in `ProgressBar`
+        self._follow = {
+            name.removeprefix("portions/"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("portions/")
+        }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = self._last = time.monotonic()
@@ -77,6 +83,8 @@ class ProgressLines(Callback):
     @rank_zero_only
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         validation = "  ".join(f"{name} {value}" for name, value in self._accuracies.items())
+        follow = "  ".join(f"{name} {value:.2f}" for name, value in self._follow.items())
+        validation += f"  portions follow: {follow}" if follow else ""
         print(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  "
             f"{self._speed(trainer, pl_module)}  validation: {validation}",

@@ -42,9 +42,11 @@ from vision.training.folder import (
     save_provenance,
 )
 from vision.training.module import CoETraining
+from vision.training.portions import known_groups
 from vision.training.processes import Processes, processes
 from vision.training.progress import ProgressBar, ProgressLines
 from vision.training.records import AtomicCheckpoints, Checkpoints, MetricsFile, TensorBoardFile
+from vision.training.starts import keep_best_start, seed_of_start
 
 KEEP = timedelta(minutes=10)  # so often the state is kept inside an epoch
 BEST = Path("checkpoints/best.ckpt")
@@ -78,7 +80,29 @@ def train(
     """
     team = processes()
     with held_folder(folder, team.rank), restored_threads():
+        if recipe.portions.starts > 1:
+            data = load_data(recipe.data) if data is None else data
+            resume = _from_best_start(recipe, folder, resume, data, watch, team)
         return _train(recipe, folder, resume, stop_after, data, watch, team)
+
+
+def _from_best_start(
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+    data: ImageData,
+    watch: Sequence[Callback],
+    team: Processes,
+) -> bool:
+    """Try all starts and begin the run with the best; whether the run is to be resumed from here on."""
+
+    def try_start(trial: Path, start: int) -> None:
+        with held_folder(trial, team.rank):
+            _train(recipe, trial, True, recipe.trial_epochs, data, watch, team, start)
+
+    begun = (folder / LAST).exists()
+    keep_best_start(recipe, folder, resume, team.rank, try_start)
+    return resume if begun else True
 
 
 def _train(
@@ -89,13 +113,20 @@ def _train(
     data: ImageData | None,
     watch: Sequence[Callback],
     team: Processes,
+    start: int = 0,
 ) -> ImageData:
     trained = check_folder(folder, recipe, resume)
     data = load_data(recipe.data) if data is None else data
     if trained is not None:
         check_data(data, trained["hyper_parameters"], folder)
-    seed_everything(recipe.seed, workers=True, verbose=False)
-    module = CoETraining(recipe.to_dict(), data.classes, data.preprocess.to_dict(), len(data.train))
+    seed_everything(seed_of_start(recipe, start), workers=True, verbose=False)
+    module = CoETraining(
+        recipe.to_dict(),
+        data.classes,
+        data.preprocess.to_dict(),
+        len(data.train),
+        known_groups(recipe, data),
+    )
     # A network that cannot be run or counted is found now, not at the end.
     macs = run_macs(module.networks)
     check_trainable(module.networks, recipe.train.batch_size // team.count)
@@ -115,13 +146,13 @@ def _train(
         save_provenance(recipe, data, folder, resumed=trained is not None)
     loaders = _loaders(recipe, data, team)
     # Absolute: Lightning gives a meaning to some words.
-    start = None if trained is None else os.path.abspath(folder / LAST)
+    state = None if trained is None else os.path.abspath(folder / LAST)
     try:
         with stop.listening():
-            trainer.fit(module, *loaders, ckpt_path=start, weights_only=True)
+            trainer.fit(module, *loaders, ckpt_path=state, weights_only=True)
     except Exception as error:
         _explain(
-            error, recipe, folder, trainer, team, unresumed=bool(start) and not begun.has_begun
+            error, recipe, folder, trainer, team, unresumed=bool(state) and not begun.has_begun
         )
     if team.rank == 0:
         save_diverged(folder, module.networks.diverged())

@@ -1,0 +1,51 @@
+"""What a network's classifier sees: the pooled features of each image, read off while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class ClassifierInput:
+    """Keeps what reaches a network's last layer, without its gradient.
+
+    Args:
+        network: a classifier, or the rest of one behind a shared trunk.
+        num_outputs: of its last layer.
+
+    Raises:
+        ValueError: no linear layer (or 1x1 convolution) of so many outputs.
+
+    Example:
+        >>> import torch
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> seen = ClassifierInput(network, 2)
+        >>> _ = network(torch.zeros(5, 1, 2, 2))
+        >>> seen.num_features, seen.features.shape
+        (3, torch.Size([5, 3]))
+    """
+
+    def __init__(self, network: nn.Module, num_outputs: int):
+        layers = [module for module in network.modules() if _outputs(module) == num_outputs]
+        if not layers:
+            raise ValueError(
+                f"it has no last layer of {num_outputs} outputs (linear, or a 1 x 1 convolution) whose input "
+                "could be clustered: take another delegator, or portions.follow: selection"
+            )
+        last = layers[-1]
+        self.num_features = int(last.weight.shape[1])  # type: ignore[index]
+        self.features: Tensor | None = None
+        last.register_forward_pre_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        features = inputs[0].detach()
+        self.features = features.flatten(2).mean(2) if features.ndim > 2 else features
+
+
+def _outputs(module: nn.Module) -> int | None:
+    if isinstance(module, nn.Linear):
+        return module.out_features
+    if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1:
+        return module.out_channels
+    return None
