@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         UncountedOperatorError,
         UnequalExpertsError,
     )
+    from coe_core.exit_rules import ExitRule, GainModel, fit_gain
     from coe_core.families import FamilyLabels, confusion_families
     from coe_core.hand_over import scale_gradient
     from coe_core.inference import Delegation, Inference, confidence, infer
@@ -98,6 +99,11 @@ _HOMES = {  # module -> the public names that it defines
         "NotConvergedError",
         "UncountedOperatorError",
         "UnequalExpertsError",
+    ),
+    "exit_rules": (
+        "ExitRule",
+        "GainModel",
+        "fit_gain",
     ),
     "families": (
         "FamilyLabels",
@@ -221,7 +227,9 @@ __all__ = [
     "CoTrainingObjective",
     "Delegation",
     "Drawn",
+    "ExitRule",
     "FamilyLabels",
+    "GainModel",
     "Groups",
     "Inference",
     "Law",
@@ -258,6 +266,7 @@ __all__ = [
     "ensemble_report",
     "even_demand",
     "experts_of_groups",
+    "fit_gain",
     "fit_rough_weight",
     "fit_threshold",
     "gain_law",

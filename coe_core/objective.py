@@ -83,6 +83,8 @@ class CoTrainingObjective(nn.Module):
         agreement_weight: weight of the agreement term handed to `forward`.
         held_out: part of the training samples, fixed by their index, on which no expert learns and which
             alone teach the selection: what experts say of data they have not learnt (OURS). 0: off.
+        stay_weight: in [0, 1]: how far the selection loss of a sample goes by the chance that it will stay
+            for an expert, see `forward` (OURS): the selection of a sample that ends early is never used.
         known_until: part of the training, in [0, 1], for which known portions hold (OURS): then they are
             set aside, and evidence takes over. 1: to the end.
         shares: relative size of each expert's portion; None means equal.
@@ -118,6 +120,7 @@ class CoTrainingObjective(nn.Module):
         agreement_weight: float = 0.0,
         held_out: float = 0.0,
         known_until: float = 1.0,
+        stay_weight: float = 0.0,
         shares: Float[Tensor, " k"] | None = None,
         queue_size: int = 0,
         num_samples: int = 0,
@@ -128,8 +131,9 @@ class CoTrainingObjective(nn.Module):
             raise ValueError(f"unknown scores {scores!r}; known: {known}")
         if not 0 <= held_out < 1:
             raise ValueError(f"held_out must be in [0, 1), got {held_out}")
-        if not 0 <= known_until <= 1:
-            raise ValueError(f"known_until must be in [0, 1], got {known_until}")
+        for name, part in (("known_until", known_until), ("stay_weight", stay_weight)):
+            if not 0 <= part <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {part}")
         weights = {"selection_weight": selection_weight, "agreement_weight": agreement_weight}
         for name, value in weights.items():
             if not 0 <= value < math.inf:
@@ -147,6 +151,7 @@ class CoTrainingObjective(nn.Module):
         self.agreement_weight = agreement_weight
         self.held_out = held_out
         self.known_until = known_until
+        self.stay_weight = stay_weight
         self.shares = shares
         self.partition = Partitioner(
             num_experts, scope, queue_size=queue_size, num_samples=num_samples, shares=shares
@@ -164,6 +169,7 @@ class CoTrainingObjective(nn.Module):
         labels: Float[Tensor, "n k"] | None = None,
         known_portion: Int[Tensor, " n"] | None = None,
         drawn: Drawn | None = None,
+        stay: Float[Tensor, " n"] | None = None,
     ) -> CoTrainingLoss:
         """Loss of one batch.
 
@@ -183,6 +189,8 @@ class CoTrainingObjective(nn.Module):
                 the others go as ever, balanced with what the known leave. Given on all ranks or on none.
             drawn: what `draw` said of this batch (OURS). Losses and evidence of experts that did not run
                 are not looked at, and the samples that all experts saw alone teach the selection.
+            stay: chance, in [0, 1], that each sample will not end early, such as 1 - the confidence of its
+                rough prediction; needed by ``stay_weight``. No gradient is taken.
 
         Returns:
             CoTrainingLoss: losses are means over this rank's samples, 0 if it has none.
@@ -218,6 +226,7 @@ class CoTrainingObjective(nn.Module):
             if self.variance_weighting:  # (V1)
                 importance = choice_variance(evidence).to(importance)
                 importance = importance if known is None else importance.where(known < 0, 1.0)
+        importance = importance * self._staying(stay, importance)
         selection_loss = importance * -(labels * log_q).sum(1)  # v CE(q, t)
 
         size = max(n, 1)  # a rank without samples has losses and gradients of 0, not NaN
@@ -326,6 +335,21 @@ class CoTrainingObjective(nn.Module):
         apart = spread_out(index) < self.held_out
         rows = apart.nonzero()[:, 0]
         return _Roles(rows, ~apart[:, None], max(n - len(rows), 1), max(len(rows), 1))
+
+    def _staying(self, stay: Tensor | None, like: Tensor) -> Tensor:
+        """Weights of the selection loss by the chance to stay, of mean 1 over the (global) batch."""
+        if self.stay_weight == 0:
+            return torch.ones_like(like)
+        if stay is None or stay.shape != like.shape:
+            shape = None if stay is None else tuple(stay.shape)
+            raise ValueError(
+                f"stay_weight is {self.stay_weight}, so each of {len(like)} samples needs its chance to "
+                f"stay; got {shape}"
+            )
+        stay = stay.detach().to(like)
+        mean = gather_rows(stay).rows.mean()
+        share = stay / mean if bool(mean > 0) else torch.ones_like(stay)
+        return (1 - self.stay_weight) + self.stay_weight * share
 
     def _known(self, known: Tensor | None, n: int, progress: float) -> Tensor | None:
         """The known portions while they hold; None where there are none."""

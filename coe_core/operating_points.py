@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from coe_core.calibration import fit_threshold
+from coe_core.exit_rules import ExitRule
 from coe_core.support.files import as_number
 from coe_core.trade_off import TradeOffCurve
 
@@ -46,6 +47,7 @@ class OperatingPoint:
     rough_weight: float = 0.0  # of the rough logits in the final prediction, see `fit_rough_weight`
     # What else the threshold depends on: the checkpoint's digest, the kind of confidence, the beam ...
     fitted_with: dict[str, Any] = field(default_factory=dict)
+    exit_rule: ExitRule = field(default_factory=ExitRule)  # what exits are decided by
 
     @classmethod
     def at_index(
@@ -62,6 +64,7 @@ class OperatingPoint:
         guarantee: float | None = None,
         rough_weight: float = 0.0,
         fitted_with: Mapping[str, Any] | None = None,
+        exit_rule: ExitRule | None = None,
     ) -> OperatingPoint:
         """The point of a curve at an index that `fit_threshold` gave, dated today.
 
@@ -77,6 +80,7 @@ class OperatingPoint:
             guarantee: see `controlled_threshold`.
             rough_weight: see `fit_rough_weight`.
             fitted_with: see `check_fitted_with`.
+            exit_rule: what exits are decided by.
 
         Raises:
             ValueError: an index outside the curve.
@@ -106,11 +110,12 @@ class OperatingPoint:
             guarantee=guarantee,
             rough_weight=rough_weight,
             fitted_with=dict(fitted_with or {}),
+            exit_rule=exit_rule or ExitRule(),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; an infinite threshold becomes a string, "inf" or "-inf"."""
-        return _plain(asdict(self))
+        return _plain(asdict(self), self.exit_rule)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OperatingPoint:
@@ -131,6 +136,7 @@ class OperatingPoint:
             check_type(name, values[name], str, "a text")
         check_type("num_samples", values["num_samples"], int, "a whole number")
         check_type("fitted_with", values.get("fitted_with", {}), dict, "an object")
+        point["exit_rule"] = _exit_rule(values)
         if not 0 <= point["exit_rate"] <= 1:
             raise ValueError(f"exit_rate must be in [0, 1], got {point['exit_rate']}")
         return cls(**point)
@@ -159,6 +165,7 @@ class CalibratedCurve:
     data: str
     date: str  # ISO date of the fit
     fitted_with: dict[str, Any] = field(default_factory=dict)  # see `check_fitted_with`
+    exit_rule: ExitRule = field(default_factory=ExitRule)  # what exits are decided by
 
     @classmethod
     def from_curve(cls, curve: TradeOffCurve, **provenance: Any) -> CalibratedCurve:
@@ -170,7 +177,7 @@ class CalibratedCurve:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; the infinite threshold becomes a string."""
-        return _plain(asdict(self))
+        return _plain(asdict(self), self.exit_rule)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CalibratedCurve:
@@ -192,6 +199,7 @@ class CalibratedCurve:
             check_type(name, values[name], str, "a text")
         check_type("num_samples", values["num_samples"], int, "a whole number")
         check_type("fitted_with", values.get("fitted_with", {}), dict, "an object")
+        rest["exit_rule"] = _exit_rule(values)
         if len({len(column) for column in columns.values()}) > 1 or not columns["macs"]:
             raise ValueError("not a trade-off curve: its columns differ in length or are empty")
         return cls(**columns, **rest)
@@ -284,9 +292,18 @@ def _finite(name: str, value: Any) -> float:
     return number
 
 
-def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """The values with infinite thresholds as texts."""
+def _plain(fields: dict[str, Any], exit_rule: ExitRule) -> dict[str, Any]:
+    """The values with infinite thresholds as texts; without an exit rule that is the default."""
     threshold = fields["threshold"]
     several = threshold if isinstance(threshold, list) else [threshold]
     texts = [str(number) if math.isinf(number) else number for number in several]
-    return {**fields, "threshold": texts if isinstance(threshold, list) else texts[0]}
+    del fields["exit_rule"]
+    rule = exit_rule.to_dict()
+    fields["threshold"] = texts if isinstance(threshold, list) else texts[0]
+    return {**fields, "exit_rule": rule} if rule else fields
+
+
+def _exit_rule(values: Mapping[str, Any]) -> ExitRule:
+    stored = values.get("exit_rule", {})
+    check_type("exit_rule", stored, dict, "an object")
+    return ExitRule.from_dict(stored)

@@ -44,6 +44,8 @@ class Objective:
         agreement_weight: its weight.
         held_out: part of the training images, in [0, 1), on which no expert learns and which alone teach
             the selection (OURS).
+        stay_weight: in [0, 1]: how far the selection learns from a sample by the chance that it stays for an
+            expert, 1 - the confidence of its rough prediction (OURS).
         shares: relative size of each expert's portion; null means equal.
     """
 
@@ -61,6 +63,7 @@ class Objective:
     agreement: Agreement = "none"
     agreement_weight: float = 0.0
     held_out: float = 0.0
+    stay_weight: float = 0.0
     shares: list[float] | None = None
 
     def __post_init__(self) -> None:
@@ -68,7 +71,7 @@ class Objective:
 
 
 _OBJECTIVE_RANGES = {
-    **dict.fromkeys(("focus", "focus_warmup"), _PART),
+    **dict.fromkeys(("focus", "focus_warmup", "stay_weight"), _PART),
     **dict.fromkeys(("queue_size", "selection_weight", "agreement_weight", "shares"), _WEIGHT),
     "temperature": "(0, 1000000]",
     "held_out": _BELOW_ONE,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from coe_core import CalibratedCurve, OperatingPoint, StoredPoints
+from coe_core import CalibratedCurve, ExitRule, OperatingPoint, StoredPoints
 from coe_core.stored_points import COE, load_curve, load_points, save_curve, save_points
 from coe_core.support import provenance as support
 from coe_core.support.files import sha256_of
@@ -24,7 +24,6 @@ from vision.recipe import Recipe, recipe_from_dict
 from vision.recipe_networks import Networks, without_downloads
 
 POINTS = Path("operating_points.json")
-CONFIDENCE = "max_probability"  # that exits are decided by
 TASK = "vision"  # of stored points
 CURVE = Path("trade_off_curve.json")
 _PREFIX = "networks."  # of the networks' weights in a checkpoint of the training module
@@ -53,9 +52,16 @@ class Run:
         return self.networks.recipe
 
     @cached_property
-    def fitted_with(self) -> dict[str, str]:
-        """What its thresholds depend on, see `coe_core.check_fitted_with`: they hold for these weights."""
-        return {"checkpoint": sha256_of(self.checkpoint), "confidence": CONFIDENCE}
+    def _digest(self) -> str:
+        return sha256_of(self.checkpoint)
+
+    def fitted_with(self, rule: ExitRule | None = None) -> dict[str, str]:
+        """What thresholds depend on, see `coe_core.check_fitted_with`: they hold for these weights.
+
+        Args:
+            rule: what exits are decided by; None: the default.
+        """
+        return {"checkpoint": self._digest, "confidence": (rule or ExitRule()).kind}
 
     def operating_point(self, name: str) -> OperatingPoint:
         """A stored operating point.

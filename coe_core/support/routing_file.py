@@ -6,7 +6,7 @@ Standard library only: every export carries this file inside its runner.py (see 
 |---|---|
 | format | 2; exports of format 1 are read too |
 | task | "vision" or "translation" |
-| confidence | "max_probability", "probability" or "log_probability" |
+| confidence | "max_probability", "margin", "entropy" or "gain"; "probability" or "log_probability" |
 | delegator, experts | of each network: file (or folder), macs (or null), weights: "float32" or "int8" |
 | default | name, threshold and rough_weight that hold if none is asked for |
 | operating_points | by name: threshold, rough_weight, and what they were fitted for |
@@ -32,7 +32,7 @@ from typing import Any
 
 FORMAT = 2
 CONFIDENCES = {
-    "vision": ("max_probability",),
+    "vision": ("max_probability", "margin", "entropy", "gain"),
     "translation": ("probability", "log_probability"),
 }
 

@@ -292,3 +292,30 @@ def test_what_goes_by_the_index_needs_it(option):
 def test_impossible_options_are_an_error(option, message):
     with pytest.raises(ValueError, match=message):
         CoTrainingObjective(**{"num_experts": 2, **option})
+
+
+def test_the_selection_learns_from_samples_that_stay():
+    n, k = 6, 2
+    generator = torch.Generator().manual_seed(0)
+    expert_loss = torch.rand(n, k, generator=generator)
+    stay = torch.tensor([0.0, 0, 0, 0.3, 0.6, 0.9])
+    gradients = {}
+    for weight in (0.0, 0.5, 1.0):
+        logits = torch.randn(n, k, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        objective = CoTrainingObjective(k, stay_weight=weight, variance_weighting=False)
+        objective(
+            torch.zeros(n), expert_loss, -expert_loss, logits, progress=1.0, stay=stay
+        ).total.backward()
+        gradients[weight] = logits.grad
+    share = stay / stay.mean()
+    assert torch.allclose(gradients[1.0], share[:, None] * gradients[0.0])
+    assert torch.allclose(gradients[0.5], 0.5 * gradients[0.0] + 0.5 * gradients[1.0])
+
+
+def test_refusals_of_the_chance_to_stay():
+    with pytest.raises(ValueError, match=r"stay_weight must be in \[0, 1\], got 2"):
+        CoTrainingObjective(2, stay_weight=2)
+    objective = CoTrainingObjective(2, stay_weight=1.0)
+    zeros = torch.zeros(3, 2)
+    with pytest.raises(ValueError, match="each of 3 samples needs its chance to stay; got None"):
+        objective(torch.zeros(3), zeros, zeros, zeros, progress=0.0)

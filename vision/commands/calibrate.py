@@ -32,6 +32,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="accuracy_drop holds with probability P, such as 0.95",
     )
     parser.add_argument(
+        "--confidence",
+        choices=("max_probability", "margin", "entropy", "gain"),
+        default="max_probability",
+        help="what exits are decided by: of the rough prediction, or what an expert is expected to gain",
+    )
+    parser.add_argument(
         "--batch-size", type=at_least(1), default=64, help="at which latency is measured"
     )
 
@@ -45,7 +51,12 @@ def run(arguments: argparse.Namespace) -> None:
     run = load_run(arguments.run)
     data = load_run_data(run, arguments.data, decode=("validation",))
     points = calibrate(
-        run, data, arguments.aims, guarantee=arguments.guarantee, batch_size=arguments.batch_size
+        run,
+        data,
+        arguments.aims,
+        guarantee=arguments.guarantee,
+        confidence=arguments.confidence,
+        batch_size=arguments.batch_size,
     )
     print_table(points_table(points))
 

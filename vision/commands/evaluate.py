@@ -17,6 +17,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="folder for the results (default: RUN/evaluation)")
     parser.add_argument("--data", help="where the data lie now")
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="for measured time")
+    parser.add_argument(
+        "--confidence",
+        choices=("max_probability", "margin", "entropy", "gain"),
+        default="max_probability",
+        help="what exits are decided by, as in calibrate",
+    )
     parser.add_argument("--no-time", action="store_true", help="measure no time")
 
 
@@ -37,6 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         data_path=arguments.data,
         batch_size=arguments.batch_size,
         time_images=0 if arguments.no_time else TIMED_IMAGES,
+        exits_by=arguments.confidence,
     )
     names = ", ".join(run.folder.name for run in runs)
     print_table(rich_table(lines, f"{names} on test data; thresholds fitted on validation data"))

@@ -58,6 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
             budget.rough_weight,
             tolerance=1.0 if arguments.int8 else export_check.TOLERANCE,
             files=images,
+            rule=budget.rule,
         )
         said.extend(f"{parity.line('probabilities')}; {what}" for parity in parities)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast, get_args
 
 import torch
@@ -15,14 +16,14 @@ from coe_core import (
     StageCost,
     TwoStage,
     controlled_threshold,
-    fit_rough_weight,
     fit_threshold,
 )
 from coe_core.calibration import AimKind
+from coe_core.exit_rules import ExitKind
 from coe_core.support.aims import parse_aim
 from vision.data.load import ImageData
 from vision.evaluation.predictions import predict_all
-from vision.evaluation.stages import coe_logits, two_stage
+from vision.evaluation.stages import coe_logits, fit_held_out
 from vision.evaluation.timing import milliseconds_per_image
 from vision.precision import choose_precision, under_autocast
 from vision.recipe_networks import RunMacs, run_macs
@@ -37,6 +38,7 @@ def calibrate(
     aims: Sequence[str],
     *,
     guarantee: float | None = None,
+    confidence: ExitKind = "max_probability",
     names: Sequence[str] | None = None,
     batch_size: int = 64,
 ) -> list[OperatingPoint]:
@@ -47,6 +49,8 @@ def calibrate(
         data: whose validation split is used, never the test split.
         aims: see `coe_core.support.aims`, such as macs=60%.
         guarantee: for accuracy_drop: probability with which the drop holds on new data (OURS).
+        confidence: what exits are decided by; for gain every second sample fits the rule, the others
+            the thresholds, so that the guarantee holds.
         names: of the operating points; None names each by its aim.
         batch_size: at which latency is measured.
 
@@ -61,16 +65,16 @@ def calibrate(
     predictions = predict_all(run.networks, data.validation, precision, "validation data")
     predictions.check_team(str(run.folder))
     macs = run_macs(run.networks)
-    logits = coe_logits(predictions, macs)
-    rough_weight = fit_rough_weight(logits.rough, logits.final, predictions.target)
-    stage = two_stage(predictions, logits, rough_weight)
+    held_out = fit_held_out(predictions, partial(coe_logits, macs=macs), confidence)
+    rough_weight, rule, predictions, stage = held_out
     if any(aim.kind == "latency" for aim in parsed):
         stage = _with_latency(run, data, stage, predictions.selected_expert, batch_size)
     provenance: dict[str, Any] = {
-        "num_samples": len(data.validation),
+        "num_samples": len(predictions.target),
         "data": f"{run.recipe.data.name}, validation split",
         "rough_weight": rough_weight,
-        "fitted_with": run.fitted_with,
+        "fitted_with": run.fitted_with(rule),
+        "exit_rule": rule,
     }
     points = []
     for name, aim in zip(names or aims, parsed, strict=True):

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from coe_core import Law, TradeOffCurve, confidence
+from coe_core.exit_rules import ExitKind
 from coe_core.support.files import write_json, write_text
 from vision.data.load import ImageData
 from vision.data.shards import Member
@@ -49,6 +50,7 @@ def evaluate(
     data_path: str | None = None,
     batch_size: int = 64,
     time_images: int = 512,
+    exits_by: ExitKind = "max_probability",
 ) -> Evaluation:
     """Table over the runs; writes it, the law of each, pictures and examples to ``folder``.
 
@@ -61,6 +63,7 @@ def evaluate(
         data_path: where the data lie now, if not where they lay in training.
         batch_size: for measured time.
         time_images: test images that time is measured on; 0 measures none.
+        exits_by: what exits are decided by, of the collaboration and of the cascade.
 
     Raises:
         RunError: runs of different classes, or a team whose logits are not finite.
@@ -77,10 +80,10 @@ def evaluate(
     for number, run in enumerate(runs):
         precision = choose_precision(run.recipe.train.precision)
         show = f"run {number + 1}/{len(runs)}: {run.folder.name}, {{}} data"
-        validation = predict_all(
-            run.networks, data.validation, precision, show.format("validation")
+        validation, test = (
+            predict_all(run.networks, getattr(data, split), precision, show.format(split))
+            for split in ("validation", "test")
         )
-        test = predict_all(run.networks, data.test, precision, show.format("test"))
         for split in (validation, test):
             split.check_team(str(run.folder))
         diverged += [
@@ -88,12 +91,14 @@ def evaluate(
             for name, count in test.diverged().items()
         ]
         macs = run_macs(run.networks)
-        rows = table_rows(validation, test, macs, run.networks, seed=run.recipe.seed)
+        rows = table_rows(
+            validation, test, macs, run.networks, seed=run.recipe.seed, confidence=exits_by
+        )
         if time_images:
             rows = _timed(run, rows, data, batch_size, time_images, precision)
         tables.append(rows)
         tests.append(test)
-        stages = fit_stages(validation, test, macs)
+        stages = fit_stages(validation, test, macs, exits_by)
         for name, stage in stages.items():
             curves.setdefault(name, []).append(stage.test.curve())
         laws += [team_law(test, stages[COE])] if COE in stages else []

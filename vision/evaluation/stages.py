@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from coe_core import StageCost, TwoStage, confidence, fit_rough_weight, mean_quality
+from coe_core import ExitRule, StageCost, TwoStage, fit_gain, fit_rough_weight, mean_quality
+from coe_core.exit_rules import ExitKind
 from vision.evaluation.predictions import Predictions
 from vision.networks.team import Team
 from vision.recipe_networks import RunMacs
@@ -21,6 +24,7 @@ class StageLogits(NamedTuple):
     """Both answers of a two-stage predictor, and what the second costs."""
 
     rough: Float[Tensor, "n c"]
+    selection: Float[Tensor, "n k"]
     final: Float[Tensor, "n c"]  # of the second network, before the rough logits are pooled into it
     first_macs: float
     second_macs: Float[Tensor, " n"]
@@ -30,7 +34,8 @@ class FittedStage(NamedTuple):
     """A two-stage predictor whose pooling was fitted on held-out data."""
 
     rough_weight: float
-    validation: TwoStage
+    rule: ExitRule  # what exits are decided by
+    validation: TwoStage  # of those samples that thresholds may be fitted on
     test: TwoStage
 
 
@@ -38,7 +43,11 @@ def coe_logits(predictions: Predictions, macs: RunMacs) -> StageLogits:
     """Delegator, then the selected expert."""
     experts = torch.tensor(macs.experts, dtype=torch.float64)[predictions.selected_expert]
     return StageLogits(
-        predictions.team.rough_logits, predictions.selected_logits, macs.delegator, experts
+        predictions.team.rough_logits,
+        predictions.team.selection_logits,
+        predictions.selected_logits,
+        macs.delegator,
+        experts,
     )
 
 
@@ -48,12 +57,23 @@ def cascade_logits(predictions: Predictions, macs: RunMacs) -> StageLogits:
     if predictions.cascade_logits is not None and macs.cascade is not None:
         rough, final = predictions.cascade_logits
         first, expert = macs.cascade
-        return StageLogits(rough, final, first, torch.full((len(final),), expert).double())
+        costs = torch.full((len(final),), expert).double()
+        return StageLogits(rough, _nothing_to_select(rough), final, first, costs)
     second = torch.full((len(predictions.target),), spent[SECOND], dtype=torch.float64)
-    return StageLogits(logits[FIRST], logits[SECOND], spent[FIRST], second)
+    rough = logits[FIRST]
+    return StageLogits(rough, _nothing_to_select(rough), logits[SECOND], spent[FIRST], second)
 
 
-def two_stage(predictions: Predictions, logits: StageLogits, rough_weight: float = 0.0) -> TwoStage:
+def _nothing_to_select(rough: Tensor) -> Tensor:
+    return rough.new_zeros(len(rough), 1)
+
+
+def two_stage(
+    predictions: Predictions,
+    logits: StageLogits,
+    rough_weight: float = 0.0,
+    rule: ExitRule | None = None,
+) -> TwoStage:
     """Accuracy and multiply-adds of both stages.
 
     The first network is charged in full even where nothing exits: rough and selection logits are one
@@ -63,20 +83,69 @@ def two_stage(predictions: Predictions, logits: StageLogits, rough_weight: float
         predictions: that the logits are of.
         logits: of both stages.
         rough_weight: of the rough logits in the final prediction, see `coe_core.fit_rough_weight`.
+        rule: what exits are decided by; None: the default.
     """
-    rough, final, first_macs, second_macs = logits
+    rough, selection, final, first_macs, second_macs = logits
     right = predictions.right(rough), predictions.right(final + rough_weight * rough)
     return TwoStage(
-        confidence(rough),
+        (rule or ExitRule()).confidence(rough, selection),
         {"accuracy": mean_quality(*right)},
         {"macs": StageCost(first_macs, second_macs)},
     )
 
 
-def fit_stages(validation: Predictions, test: Predictions, macs: RunMacs) -> dict[str, FittedStage]:
+class HeldOut(NamedTuple):
+    """What is fitted on held-out data before thresholds are, and the samples that are left for these."""
+
+    rough_weight: float
+    rule: ExitRule
+    predictions: Predictions
+    stage: TwoStage
+
+
+def fit_held_out(
+    predictions: Predictions,
+    logits_of: Callable[[Predictions], StageLogits],
+    kind: ExitKind = "max_probability",
+) -> HeldOut:
+    """The pooling, and the rule that exits are decided by.
+
+    A rule by gain is fitted, as is the pooling that it knows, on every second sample, and thresholds on the
+    others: of samples that a rule was fitted on its confidence says too much, and no guarantee would hold.
+
+    Args:
+        predictions: of held-out data.
+        logits_of: a two-stage predictor's answers.
+        kind: of rule.
+    """
+    fitted_on = predictions
+    if kind == "gain":
+        rows = torch.arange(len(predictions.target))
+        fitted_on, predictions = predictions.select(rows[::2]), predictions.select(rows[1::2])
+    logits = logits_of(fitted_on)
+    weight = fit_rough_weight(logits.rough, logits.final, fitted_on.target)
+    if kind == "gain":
+        rough = fitted_on.right(logits.rough)
+        final = fitted_on.right(logits.final + weight * logits.rough)
+        rule = fit_gain(logits.rough, logits.selection, rough, final)
+        logits = logits_of(predictions)
+    else:
+        rule = ExitRule(kind)
+    return HeldOut(weight, rule, predictions, two_stage(predictions, logits, weight, rule))
+
+
+def fit_stages(
+    validation: Predictions, test: Predictions, macs: RunMacs, kind: ExitKind = "max_probability"
+) -> dict[str, FittedStage]:
     """ "CoE" and, if both of its networks were trained as controls, "cascade"; nothing without a team.
 
     A cascade that has diverged is left out.
+
+    Args:
+        validation: held-out predictions, see `fit_held_out`.
+        test: predictions that are read off.
+        macs: of every network.
+        kind: what exits are decided by.
     """
     if test.rough_logits is None:
         return {}
@@ -88,10 +157,8 @@ def fit_stages(validation: Predictions, test: Predictions, macs: RunMacs) -> dic
         held_out, tested = logits_of(validation, macs), logits_of(test, macs)
         if name == CASCADE and not (_is_finite(held_out) and _is_finite(tested)):
             continue
-        weight = fit_rough_weight(held_out.rough, held_out.final, validation.target)
-        fitted[name] = FittedStage(
-            weight, two_stage(validation, held_out, weight), two_stage(test, tested, weight)
-        )
+        weight, rule, _, stage = fit_held_out(validation, partial(logits_of, macs=macs), kind)
+        fitted[name] = FittedStage(weight, rule, stage, two_stage(test, tested, weight, rule))
     return fitted
 
 

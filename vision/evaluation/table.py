@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from coe_core import fit_threshold
+from coe_core.exit_rules import ExitKind
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.stages import (
     CASCADE,
@@ -49,6 +50,7 @@ def table_rows(
     macs: RunMacs,
     networks: Networks | None = None,
     seed: int = 0,
+    confidence: ExitKind = "max_probability",
 ) -> list[PredictorRow]:
     """All rows of one run. Thresholds are fitted on ``validation``; ``test`` is only read off.
 
@@ -58,10 +60,11 @@ def table_rows(
         macs: of every network.
         networks: for predictors that can be timed; None leaves them out.
         seed: of the random selection.
+        confidence: what exits are decided by.
     """
     rows = _control_rows(test, macs, networks) + _ensemble_rows(test, macs, networks)
     if test.rough_logits is not None:
-        rows += _team_rows(validation, test, macs, networks, seed)
+        rows += _team_rows(validation, test, macs, networks, seed, confidence)
     return rows
 
 
@@ -105,11 +108,16 @@ def _ensemble_rows(
 
 
 def _team_rows(
-    validation: Predictions, test: Predictions, macs: RunMacs, networks: Networks | None, seed: int
+    validation: Predictions,
+    test: Predictions,
+    macs: RunMacs,
+    networks: Networks | None,
+    seed: int,
+    confidence: ExitKind,
 ) -> list[PredictorRow]:
     rough_logits, selection_logits, expert_logits = test.team
     n, k = selection_logits.shape
-    stages = fit_stages(validation, test, macs)
+    stages = fit_stages(validation, test, macs, confidence)
     team = networks.required_team if networks else None
     rows = []
     if CASCADE in stages:
@@ -140,8 +148,7 @@ def _team_rows(
     best = max(range(k), key=held_out_right.__getitem__)
     generator = torch.Generator().manual_seed(seed)
     random = torch.randint(k, (n,), generator=generator)
-    with_delegator = macs.delegator + macs.expert
-    everything = sum(macs.experts)
+    with_delegator, everything = macs.delegator + macs.expert, sum(macs.experts)
     rows += [
         PredictorRow(
             "random selection",
@@ -202,7 +209,7 @@ def _two_stage_rows(
         if model is not None:
 
             def predictor(images: Tensor, threshold: float = threshold) -> object:
-                return model.infer(images, threshold, rough_weight=stage.rough_weight)
+                return model.infer(images, threshold, stage.rule, stage.rough_weight)
 
         rows.append(
             PredictorRow(

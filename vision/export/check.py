@@ -14,9 +14,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from coe_core import ExitRule
 from coe_core.support.exports import Parity
 from vision.export.convert import ExportError
-from vision.export.graphs import Kind, example_pixels, own_run, undisturbed
+from vision.export.graphs import Kind, example_pixels, exported_weight, own_run, undisturbed
 from vision.export.pictures import write_pictures
 from vision.export.runner import Routed, Runner
 from vision.export.sessions import (
@@ -76,6 +77,7 @@ def check_export(
     rough_weight: float,
     tolerance: float = TOLERANCE,
     files: Sequence[Path] = (),
+    rule: ExitRule | None = None,
 ) -> list[Parity]:
     """Compare every form of an export with the run in fp32; the run and random numbers stay as they are.
 
@@ -91,29 +93,31 @@ def check_export(
         rough_weight: of both.
         tolerance: of probabilities; 1 compares routes only.
         files: images to decode.
+        rule: that exits are decided by; None: the default.
 
     Raises:
         ExportError: other pixels, another route, or other probabilities.
         DamagedExportError: a file of the export is missing or damaged; names it.
     """
     with undisturbed(), torch.inference_mode():
-        copied = own_run(run)
-        eager = _eager(copied, pixels, threshold, rough_weight)
+        copied, weight = own_run(run), exported_weight(run, rough_weight)
+        rule = rule or ExitRule()
+        eager = _eager(copied, pixels, threshold, rough_weight, rule)
         answers: dict[str, tuple[Routed, Routed]] = {}
         if kind == "pt2":
             programs = load_programs(folder, run.recipe.num_experts)
-            answers["programs"] = eager, run_programs(*programs, pixels, threshold, rough_weight)
+            answers["programs"] = eager, run_programs(*programs, pixels, threshold, weight)
         else:
             runner, team = Runner(folder, threads=torch.get_num_threads()), team_session(folder)
-            answers["runner.py"] = eager, runner.infer(pixels.numpy(), threshold, rough_weight)
+            answers["runner.py"] = eager, runner.infer(pixels.numpy(), threshold, weight)
             answers["team.onnx"] = (
                 eager,
-                run_one_by_one(team, pixels, threshold, rough_weight),
+                run_one_by_one(team, pixels, threshold, weight),
             )
             decoded = _decoded_alike(copied, runner, pixels, files)
             answers["runner.py, from files"] = (
-                _eager(copied, decoded, threshold, rough_weight),
-                runner.infer(decoded.numpy(), threshold, rough_weight),
+                _eager(copied, decoded, threshold, rough_weight, rule),
+                runner.infer(decoded.numpy(), threshold, weight),
             )
     parities = [_compare(form, *both, threshold, tolerance) for form, both in answers.items()]
     for parity in parities:
@@ -126,10 +130,12 @@ def check_export(
     return parities
 
 
-def _eager(run: Run, pixels: Tensor, threshold: float, rough_weight: float) -> Routed:
+def _eager(
+    run: Run, pixels: Tensor, threshold: float, rough_weight: float, rule: ExitRule
+) -> Routed:
     """What the run itself says."""
     prepared = run.networks.prepare(pixels)
-    result = run.networks.required_team.infer(prepared, threshold, rough_weight=rough_weight)
+    result = run.networks.required_team.infer(prepared, threshold, rule, rough_weight)
     return Routed(result.prediction.softmax(1).numpy(), *(column.numpy() for column in result[1:4]))
 
 
@@ -198,7 +204,9 @@ def milliseconds_per_route(folder: Path, pixels: Tensor, rounds: int = 30) -> di
         if not len(rows):
             continue
         image = pixels[rows[:1]].numpy()
-        calls[f"expert {j}"] = lambda e=expert, i=image: e.run(None, {"images": i})
+        features = runner.delegator.run(None, {"images": image})[3:]
+        seen = {expert.get_inputs()[0].name: features[0] if features else image}
+        calls[f"expert {j}"] = lambda e=expert, s=seen: e.run(None, s)
         calls[f"team.onnx: expert {j}"] = lambda i=image: team.run(None, {"images": i, **never})
     times: dict[str, list[float]] = {name: [] for name in calls}
     for counted in [False, *[True] * rounds]:

@@ -6,7 +6,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from coe_core.support.files import write_bytes
 from vision.errors import RunError
-from vision.export.graphs import OUTPUTS, Kind
+from vision.export.graphs import Graph, Kind
 
 OPSET = 18  # the oldest that the exporter writes
 MAX_BATCH = 65536
@@ -43,15 +43,15 @@ def check_opset(opset: int) -> None:
 
 
 def converted(
-    kind: Kind, opset: int, graphs: dict[str, nn.Module], example: Tensor
+    kind: Kind, opset: int, graphs: Mapping[str, Graph], examples: Mapping[str, Tensor]
 ) -> dict[str, Save]:
     """Every network's save function, by its file name: made in memory, nothing is written yet.
 
     Args:
         kind: "onnx" or "pt2".
         opset: of ONNX.
-        graphs: the networks, from pixels to answers.
-        example: pixels of at least two images.
+        graphs: the networks, from pixels or features to answers.
+        examples: what each sees of at least two images.
 
     Raises:
         ExportError: an operator that cannot be exported (named), or another opset than asked for.
@@ -62,11 +62,10 @@ def converted(
             _refuse_mixed_kernels(name, graph)
         try:
             with _quiet():
-                outputs = OUTPUTS[name.split("_")[0]]
                 saves[name] = (
-                    _to_onnx(graph, example, outputs, opset)
+                    _to_onnx(graph, examples[name], opset)
                     if kind == "onnx"
-                    else _to_program(graph, example)
+                    else _to_program(graph, examples[name])
                 )
         except ExportError as error:
             raise ExportError(f"{name}: {error}") from error
@@ -106,14 +105,14 @@ def _refuse_mixed_kernels(name: str, graph: nn.Module) -> None:
         )
 
 
-def _to_onnx(graph: nn.Module, example: Tensor, outputs: list[str], opset: int) -> Save:
+def _to_onnx(graph: Graph, example: Tensor, opset: int) -> Save:
     program = torch.onnx.export(
         graph,
         (example,),
         dynamo=True,
-        dynamic_shapes={"images": {0: torch.export.Dim("n", min=1, max=MAX_BATCH)}},
-        input_names=["images"],
-        output_names=outputs,
+        dynamic_shapes={graph.seen: {0: torch.export.Dim("n", min=1, max=MAX_BATCH)}},
+        input_names=[graph.seen],
+        output_names=list(graph.outputs),
         opset_version=opset,
         external_data=False,
         verbose=False,
@@ -132,9 +131,9 @@ def _to_onnx(graph: nn.Module, example: Tensor, outputs: list[str], opset: int) 
     return lambda path: program.save(path, external_data=size > MAX_BYTES)
 
 
-def _to_program(graph: nn.Module, example: Tensor) -> Save:
+def _to_program(graph: Graph, example: Tensor) -> Save:
     batch = torch.export.Dim("n", min=1, max=MAX_BATCH)
-    program = torch.export.export(graph, (example,), dynamic_shapes={"images": {0: batch}})
+    program = torch.export.export(graph, (example,), dynamic_shapes={graph.seen: {0: batch}})
 
     def save(path: Path) -> None:
         # Through memory: torch's own writer ends the process where the disk is full.

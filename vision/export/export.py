@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
+from coe_core import CalibratedCurve, ExitRule, OperatingPoint
 from coe_core.support.exports import provenance_of, write_routing
 from coe_core.support.files import whole_folder
 from vision.errors import RunError
@@ -21,7 +23,16 @@ from vision.export.convert import (
     converted,
     weight_bytes,
 )
-from vision.export.graphs import Kind, example_pixels, own_run, team_graphs, undisturbed
+from vision.export.graphs import (
+    Graph,
+    Kind,
+    example_pixels,
+    exported_weight,
+    own_run,
+    seen_by,
+    team_graphs,
+    undisturbed,
+)
 from vision.prediction.budgets import ResolvedBudget, resolve_budget
 from vision.recipe_networks import run_macs
 from vision.run import Run
@@ -71,10 +82,10 @@ def export_run(
     _check_arguments(run, folder, kind, opset, int8_pixels is not None)
     with undisturbed():
         run = own_run(run)
-        graphs = team_graphs(run)
+        graphs = team_graphs(run, default.rule)
         if int8_pixels is not None:
             _refuse_large(graphs)
-        saves = converted(kind, opset, graphs, example_pixels(run, 2))
+        saves = converted(kind, opset, graphs, seen_by(graphs, example_pixels(run, 2)))
         routing = routing_of(run, kind, default, opset, int8_pixels is not None)
         with whole_folder(folder) as part:
             for name, save in saves.items():
@@ -92,10 +103,10 @@ def _check_arguments(run: Run, folder: Path, kind: Kind, opset: int, int8: bool)
     """What can be known before the networks are converted, which takes a while."""
     if int8 and kind != "onnx":
         raise ValueError("int8 is for onnx")
-    if run.recipe.hand_over.anything:
+    if int8 and run.recipe.hand_over.trunk is not None:
         raise ExportError(
-            "exports are of whole networks: the experts of this run go on from what the delegator hands over "
-            "(hand_over in its recipe); `coe-vision predict` and `serve` take it"
+            "int8 is of experts that are whole networks: those of this run go on from a shared trunk "
+            "(hand_over.trunk in its recipe); export without --int8"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is not empty; choose another folder with --out")
@@ -104,7 +115,7 @@ def _check_arguments(run: Run, folder: Path, kind: Kind, opset: int, int8: bool)
         check_opset(opset)
 
 
-def _refuse_large(graphs: dict[str, nn.Module]) -> None:
+def _refuse_large(graphs: Mapping[str, Graph]) -> None:
     for name, graph in graphs.items():
         if (size := weight_bytes(graph)) > MAX_BYTES:
             raise ExportError(
@@ -147,14 +158,18 @@ def require(*packages: str, extra: str) -> None:
 def routing_of(
     run: Run, kind: Kind, default: ResolvedBudget, opset: int = OPSET, int8: bool = False
 ) -> dict[str, Any]:
-    """What a runner must know beside the networks, see `coe_core.support.routing_file`."""
+    """What a runner must know beside the networks, see `coe_core.support.routing_file`.
+
+    Of the stored operating points and the curve those that go by the same rule as the default: the exported
+    delegator knows no other.
+    """
     macs = run_macs(run.networks)
     weights = "int8" if int8 else "float32"
     return {
         "task": "vision",
         "classes": run.networks.classes,
         "preprocess": run.networks.preprocess.to_dict(),
-        "confidence": "max_probability",
+        "confidence": default.rule.kind,
         "delegator": {
             "file": f"delegator.{kind}",
             "macs": int(macs.delegator),
@@ -167,13 +182,25 @@ def routing_of(
         "default": {
             "name": default.name,
             "threshold": default.threshold,
-            "rough_weight": default.rough_weight,
+            "rough_weight": exported_weight(run, default.rough_weight),
         },
-        "operating_points": {n: point.to_dict() for n, point in run.operating_points.items()},
-        "curve": run.curve.to_dict() if run.curve is not None else None,
+        "operating_points": {
+            name: _fitted(run, point)
+            for name, point in run.operating_points.items()
+            if point.exit_rule == default.rule
+        },
+        "curve": _fitted(run, run.curve)
+        if run.curve is not None and run.curve.exit_rule == default.rule
+        else None,
         "opset": opset if kind == "onnx" else None,
         "provenance": provenance_of(
             run.checkpoint.name,
             ("torch", *(("onnx", "onnxscript") if kind == "onnx" else ())),
         ),
     }
+
+
+def _fitted(run: Run, fitted: OperatingPoint | CalibratedCurve) -> dict[str, Any]:
+    """What was fitted, as an export has it: its rule is in the delegator's graph."""
+    weight = exported_weight(run, fitted.rough_weight)
+    return replace(fitted, rough_weight=weight, exit_rule=ExitRule()).to_dict()

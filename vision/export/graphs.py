@@ -4,39 +4,59 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from coe_core import confidence
+from coe_core import ExitRule
 from vision.data.preprocess import Preprocess
+from vision.networks.team import Team, Trunked
 from vision.run import Run
 
 Kind = Literal["onnx", "pt2"]
-OUTPUTS = {"delegator": ["rough_logits", "confidence", "selected_expert"], "expert": ["logits"]}
+Graph: TypeAlias = "DelegatorGraph | ExpertGraph | RestGraph"
+IMAGES, FEATURES = (
+    "images",
+    "features",
+)  # names of what networks see: pixels, or what a trunk made of them
 
 
 class DelegatorGraph(nn.Module):
-    """Pixels -> rough logits, confidence, selected expert; normalisation included."""
+    """Pixels -> rough logits, confidence, selected expert, and a shared trunk's features where there is one.
 
-    def __init__(self, delegator: nn.Module, preprocess: Preprocess, num_classes: int):
+    Normalisation is included.
+    """
+
+    seen = IMAGES
+    outputs: tuple[str, ...] = ("rough_logits", "confidence", "selected_expert")
+
+    def __init__(self, team: Team, preprocess: Preprocess, rule: ExitRule):
         super().__init__()
-        self.delegator, self.preprocess, self.num_classes = delegator, preprocess, num_classes
+        # The delegator alone: the experts are no part of this graph.
+        self.delegator, self.num_classes = team.delegator, team.num_classes
+        self.preprocess, self.rule = preprocess, rule
+        if isinstance(team.delegator, Trunked):
+            self.outputs = (*self.outputs, FEATURES)
 
-    def forward(
-        self, images: UInt8[Tensor, "n ch size size"]
-    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"], Int[Tensor, " n"]]:
-        outputs = self.delegator(self.preprocess.normalise(images))
-        rough = outputs[:, : self.num_classes]
-        return rough, confidence(rough), outputs[:, self.num_classes :].argmax(1)
+    def forward(self, images: UInt8[Tensor, "n ch size size"]) -> tuple[Tensor, ...]:
+        """Rough logits [n, c], confidence [n], selected expert [n]; features [n, ...] of a trunk."""
+        seen, delegator = self.preprocess.normalise(images), self.delegator
+        if isinstance(delegator, Trunked):
+            seen, delegator = delegator.trunk(seen), delegator.branch
+        outputs = delegator(seen)
+        rough, selection = outputs[:, : self.num_classes], outputs[:, self.num_classes :]
+        answer = rough, self.rule.confidence(rough, selection).float(), selection.argmax(1)
+        return (*answer, seen) if FEATURES in self.outputs else answer
 
 
 class ExpertGraph(nn.Module):
     """Pixels -> logits; normalisation included."""
+
+    seen, outputs = IMAGES, ("logits",)
 
     def __init__(self, expert: nn.Module, preprocess: Preprocess):
         super().__init__()
@@ -46,18 +66,54 @@ class ExpertGraph(nn.Module):
         return self.expert(self.preprocess.normalise(images))
 
 
+class RestGraph(nn.Module):
+    """A shared trunk's features -> logits."""
+
+    seen, outputs = FEATURES, ("logits",)
+
+    def __init__(self, expert: nn.Module):
+        super().__init__()
+        self.expert = expert
+
+    def forward(self, features: Float[Tensor, "n ..."]) -> Float[Tensor, "n c"]:
+        return self.expert(features)
+
+
 def own_run(run: Run) -> Run:
     """The run with a copy of its networks: on the CPU, in fp32, in evaluation mode."""
     return dataclasses.replace(run, networks=copy.deepcopy(run.networks).float().cpu().eval())
 
 
-def team_graphs(run: Run) -> dict[str, nn.Module]:
-    """What is exported of a run that is ours, see `own_run`, by file name."""
+def team_graphs(run: Run, rule: ExitRule | None = None) -> dict[str, Graph]:
+    """What is exported of a run that is ours, see `own_run`, by file name.
+
+    What residual experts add, the rough logits, is added where answers are pooled: see `exported_weight`.
+
+    Args:
+        run: whose team.
+        rule: what exits are decided by; None: the default.
+    """
     team, preprocess = run.networks.required_team, run.networks.preprocess
-    delegator = DelegatorGraph(team.delegator, preprocess, team.num_classes)
-    graphs: dict[str, nn.Module] = {"delegator": delegator}
-    graphs |= {f"expert_{j}": ExpertGraph(net, preprocess) for j, net in enumerate(team.experts)}
-    return {name: graph.eval() for name, graph in graphs.items()}
+    graphs: dict[str, Graph] = {"delegator": DelegatorGraph(team, preprocess, rule or ExitRule())}
+    trunked = isinstance(team.delegator, Trunked)
+    for j, network in enumerate(team.experts):
+        graphs[f"expert_{j}"] = RestGraph(network) if trunked else ExpertGraph(network, preprocess)
+    for graph in graphs.values():
+        graph.eval()
+    return graphs
+
+
+def exported_weight(run: Run, rough_weight: float) -> float:
+    """Weight of the rough logits beside the exported experts' own: one more where these go on from them."""
+    return rough_weight + float(run.networks.required_team.rough_logits)
+
+
+@torch.inference_mode()
+def seen_by(graphs: Mapping[str, Graph], pixels: Tensor) -> dict[str, Tensor]:
+    """What each graph sees of some pixels: these, or the features that the delegator hands over."""
+    delegator = graphs["delegator"]
+    values = dict(zip(delegator.outputs, delegator(pixels), strict=True)) | {IMAGES: pixels}
+    return {name: values[graph.seen].clone() for name, graph in graphs.items()}
 
 
 def example_pixels(run: Run, count: int) -> UInt8[Tensor, "n ch size size"]:

@@ -131,7 +131,10 @@ class Runner:
                 f"pixels must be uint8 of shape n x {' x '.join(map(str, shape))}, got {pixels.dtype} "
                 f"of shape {' x '.join(map(str, pixels.shape))}"
             )
-        rough, confidence, selected = self.delegator.run(None, {"images": pixels})
+        rough, confidence, selected, *features = self.delegator.run(None, {"images": pixels})
+        seen = (
+            features[0] if features else pixels
+        )  # by the experts: what a shared trunk made of them
         exited = confidence >= np.float32(threshold)
         logits = rough.copy()
         for j in np.unique(selected[~exited]):
@@ -140,8 +143,9 @@ class Runner:
                     f"the delegator selects expert {j}, routing.json names {len(self.experts)}"
                 )
             rows = np.flatnonzero((selected == j) & ~exited)
-            group = pixels if len(rows) == len(pixels) else pixels[rows]
-            answer = self.experts[j].run(None, {"images": group})[0]
+            group = seen if len(rows) == len(seen) else seen[rows]
+            expert = self.experts[j]
+            answer = expert.run(None, {expert.get_inputs()[0].name: group})[0]
             logits[rows] = answer + np.float32(rough_weight) * rough[rows]
         logits -= logits.max(axis=1, keepdims=True)
         odds = np.exp(logits)

@@ -82,10 +82,10 @@ def run_programs(
     rough_weight: float,
 ) -> Routed:
     """Route a batch through the programs of a pt2 export."""
-    rough, confidence, selected = delegator(pixels)
+    rough, confidence, selected, *features = delegator(pixels)
     selection = torch.nn.functional.one_hot(selected, len(experts)).float()
     result = infer(
-        lambda _: Delegation(rough, confidence, selection),
+        lambda _: Delegation(rough, confidence, selection, features[0] if features else None),
         experts,
         pixels,
         threshold,

@@ -56,7 +56,8 @@ def _put_beside(path: Path) -> None:
 
 def _route(graph: GraphProto, experts: list[GraphProto], routing: dict[str, Any]) -> None:
     """Turn the delegator's graph into that of the team."""
-    rough, confidence, selected = (output.name for output in graph.output)
+    # A shared trunk's features, a fourth, are seen by the experts' branches from within.
+    rough, confidence, selected = (output.name for output in list(graph.output)[:3])
     nodes = [
         helper.make_node("GreaterOrEqual", [confidence, "threshold"], ["exited"], name="exit"),
         helper.make_node(
@@ -141,8 +142,8 @@ def _pooled(choice: GraphProto, rough: str) -> GraphProto:
 
 
 def _rename(graph: GraphProto, prefix: str) -> None:
-    """Make a network's names its own, and turn its input into the name of the outer graph."""
-    names = {graph.input[0].name: "images"}
+    """Make a network's names its own; its input has the name that it has in the outer graph."""
+    names = {graph.input[0].name: graph.input[0].name}
 
     def prefixed(name: str) -> str:
         return names.setdefault(name, f"{prefix}/{name}") if name else name

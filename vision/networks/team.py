@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from coe_core import Delegation, confidence, infer, scale_gradient
-from coe_core.inference import ConfidenceKind
+from coe_core import Delegation, ExitRule, infer, scale_gradient
+
+_DEFAULT = ExitRule()
 
 
 class TeamOutput(NamedTuple):
@@ -159,7 +160,7 @@ class Team(nn.Module):
         self,
         images: Float[Tensor, "n ch h w"],
         threshold: float | Float[Tensor, " n"],
-        confidence_kind: ConfidenceKind = "max_probability",
+        rule: ExitRule | Sequence[ExitRule] = _DEFAULT,
         rough_weight: float | Float[Tensor, " n"] = 0.0,
         *,
         streams: bool = False,
@@ -171,13 +172,13 @@ class Team(nn.Module):
         Args:
             images: prepared, see `vision.recipe_networks.Networks.prepare`.
             threshold: exit when confidence >= threshold; one number, or one per image.
-            confidence_kind: see `coe_core.confidence`.
+            rule: what exits are decided by; one for all, or one per image.
             rough_weight: one number, or one per image; see `coe_core.fit_rough_weight`.
             streams: see `coe_core.infer`.
         """
         features, rough, selection = self.hand_over(images)
         rough, selection = rough.float(), selection.float()
-        delegation = Delegation(rough, confidence(rough, confidence_kind), selection, features)
+        delegation = Delegation(rough, _confidence(rule, rough, selection), selection, features)
         inference = infer(
             lambda _: delegation,
             list(self.experts),
@@ -193,6 +194,22 @@ class Team(nn.Module):
         return TeamInference(
             prediction, exits, inference.selected_expert, inference.confidence, rough
         )
+
+
+def _confidence(
+    rule: ExitRule | Sequence[ExitRule],
+    rough: Float[Tensor, "n c"],
+    selection: Float[Tensor, "n k"],
+) -> Float[Tensor, " n"]:
+    """By one rule for all, or by each row's own."""
+    if isinstance(rule, ExitRule):
+        return rule.confidence(rough, selection)
+    confidences = rough.new_zeros(len(rough))
+    for distinct in set(rule):
+        confidence = distinct.confidence(rough, selection)
+        rows = torch.tensor([own == distinct for own in rule], device=rough.device)
+        confidences = torch.where(rows, confidence.to(confidences), confidences)
+    return confidences
 
 
 def _per_row(weight: float | Tensor) -> float | Tensor:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from coe_core import check_fitted_with
+from coe_core import CalibratedCurve, ExitRule, OperatingPoint, check_fitted_with
 from coe_core.support.aims import looks_like_an_amount, parse_budget
 from vision.errors import RunError
 
@@ -24,6 +23,7 @@ class ResolvedBudget:
     rough_weight: float
     exit_rate: float | None  # on the calibration data; None: the run has no curve
     num_samples: int | None  # of the calibration data
+    rule: ExitRule = field(default_factory=ExitRule)  # what exits are decided by
 
 
 def check_threshold(threshold: float) -> float:
@@ -49,7 +49,7 @@ def resolve_budget(
         run: with its operating points and its curve.
         budget: name of a stored operating point, or mean multiply-adds per image: "100M", or "60%" of
             those of no exits; None means "best".
-        threshold: instead of a budget.
+        threshold: instead of a budget; on the largest probability of the rough prediction.
 
     Raises:
         ValueError: both a budget and a threshold, a threshold that is NaN or below 0, or an amount that is
@@ -66,9 +66,14 @@ def resolve_budget(
     name = "best" if budget is None else str(budget)
     if name in points:
         point = points[name]
-        _check_fitted(run, f"operating point {name!r}", point.fitted_with)
+        _check_fitted(run, f"operating point {name!r}", point)
         return ResolvedBudget(
-            name, point.threshold, point.rough_weight, point.exit_rate, point.num_samples
+            name,
+            point.threshold,
+            point.rough_weight,
+            point.exit_rate,
+            point.num_samples,
+            point.exit_rule,
         )
     is_number = isinstance(budget, int | float)
     amount = (
@@ -77,9 +82,9 @@ def resolve_budget(
         else None
     )
     if amount is not None and curve is not None:
-        _check_fitted(run, "the trade-off curve", curve.fitted_with)
+        _check_fitted(run, "the trade-off curve", curve)
         macs = amount.absolute(curve.macs[0])  # the curve begins without exits
-        return _at(run, curve.threshold[curve.fit(macs)], name)
+        return _at(run, curve.threshold[curve.fit(macs)], name, curve.exit_rule)
     stored = ", ".join(points) or "none; run `coe-vision calibrate` first"
     if amount is not None:
         raise RunError(
@@ -90,7 +95,7 @@ def resolve_budget(
     raise RunError(f"{run.folder} has no operating point {name!r}; stored: {stored}{also}")
 
 
-def _check_fitted(run: Run, what: str, fitted_with: Mapping[str, Any]) -> None:
+def _check_fitted(run: Run, what: str, fitted: OperatingPoint | CalibratedCurve) -> None:
     """Refuse what was fitted with other weights, as where a run's checkpoint was replaced.
 
     Raises:
@@ -98,18 +103,20 @@ def _check_fitted(run: Run, what: str, fitted_with: Mapping[str, Any]) -> None:
     """
     remedy = f"run `coe-vision calibrate` on {run.checkpoint}"
     try:
-        check_fitted_with(f"{what} of {run.folder}", fitted_with, run.fitted_with, remedy)
+        used_with = run.fitted_with(fitted.exit_rule)
+        check_fitted_with(f"{what} of {run.folder}", fitted.fitted_with, used_with, remedy)
     except ValueError as error:
         raise RunError(str(error)) from error
 
 
-def _at(run: Run, threshold: float, name: str) -> ResolvedBudget:
+def _at(run: Run, threshold: float, name: str, rule: ExitRule | None = None) -> ResolvedBudget:
+    rule = rule or ExitRule()
     curve, best = run.curve, run.operating_points.get("best")
     for fitted in (curve, best):
         if fitted is not None:
-            _check_fitted(run, "the weight of the rough prediction", fitted.fitted_with)
+            _check_fitted(run, "the weight of the rough prediction", fitted)
     if curve is None:
         return ResolvedBudget(name, threshold, best.rough_weight if best else 0.0, None, None)
-    return ResolvedBudget(
-        name, threshold, curve.rough_weight, curve.at(threshold).exit_rate, curve.num_samples
-    )
+    # What share exits is known where the curve goes by the same.
+    exit_rate = curve.at(threshold).exit_rate if curve.exit_rule == rule else None
+    return ResolvedBudget(name, threshold, curve.rough_weight, exit_rate, curve.num_samples, rule)

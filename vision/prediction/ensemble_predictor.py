@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 
 import torch
 from torch import Tensor
 
+from coe_core import ExitRule
 from vision.errors import RunError, nearest
 from vision.precision import autocast
 from vision.prediction.budgets import ResolvedBudget
@@ -69,7 +71,11 @@ class EnsemblePredictor(Predictor):
 
     @torch.inference_mode()
     def _predict(
-        self, pixels: Tensor, threshold: float | Tensor, rough_weight: float | Tensor
+        self,
+        pixels: Tensor,
+        threshold: float | Tensor,
+        rough_weight: float | Tensor,
+        rule: ExitRule | Sequence[ExitRule],
     ) -> list[Prediction]:
         with autocast(self.networks.device, self.precision):
             prepared = self.networks.prepare(pixels.to(self.networks.device))

@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from coe_core import ExitRule
 from vision.data.decode import num_processors
 from vision.data.preprocess import Preprocess, UnreadableImageError, to_tensor
 from vision.errors import RunError
@@ -138,7 +139,9 @@ class Predictor:
             part = several[start : start + self.batch_size]
             with self._turns:
                 pixels = torch.stack(list(self._decoders.map(self.decode, part)))
-                predictions += self._predict(pixels, resolved.threshold, resolved.rough_weight)
+                predictions += self._predict(
+                    pixels, resolved.threshold, resolved.rough_weight, resolved.rule
+                )
         return predictions
 
     def decode(self, image: ImageSource, name: str | None = None) -> UInt8[Tensor, "ch size size"]:
@@ -151,12 +154,17 @@ class Predictor:
         """Predictions of decoded images, each with a budget of its own: for servers."""
         thresholds = torch.tensor([budget.threshold for budget in budgets])
         weights = torch.tensor([budget.rough_weight for budget in budgets])
+        rules = [budget.rule for budget in budgets]
         with self._turns:
-            return self._predict(pixels, thresholds, weights)
+            return self._predict(pixels, thresholds, weights, rules)
 
     @torch.inference_mode()
     def _predict(
-        self, pixels: Tensor, threshold: float | Tensor, rough_weight: float | Tensor
+        self,
+        pixels: Tensor,
+        threshold: float | Tensor,
+        rough_weight: float | Tensor,
+        rule: ExitRule | Sequence[ExitRule],
     ) -> list[Prediction]:
         device = self.networks.device
         if isinstance(rough_weight, Tensor):
@@ -164,7 +172,7 @@ class Predictor:
         with autocast(device, self.precision):
             prepared = self.networks.prepare(pixels.to(device))
             result = self.networks.required_team.infer(
-                prepared, threshold, rough_weight=rough_weight, streams=True
+                prepared, threshold, rule, rough_weight, streams=True
             )
         probabilities = result.prediction.softmax(1)
         columns = (

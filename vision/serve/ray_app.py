@@ -20,9 +20,10 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from coe_core import AimNotReachableError, confidence
+from coe_core import AimNotReachableError
 from vision.data.preprocess import UnreadableImageError
 from vision.errors import RunError
+from vision.networks.team import Trunked
 from vision.precision import autocast, choose_precision
 from vision.prediction.budgets import resolve_budget
 from vision.prediction.predictor import Prediction
@@ -46,8 +47,8 @@ class Rough(NamedTuple):
     """The delegator's answer for one image."""
 
     logits: np.ndarray  # [c]
-    confidence: float
-    selected_expert: int
+    selection: np.ndarray  # [k]
+    features: np.ndarray | None  # of a shared trunk, for the expert; None: it sees the image
 
 
 class _Replica:
@@ -57,37 +58,45 @@ class _Replica:
 
     def __init__(self, run: str, expert: int | None, max_batch: int, window: float):
         loaded = load_run(run)
-        if loaded.recipe.hand_over.anything:
-            raise RunError(
-                f"{run}: on several machines only whole networks are served; the experts of this run go on "
-                "from what the delegator hands over; `coe-vision serve` takes it"
-            )
         self.networks, team = loaded.networks, loaded.networks.required_team
         self.precision = choose_precision(loaded.recipe.train.precision)
         self.num_classes = team.num_classes
         self.network = team.delegator if expert is None else team.experts[expert]
+        self.trunked = isinstance(team.delegator, Trunked)
+        self.prepares = expert is None or not self.trunked
         self.networks.team = None  # the others need no memory here
         self.device = next(self.network.parameters()).device
         self.run_batch.set_max_batch_size(max_batch)
         self.run_batch.set_batch_wait_timeout_s(window)
 
     @torch.inference_mode()
-    def outputs(self, pixels: list[np.ndarray]) -> torch.Tensor:
-        images = torch.from_numpy(np.stack(pixels)).to(self.device)
-        with autocast(self.device, self.precision):
-            return self.network(self.networks.prepare(images)).float().cpu()
+    def seen(self, rows: list[np.ndarray]) -> torch.Tensor:
+        """What the network goes on from: prepared images, or a trunk's features as they come."""
+        seen = torch.from_numpy(np.stack(rows)).to(self.device)
+        return self.networks.prepare(seen) if self.prepares else seen
 
 
 @serve.deployment
 class Delegator(_Replica):
-    """Pixels -> rough logits, confidence, selected expert."""
+    """Pixels -> rough logits, selection logits, features of a shared trunk."""
+
+    @torch.inference_mode()
+    def answers(self, pixels: list[np.ndarray]) -> list[Rough]:
+        seen, network = self.seen(pixels), self.network
+        with autocast(self.device, self.precision):
+            if isinstance(network, Trunked):
+                seen = network.trunk(seen)
+                outputs = network.branch(seen)
+            else:
+                outputs = network(seen)
+        outputs = outputs.float().cpu().numpy()
+        features = seen.float().cpu().numpy() if self.trunked else [None] * len(pixels)
+        rough, selection = outputs[:, : self.num_classes], outputs[:, self.num_classes :]
+        return [Rough(*row) for row in zip(rough, selection, features, strict=True)]
 
     @serve.batch
     async def run_batch(self, pixels: list[np.ndarray]) -> list[Rough]:
-        outputs = await asyncio.to_thread(self.outputs, pixels)
-        rough, selection = outputs[:, : self.num_classes], outputs[:, self.num_classes :]
-        columns = (confidence(rough).tolist(), selection.argmax(1).tolist())
-        return [Rough(*row) for row in zip(rough.numpy(), *columns, strict=True)]
+        return await asyncio.to_thread(self.answers, pixels)
 
     async def __call__(self, pixels: np.ndarray) -> Rough:
         return await self.run_batch(pixels)
@@ -95,14 +104,20 @@ class Delegator(_Replica):
 
 @serve.deployment
 class Expert(_Replica):
-    """Pixels -> logits."""
+    """Pixels, or a shared trunk's features -> logits."""
+
+    @torch.inference_mode()
+    def answers(self, rows: list[np.ndarray]) -> list[np.ndarray]:
+        seen = self.seen(rows)
+        with autocast(self.device, self.precision):
+            return list(self.network(seen).float().cpu().numpy())
 
     @serve.batch
-    async def run_batch(self, pixels: list[np.ndarray]) -> list[np.ndarray]:
-        return list((await asyncio.to_thread(self.outputs, pixels)).numpy())
+    async def run_batch(self, rows: list[np.ndarray]) -> list[np.ndarray]:
+        return await asyncio.to_thread(self.answers, rows)
 
-    async def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        return await self.run_batch(pixels)
+    async def __call__(self, row: np.ndarray) -> np.ndarray:
+        return await self.run_batch(row)
 
 
 @serve.deployment
@@ -124,6 +139,8 @@ class Ingress:
         self.decoder = ImageDecoder(
             loaded.networks.preprocess, max_pixels, max_memory, MEMORY_SECONDS
         )
+        # Residual experts go on from the rough logits, which are added here.
+        self.residual = float(loaded.networks.required_team.rough_logits)
         loaded.networks.team = None
         self.run, self.max_bytes = loaded, max_bytes
         self.delegator, self.experts = delegator, experts
@@ -139,12 +156,15 @@ class Ingress:
         resolved = resolve_budget(self.run, budget, threshold)
         pixels = (await self.decoder.decode(image, name)).numpy()
         rough: Rough = await self.delegator.remote(pixels)
-        exited = rough.confidence >= resolved.threshold
+        both = (torch.from_numpy(logits)[None] for logits in (rough.logits, rough.selection))
+        confidence = float(resolved.rule.confidence(*both))
+        exited = confidence >= resolved.threshold
         logits, spent, expert = rough.logits, self.macs.delegator, None
         if not exited:
-            expert = rough.selected_expert
-            answer = await self.experts[expert].remote(pixels)
-            logits = answer + np.float32(resolved.rough_weight) * rough.logits
+            expert = int(rough.selection.argmax())
+            seen = pixels if rough.features is None else rough.features
+            answer = await self.experts[expert].remote(seen)
+            logits = answer + np.float32(resolved.rough_weight + self.residual) * rough.logits
             spent += self.macs.experts[expert]
         odds = np.exp(logits - logits.max())
         prediction = Prediction(
@@ -152,7 +172,7 @@ class Ingress:
             odds / odds.sum(),
             exited,
             expert,
-            rough.confidence,
+            confidence,
             self.classes[int(rough.logits.argmax())],
             spent,
         )

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from coe_core import CoTrainingObjective, FamilyLabels
+from coe_core import CoTrainingObjective, FamilyLabels, confidence
 from coe_core.agreement import AGREEMENTS
 from coe_core.shared_start import start_as_one
 from vision.networks.pwlu.layer import start_learning
@@ -201,6 +201,7 @@ class CoETraining(LightningModule):
             agreement=None if self._agreement is None else self._agreement(expert_logits),
             labels=self._labels(selection_logits, target),
             known_portion=self.portions.known(index, progress),
+            stay=1 - confidence(rough_logits.detach()),
         )
         self.portions.record(loss.portion, truth, index)
         labelled = loss.labels.gather(1, selection_logits.argmax(1, keepdim=True))

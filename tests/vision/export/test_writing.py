@@ -71,7 +71,7 @@ def test_opset(small, tmp_path):
             export_run(small, tmp_path / "out", "onnx", opset=opset, threshold=0.5)
     assert not (tmp_path / "out").exists()
     expert = {"expert_0": team_graphs(own_run(small))["expert_0"]}
-    example = example_pixels(small, 2)
+    example = {"expert_0": example_pixels(small, 2)}
     convert.converted("onnx", 21, expert, example)["expert_0"](tmp_path / "a.onnx")
     assert [entry.version for entry in onnx.load(tmp_path / "a.onnx").opset_import] == [21]
     # An opset that the exporter cannot reach: it falls back, and says nothing.
