@@ -38,6 +38,12 @@ class GainModel:
         weights: for better and for worse, of the six numbers and a constant.
         classes: for better and for worse, of each predicted class.
         experts: for better and for worse, of each selected expert.
+
+    Example:
+        >>> six, pair = (0.0,) * 6, ((0.0, 0.0), (0.0, 0.0))
+        >>> model = GainModel(six, (1.0,) * 6, ((*six, 1.0), (*six, -1.0)), pair, pair)
+        >>> model.gain(torch.zeros(1, 2), torch.zeros(1, 2))  # better has odds of e to 1, worse 1 to e
+        tensor([0.5752])
     """
 
     mean: tuple[float, ...]

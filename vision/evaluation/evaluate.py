@@ -107,9 +107,8 @@ def evaluate(
     lines = summarise(tables)
     title = f"{first.recipe.data.name}, {len(data.test):,} test images, {len(runs)} run(s)"
     pictures.draw_trade_off(folder / "trade_off.png", title, curves, lines)
-    detail: list[EnsembleRow] = []
-    if first.recipe.ensembles:
-        detail = ensemble_table.ensemble_rows(tests, run_macs(first.networks))
+    has_ensembles, macs = bool(first.recipe.ensembles), run_macs(first.networks)
+    detail = ensemble_table.ensemble_rows(tests, macs) if has_ensembles else []
     evaluation = Evaluation(lines, detail, diverged, laws)
     _write_tables(evaluation, runs, tables, folder)
     about = provenance(

@@ -108,12 +108,12 @@ def exported_weight(run: Run, rough_weight: float) -> float:
     return rough_weight + float(run.networks.required_team.rough_logits)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def seen_by(graphs: Mapping[str, Graph], pixels: Tensor) -> dict[str, Tensor]:
     """What each graph sees of some pixels: these, or the features that the delegator hands over."""
     delegator = graphs["delegator"]
     values = dict(zip(delegator.outputs, delegator(pixels), strict=True)) | {IMAGES: pixels}
-    return {name: values[graph.seen].clone() for name, graph in graphs.items()}
+    return {name: values[graph.seen] for name, graph in graphs.items()}
 
 
 def example_pixels(run: Run, count: int) -> UInt8[Tensor, "n ch size size"]:
