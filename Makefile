@@ -20,7 +20,8 @@ demo: setup
 	@COE_BIN=$(BIN) sh recipes/demo.sh
 
 demo-translation: setup
-	@COE_BIN=$(BIN) OMP_NUM_THREADS=1 sh recipes/translation/demo.sh
+	@OMP_NUM_THREADS=1 $(BIN)/coe-translation train demo --out runs/demo-translation --resume --parallel 2
+	@$(BIN)/coe-translation evaluate runs/demo-translation
 
 test: setup style types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadscope

@@ -23,11 +23,9 @@ BIN = Path(sys.executable).parent
 DIGITS = ["train", "digits", "seed=0", "train.epochs=3", "train.precision=32-true"]
 
 
-def run(*command: object, **environment: str) -> None:
+def run(*command: object) -> None:
     threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    subprocess.run(
-        list(map(str, command)), check=True, cwd=ROOT, env={**os.environ, **threads, **environment}
-    )
+    subprocess.run(list(map(str, command)), check=True, cwd=ROOT, env={**os.environ, **threads})
 
 
 def keep(folder: Path) -> None:
@@ -37,8 +35,9 @@ def keep(folder: Path) -> None:
     run(BIN / "coe-vision", "evaluate", digits)
     run(BIN / "coe-vision", "export", digits, "--to", "onnx", "--out", folder / "onnx")
     np.savez(folder / "onnx_outputs.npz", **onnx_outputs(folder / "onnx"))
-    settings = {"UPDATES": "50", "PAIRS": "2000", "HELD_OUT": "60", "COE_BIN": str(BIN)}
-    run("sh", ROOT / "recipes/translation/demo.sh", folder / "translation", **settings)
+    settings = ("training.updates=50", "texts.pairs=2000", "texts.held_out=60")
+    out = folder / "translation"
+    run(BIN / "coe-translation", "train", "demo", *settings, "--out", out)
 
 
 def onnx_outputs(folder: Path) -> dict[str, np.ndarray]:
@@ -115,10 +114,9 @@ def compare_folders(before: Path, after: Path) -> int:
         {name: torch.from_numpy(old[name]) for name in old.files},
         {name: torch.from_numpy(new[name]) for name in new.files},
     )
-    for path in sorted((before / "translation").glob("*.pt")):
-        checks[f"translation/{path.name}"] = same_tensors(
-            weights(path), weights(after / "translation" / path.name)
-        )
+    for path in sorted((before / "translation/networks").glob("*.pt")):
+        name = path.relative_to(before)
+        checks[str(name)] = same_tensors(weights(path), weights(after / name))
     for name, faults in checks.items():
         print(
             f"{'equal' if not faults else 'DIFFERENT':10} {name}",

@@ -95,6 +95,8 @@ class Recipe:
             (["en"], ["de"]),
         ):
             raise ValueError(f"texts.corpus={corpus} has the languages de and en only")
+        if corpus != "files" and len(self.texts.tests) > 1:
+            raise ValueError(f"texts.corpus={corpus} has one test, not {self.texts.tests}")
 
     def _check_experts(self) -> None:
         if len(self.experts) not in (1, self.num_experts):

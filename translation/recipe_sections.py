@@ -81,6 +81,26 @@ class Languages:
 
 
 @dataclass(frozen=True)
+class Cleaning:
+    """What is left out of the training text; pairs with an empty side always are. Each is counted and said.
+
+    Args:
+        max_words: of either side.
+        max_ratio: of the words of the longer side to those of the shorter.
+        duplicates: all but the first of equal pairs.
+        scripts: pairs with a side in another script than most of its language.
+    """
+
+    max_words: int | None = None
+    max_ratio: float | None = None
+    duplicates: bool = False
+    scripts: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, {"max_words": _MANY, "max_ratio": "[1, 1000000]"}, "texts.cleaning.")
+
+
+@dataclass(frozen=True)
 class Texts:
     """Where the pairs come from.
 
@@ -89,13 +109,16 @@ class Texts:
             tatoeba, iwslt14.
         path: folder of the texts, ``~`` allowed; or the file or folder of the published corpus. Texts of the
             direction de-en lie in its folder ``de-en``, where there is one, else in the folder itself.
-        train: name of the text to learn from: NAME.de and NAME.en (or .de.gz and .en.gz).
+        train: name of the text to learn from: NAME stands for NAME.de and NAME.en; a name that ends in .tsv
+            is a file of columns (source, tab, target), one in .tmx a translation memory, and ``-`` is columns
+            on standard input. All may be packed: .gz, .xz.
         valid: that thresholds are fitted on.
         tests: that results are of.
         pairs: of numbers to train on.
         held_out: pairs of numbers and tatoeba to validate on, and as many to test on.
         lowercase: iwslt14 only, as its published baseline.
         seed: of the pairs that are drawn or held out; null: the recipe's.
+        cleaning: of the training text.
     """
 
     corpus: Literal["files", "numbers", "tatoeba", "iwslt14"] = "files"
@@ -107,6 +130,7 @@ class Texts:
     held_out: int = 2000
     lowercase: bool = False
     seed: int | None = None
+    cleaning: Cleaning = field(default_factory=Cleaning)
 
     def __post_init__(self) -> None:
         check_ranges(self, {"pairs": _MANY, "held_out": _MANY, "seed": "[0, 4294967295]"}, "texts.")
@@ -261,6 +285,11 @@ class Training:
             tenth of the training.
         average: saved states whose mean is the result; 1: the last.
         validate: at every saved state the loss on the validation text, or loss and bleu of the routed team.
+        select: what the result is: average (of the last states), last, or best: the state of the best
+            validation, by bleu where that is measured, else by the loss.
+        patience: validations without a better one after which a training ends early; null: never.
+        init: checkpoint of a plain transformer of an expert's sizes and this vocabulary, copied into every
+            expert of the team at the start; null: random weights.
         fp16: numbers of 16 bits, on a GPU.
         device: auto: a GPU where there is one; cpu.
         workers: processes that load batches.
@@ -285,19 +314,27 @@ class Training:
     save_interval: int | None = None
     average: int = 3
     validate: Literal["none", "loss", "bleu"] = "loss"
+    select: Literal["average", "last", "best"] = "average"
+    patience: int | None = None
+    init: str | None = None
     fp16: bool = False
     device: Literal["auto", "cpu"] = "auto"
     workers: int = 0
 
     def __post_init__(self) -> None:
         counts = ("updates", "max_tokens", "update_freq", "max_positions", "batch_multiple")
-        ranges = dict.fromkeys((*counts, "save_interval", "average"), _MANY)
+        ranges = dict.fromkeys((*counts, "save_interval", "average", "patience"), _MANY)
         ranges |= {"lr": _RATE, "warmup_init_lr": "[0, 1000]", "warmup_updates": "[0, 1000000000]"}
         ranges |= dict.fromkeys(("adam_betas", "label_smoothing", "dropout"), _BELOW_ONE)
         ranges |= {"weight_decay": "[0, 1000]", "clip_norm": _WEIGHT, "workers": "[0, 1024]"}
         check_ranges(self, ranges, "training.")
         if len(self.adam_betas) != 2:
             raise ValueError(f"training.adam_betas must be two numbers, got {self.adam_betas}")
+        if self.validate == "none" and (self.select == "best" or self.patience is not None):
+            raise ValueError(
+                "training.select=best and training.patience go by validations: set "
+                "training.validate=loss, or bleu"
+            )
 
     @property
     def interval(self) -> int:

@@ -121,6 +121,16 @@ class Run:
             for name, ensemble in recipe.ensembles.items()
         }
 
+    @property
+    def controls_by_direction(self) -> dict[str, dict[Direction, Path]]:
+        """Checkpoints of every control of one network per direction, by name."""
+        directions = self.recipe.languages.directions
+        return {
+            name: {direction: self.network(f"{name}.{direction}") for direction in directions}
+            for name, control in self.recipe.controls.items()
+            if control.one_per is not None
+        }
+
     def decoded(self, name: str) -> Path:
         """Translations of a text by every network, see `translation.evaluation.translations`."""
         return self.folder / "decoded" / f"{name}.json"

@@ -31,39 +31,6 @@ def run_average(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: mean of {len(states)} checkpoints, after {updates} updates")
 
 
-def add_inspect_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `coe-translation inspect`."""
-    parser.add_argument("checkpoint")
-
-
-def run_inspect(arguments: argparse.Namespace) -> None:
-    """Networks, sizes and settings of a checkpoint."""
-    from translation.plugin.checkpoints import (
-        load_state,
-        network_names,
-        network_sizes,
-        num_experts_of,
-        num_updates,
-    )
-    from translation.plugin.trust import sections
-
-    state = load_state(arguments.checkpoint)
-    num_experts = num_experts_of(state)
-    networks = {name: network_sizes(state, name) for name in network_names(num_experts)}
-    config = sections(state)
-    print(f"{config['model']['_name']}, {num_experts} experts")
-    print(f"updates {num_updates(state)}")
-    print(f"{'network':12} {'encoder':>8} {'decoder':>8} {'width':>6} {'parameters':>12}")
-    for name, sizes in networks.items():
-        print(
-            f"{name:12} {sizes.encoder_layers:8} {sizes.decoder_layers:8} "
-            f"{sizes.width:6} {sizes.num_parameters:12,}"
-        )
-    shown = ("focus", "focus_warmup", "selection_labels", "selection_weight", "agreement")
-    for name in shown:
-        print(f"{name} {config.get('criterion', {}).get(name)}")
-
-
 def add_take_options(parser: argparse.ArgumentParser) -> None:
     """Options of `coe-translation take`."""
     parser.add_argument("checkpoint")

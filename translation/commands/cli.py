@@ -10,6 +10,11 @@ from coe_core.support.command import Command, Parser, build_parser, run_command
 PROGRAM = "coe-translation"
 DESCRIPTION = "Beside fairseq's own commands, which take --user-dir $(coe-translation user-dir)."
 _TEXTS = {  # module -> its commands
+    "train": {
+        "train": "Train a recipe: everything from raw text to the table, team and controls.",
+        "evaluate": "Table and pictures of one run, or of several seeds, tested against every control.",
+        "recipes": "List the shipped recipes, or copy one to change it.",
+    },
     "plugin": {"user-dir": "Print the folder to give to fairseq's --user-dir."},
     "texts": {
         "check": "Check parallel text before fairseq-preprocess.",
@@ -23,12 +28,15 @@ _TEXTS = {  # module -> its commands
         "calibrate": "Fit thresholds for stated aims on a translated validation set.",
         "curve": "BLEU and chrF against MACs and seconds: table, CSV and PNG, with all controls.",
     },
-    "scores": {"score": "sacreBLEU with its signature, chrF, TER, tokenised BLEU."},
+    "scores": {
+        "score": "sacreBLEU with signatures and intervals, chrF, TER; by length and rarity."
+    },
+    "compare": {"compare": "Two systems: scores, p, buckets, and the sentences that differ most."},
     "checkpoints": {
         "average": "Average the parameters of checkpoints of one training.",
-        "inspect": "Networks, sizes and settings of a checkpoint.",
         "take": "Take one network out, as a plain fairseq checkpoint.",
     },
+    "inspect": {"inspect": "Networks, sizes and costs of a recipe, a run or a checkpoint."},
     "export": {
         "export": "Write a team as CTranslate2 models with a runner that routes; compare it with fairseq."
     },

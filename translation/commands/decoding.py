@@ -26,7 +26,12 @@ def add_decode_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=CHECKPOINT",
-        help="a plain transformer; expert-alone and delegator-alone are the parts of the cascade",
+        help="a plain transformer; expert-alone and delegator-alone are the parts of the cascade; several "
+        "checkpoints joined by colons are an ensemble; NAME@DIRECTION translates the sentences of its "
+        "direction (--directions) alone",
+    )
+    parser.add_argument(
+        "--directions", help="file with the direction of each sentence, such as de-en"
     )
     parser.add_argument("--reference", help="target text as it was before it was cut into pieces")
     parser.add_argument("--out", required=True, help="file to write (JSON)")
@@ -39,19 +44,25 @@ def run_decode(arguments: argparse.Namespace) -> None:
     controls = _pairs(arguments.control, "--control", "NAME=CHECKPOINT")
     read = [arguments.path, *controls.values(), arguments.reference or arguments.path]
     ready_to_write(arguments.out, read)
-    for path in (arguments.path, *controls.values()):
+    for path in (arguments.path, *(p for paths in controls.values() for p in paths.split(":"))):
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file")
     from translation.corpora.lines import read_lines
 
     reference = None if arguments.reference is None else read_lines(arguments.reference)
+    directions = None if arguments.directions is None else read_lines(arguments.directions)
+    if directions is None and any("@" in name for name in controls):
+        raise ValueError(
+            "--control NAME@DIRECTION needs --directions, the direction of each sentence"
+        )
     scoring = chosen_scoring(arguments, reference or [])
     load_fairseq()
     from translation.evaluation.decode_all import decode_all
     from translation.evaluation.decode_options import generation_options
 
     cfg = generation_options([arguments.data, "--path", arguments.path, *arguments.more])
-    translations = decode_all(cfg, controls, reference, tell=lambda line: print(line, flush=True))
+    tell = lambda line: print(line, flush=True)  # noqa: E731
+    translations = decode_all(cfg, controls, reference, tell, directions)
     translations.provenance["scoring"] = scoring._asdict()
     translations.save(arguments.out)
 
@@ -167,7 +178,7 @@ def _pairs(words: Sequence[str], option: str, form: str) -> dict[str, str]:
         name, sign, value = word.partition("=")
         if not (name and sign and value):
             raise ValueError(f"{option} must be {form}, got {word!r}")
-        if not re.fullmatch(r"[\w.+-]{1,100}", name):
+        if not re.fullmatch(r"[\w.+-]{1,100}(@[\w.+-]{1,100})?", name):
             raise ValueError(f"{option} {name!r}: a name has letters, digits and ._+- only")
         if name in by_name:
             raise ValueError(f"{option} {name} is given twice")

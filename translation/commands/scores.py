@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from coe_core.support.command import at_least
 
 if TYPE_CHECKING:
+    from translation.evaluation.buckets import Bucket
     from translation.evaluation.scoring import Score, Scoring
 
 _LARGEST_ORDER = 10  # of words in chrF
@@ -76,6 +77,12 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resamples", type=at_least(1), default=1000, help="of the bootstrap")
     add_scoring_options(parser)
     parser.add_argument("--sentences", action="store_true", help="scores of every sentence, too")
+    parser.add_argument(
+        "--buckets", action="store_true", help="scores by length of the sentences, too"
+    )
+    parser.add_argument(
+        "--known", metavar="TEXT", help="and by how rare their rarest word is in this text"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -94,7 +101,10 @@ def run_score(arguments: argparse.Namespace) -> None:
     systems = {path: hypotheses_of(path) for path in arguments.systems}
     scoring = chosen_scoring(arguments, references[0])
     if len(systems) == 1:
-        table = {path: score(text, references, REPORTED, scoring) for path, text in systems.items()}
+        table = {
+            path: score(text, references, REPORTED, scoring, arguments.resamples)
+            for path, text in systems.items()
+        }
     else:
         table = compare(
             systems, references, REPORTED, num_resamples=arguments.resamples, scoring=scoring
@@ -105,12 +115,44 @@ def run_score(arguments: argparse.Namespace) -> None:
             path: sentence_scores(text, references, REPORTED, scoring)
             for path, text in systems.items()
         }
+    buckets = _buckets(arguments, systems, references, scoring)
     if arguments.json:
-        print(_as_json(table, sentences))
+        print(_as_json(table, sentences, buckets))
         return
     for path, rows in sentences.items():
         _print_sentences(path, rows, scoring.word_order)
     _print_table(table, scoring.word_order)
+    print_buckets(buckets, list(systems))
+
+
+def _buckets(
+    arguments: argparse.Namespace,
+    systems: Mapping[str, Sequence[str]],
+    references: Sequence[Sequence[str]],
+    scoring: Scoring,
+) -> list[Bucket]:
+    """Those that were asked for."""
+    from translation.corpora.lines import read_lines
+    from translation.evaluation.buckets import by_length, by_rarity, scored
+
+    groups = by_length(references[0]) if arguments.buckets else {}
+    if arguments.known is not None:
+        groups |= by_rarity(references[0], read_lines(arguments.known))
+    return scored(groups, systems, references, ("BLEU", "chrF"), scoring)
+
+
+def print_buckets(buckets: Sequence[Bucket], systems: Sequence[str]) -> None:
+    """A line for each bucket: sentences, then BLEU and chrF of each system."""
+    if not buckets:
+        return
+    width = max(len(bucket.title) for bucket in buckets)
+    print(f"{'':{width}}  sentences  BLEU and chrF of {', '.join(systems)}")
+    for bucket in buckets:
+        scores = "  ".join(
+            f"{bucket.scores[name]['BLEU']:6.2f} {bucket.scores[name]['chrF']:6.2f}"
+            for name in systems
+        )
+        print(f"{bucket.title:{width}}  {len(bucket.sentences):9}  {scores}")
 
 
 def _shown(metric: str, word_order: int) -> str:
@@ -143,7 +185,9 @@ def _print_sentences(path: str, rows: Sequence[Mapping[str, float]], word_order:
 
 
 def _as_json(
-    table: Mapping[str, Sequence[Score]], sentences: Mapping[str, Sequence[Mapping[str, float]]]
+    table: Mapping[str, Sequence[Score]],
+    sentences: Mapping[str, Sequence[Mapping[str, float]]],
+    buckets: Sequence[Bucket],
 ) -> str:
     from coe_core.support.files import json_text
 
@@ -155,4 +199,7 @@ def _as_json(
         systems[path] = {"scores": of_system}
         if path in sentences:
             systems[path]["sentences"] = list(sentences[path])
-    return json_text({"systems": systems}).rstrip("\n")
+    values: dict[str, Any] = {"systems": systems}
+    if buckets:
+        values["buckets"] = [bucket._asdict() for bucket in buckets]
+    return json_text(values).rstrip("\n")

@@ -1,4 +1,4 @@
-"""The one reader of texts: UTF-8, plain or gzip, one sentence a line, separated by line feeds only.
+"""The one reader of texts: UTF-8, plain or packed, one sentence a line, separated by line feeds only.
 
 Python's ``str.splitlines`` ends a line also at U+0085, U+2028, a vertical tab and others that occur within
 sentences; fairseq and sacreBLEU do not, and neither does this module. fairseq, which opens texts in Python's
@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 STANDARD_INPUT = "-"
-_GZIP = b"\x1f\x8b"
+_GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
 _PACKED = {  # first bytes -> what it is, and what unpacks it
     b"PK\x03\x04": ("a zip archive", "unzip"),
     b"BZh": ("packed by bzip2", "bunzip2"),
-    b"\xfd7zXZ\x00": ("packed by xz", "unxz"),
     b"\x28\xb5\x2f\xfd": ("packed by zstd", "unzstd"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "7z x"),
 }
@@ -29,14 +29,14 @@ _UTF32_MARKS = (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Lines of a UTF-8 text: of a file, of one packed by gzip, or of standard input (``-``).
+    """Lines of a UTF-8 text: of a file, of one packed by gzip or xz, or of standard input (``-``).
 
     A byte order mark at its beginning and a carriage return at the end of a line are left out.
 
     Raises:
         ValueError: no such file, no line in it, or bytes that are not UTF-8 (names file and line).
     """
-    return split_lines(_unpacked(read_bytes(path), str(path)), str(path))
+    return split_lines(unpacked(read_bytes(path), str(path)), str(path))
 
 
 def read_plain_lines(path: str | Path) -> list[str]:
@@ -46,8 +46,11 @@ def read_plain_lines(path: str | Path) -> list[str]:
         ValueError: as `read_lines`; a packed text, a byte order mark, or a carriage return within a line.
     """
     content = read_bytes(path)
-    if content.startswith(_GZIP):
-        raise ValueError(f"{path}: packed by gzip, which fairseq does not read; unpack it (gunzip)")
+    for first, (name, program) in {_GZIP: ("gzip", "gunzip"), _XZ: ("xz", "unxz")}.items():
+        if content.startswith(first):
+            raise ValueError(
+                f"{path}: packed by {name}, which fairseq does not read; unpack it ({program})"
+            )
     if content.startswith(_UTF8_MARK):
         raise ValueError(
             f"{path}:1: begins with a byte order mark, which would become a part of the first word; leave it "
@@ -95,17 +98,28 @@ def read_bytes(path: str | Path) -> bytes:
     return path.read_bytes()
 
 
-def _unpacked(content: bytes, name: str) -> bytes:
-    if not content.startswith(_GZIP):
+def unpacked(content: bytes, name: str) -> bytes:
+    """Content of a file, unpacked where it is packed by gzip or xz.
+
+    Args:
+        content: of the file.
+        name: of the file, for messages.
+
+    Raises:
+        ValueError: damaged, or more than memory should hold.
+    """
+    kind = "gzip" if content.startswith(_GZIP) else "xz" if content.startswith(_XZ) else None
+    if kind is None:
         return content
+    packed = io.BytesIO(content)
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-            unpacked = file.read(_MOST_UNPACKED + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{name}: a damaged gzip file: {error}") from error
-    if len(unpacked) > _MOST_UNPACKED:
+        with gzip.GzipFile(fileobj=packed) if kind == "gzip" else lzma.LZMAFile(packed) as file:
+            found = file.read(_MOST_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise ValueError(f"{name}: a damaged {kind} file: {error}") from error
+    if len(found) > _MOST_UNPACKED:
         raise ValueError(f"{name}: more than {_MOST_UNPACKED:,} bytes when it is unpacked")
-    return unpacked
+    return found
 
 
 def split_lines(content: bytes, name: str) -> list[str]:

@@ -224,7 +224,7 @@ def load_pieces(model: str | Path) -> Any:
 
 
 def encoded_names(texts: Sequence[str | Path], folder: str | Path) -> dict[str, Path]:
-    """Where each text goes: NAME of any folder becomes FOLDER/NAME, without the ending .gz.
+    """Where each text goes: NAME of any folder becomes FOLDER/NAME, without the ending .gz or .xz.
 
     Raises:
         ValueError: two texts would go to one file, or a text would be overwritten.
@@ -240,7 +240,7 @@ def encoded_names(texts: Sequence[str | Path], folder: str | Path) -> dict[str, 
     places: dict[Path, str] = {}
     names: dict[str, Path] = {}
     for text in map(str, texts):
-        out = Path(folder) / Path(text).name.removesuffix(".gz")
+        out = Path(folder) / Path(text).name.removesuffix(".gz").removesuffix(".xz")
         if out.resolve() == Path(text).resolve():
             raise ValueError(f"{text} would be overwritten; give another folder to --out")
         other = places.setdefault(out, text)

@@ -42,6 +42,7 @@ class _Searcher(NamedTuple):
     generator: Any
     networks: list[Any]
     extra_macs: int = 0  # of every sentence
+    direction: str | None = None  # whose sentences alone it translates
 
 
 def decode_all(
@@ -49,15 +50,18 @@ def decode_all(
     controls: dict[str, str],
     reference: list[str] | None = None,
     tell: Callable[[str], None] = lambda line: None,
+    directions: list[str] | None = None,
 ) -> Translations:
     """Translate a data set once by every network.
 
     Args:
         cfg: of `generation_options`; ``--path`` names the team's checkpoint.
-        controls: checkpoints of plain transformers, by name.
+        controls: checkpoints of plain transformers, by name; several joined by colons are an ensemble, and
+            those of NAME@DIRECTION are one system NAME, each on the sentences of its direction.
         reference: lines of the data set's target text as it was before it was cut into pieces;
             default: the pieces put together again.
         tell: called with a line about each network.
+        directions: of every sentence of the data set, such as de-en, where there are several.
 
     Raises:
         ValueError: the checkpoint is not a team's, a name is taken, the reference does not match the data
@@ -74,6 +78,8 @@ def decode_all(
     whole = len(task.dataset(subset))
     if reference is not None and len(reference) != whole:
         raise ValueError(f"the reference has {len(reference)} lines, {subset} {whole} sentences")
+    if directions is not None and len(directions) != whole:
+        raise ValueError(f"{len(directions)} directions for the {whole} sentences of {subset}")
     if reference is None and task.dataset(subset).tgt is None:
         raise ValueError(f"{subset} has no target (--only-source); give its text with --reference")
     batches = _batches(task, cfg, team)
@@ -86,8 +92,20 @@ def decode_all(
     texts = _Texts(task, cfg)
     sources, references = _texts_of(batches, rows, texts, reference, subset, tell)
     networks = {}
+    translated: dict[str, dict[int, _Translated]] = {}
     for name, searcher in searchers.items():
-        by_row = _search(searcher, batches, task, cfg, texts)
+        mine = batches
+        if searcher.direction is not None:
+            mine = _of_direction(batches, searcher.direction, directions or [])
+        translated.setdefault(name.partition("@")[0], {}).update(
+            _search(searcher, mine, task, cfg, texts)
+        )
+    for name, by_row in translated.items():
+        if missing := [row for row in rows if row not in by_row]:
+            raise ValueError(
+                f"control {name} has no network for {len(missing)} of {len(rows)} sentences; give one for "
+                "each direction"
+            )
         of_network = OfNetwork(*map(list, zip(*(by_row[row] for row in rows), strict=True)))
         networks[name] = of_network
         tell(
@@ -96,7 +114,23 @@ def decode_all(
         )
     selection = _select(team, batches, task.source_dictionary)
     made_with = _provenance(cfg, task, controls, skipped, texts.on_cuda)
-    return Translations(made_with, sources, references, selection, networks)
+    of_rows = [directions[row] for row in rows] if directions else []
+    return Translations(made_with, sources, references, selection, networks, of_rows)
+
+
+def _of_direction(batches: list[dict], direction: str, directions: list[str]) -> list[dict]:
+    """The sentences of one direction, in the batches that they are in."""
+    found = []
+    for batch in batches:
+        kept = torch.tensor([directions[row] == direction for row in batch["id"].tolist()])
+        if not kept.any():
+            continue
+        kept = kept.to(batch["id"].device)
+        inputs = {
+            name: value[kept] for name, value in batch["net_input"].items() if value is not None
+        }
+        found.append({**batch, "id": batch["id"][kept], "net_input": inputs})
+    return found
 
 
 def _provenance(
@@ -108,7 +142,7 @@ def _provenance(
         checkpoint_sha256=sha256_of(cfg.common_eval.path),
         direction=f"{task.cfg.source_lang}-{task.cfg.target_lang}",
         controls=controls,
-        controls_sha256={name: sha256_of(path) for name, path in controls.items()},
+        controls_sha256={name: _digest(path) for name, path in controls.items()},
         data=str(cfg.task.data),
         subset=cfg.dataset.gen_subset,
         skipped=skipped,
@@ -120,6 +154,11 @@ def _provenance(
         threads=torch.get_num_threads(),
         device="cuda" if on_cuda else processor(),
     )
+
+
+def _digest(paths: str) -> str:
+    """Of one checkpoint its SHA-256, of several those of all."""
+    return ":".join(sha256_of(path) for path in utils.split_paths(paths))
 
 
 def _texts_of(
@@ -197,13 +236,14 @@ def _searchers(
     searchers = {DELEGATOR: over([team.delegator], selection)}
     searchers |= {f"expert-{j}": over([expert]) for j, expert in enumerate(team.experts)}
     searchers[ENSEMBLE] = over(list(team.experts))
-    for name, path in controls.items():
-        if name in searchers:
+    for name in controls:
+        if name.partition("@")[0] in searchers:
             raise ValueError(f"control {name!r} is a name of the team's own networks")
-        network = _load(path, cfg, task)
-        if isinstance(network, CoETransformerModel):
-            raise ValueError(f"control {name!r} ({path}) is a collaboration, not one network")
-        searchers[name] = over([network])
+    for name, paths in controls.items():
+        networks = [_load(path, cfg, task) for path in utils.split_paths(paths)]
+        if any(isinstance(network, CoETransformerModel) for network in networks):
+            raise ValueError(f"control {name!r} ({paths}) is a collaboration, not one network")
+        searchers[name] = over(networks)._replace(direction=name.partition("@")[2] or None)
     return searchers
 
 

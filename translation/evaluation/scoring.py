@@ -30,9 +30,10 @@ class Score(NamedTuple):
     metric: str
     value: float
     signature: str
-    # Against the first system, from a paired bootstrap; None for the first, or without one.
-    p_value: float | None = None
-    mean: float | None = None
+    p_value: float | None = (
+        None  # against the first system, paired bootstrap; None: of the first itself
+    )
+    mean: float | None = None  # of the resamples of a bootstrap
     half_width: float | None = None  # of the 95% confidence interval
 
 
@@ -41,6 +42,7 @@ def score(
     references: Sequence[Sequence[str]],
     metrics: Sequence[str] = ("BLEU",),
     scoring: Scoring | None = None,
+    num_resamples: int = 1,
 ) -> list[Score]:
     """Corpus scores of one system, all by sacreBLEU.
 
@@ -50,6 +52,7 @@ def score(
         metrics: of BLEU, chrF, TER, and "tokenised BLEU": 4-gram BLEU over words as they are separated by
             spaces in the texts, which is what fairseq-score prints.
         scoring: default: sacreBLEU's.
+        num_resamples: of the bootstrap that gives mean and interval; 1: none.
 
     Raises:
         ValueError: texts of different lengths, an unknown metric, or a tokenizer that cannot be loaded.
@@ -62,8 +65,12 @@ def score(
     scores = []
     for name in metrics:
         metric = build_metric(name, scoring)
-        result = metric.corpus_score(list(system), [list(text) for text in references])
-        scores.append(Score(name, result.score, str(metric.get_signature())))
+        texts = [list(text) for text in references]
+        result = metric.corpus_score(list(system), texts, n_bootstrap=num_resamples)
+        found = Score(name, result.score, str(metric.get_signature()))
+        if num_resamples > 1:
+            found = found._replace(mean=float(result._mean), half_width=float(result._ci))
+        scores.append(found)
     return scores
 
 

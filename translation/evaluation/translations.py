@@ -43,6 +43,9 @@ class Translations:
     networks: dict[
         str, OfNetwork
     ]  # "delegator", "expert-J", "ensemble", and controls by their names
+    directions: list[str] = field(
+        default_factory=list
+    )  # of each sentence, such as de-en, where several
 
     def __len__(self) -> int:
         return len(self.source)
@@ -87,6 +90,7 @@ class Translations:
             translations = cls(**values, selection=selection, networks=networks)
             for name in ("source", "reference"):
                 _check_texts(getattr(translations, name), name)
+            _check_texts(translations.directions, "directions")
             if not isinstance(translations.provenance, dict):
                 raise ValueError(f"provenance is {translations.provenance!r:.60}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -105,6 +109,8 @@ class Translations:
         every: dict[str, Selection | OfNetwork] = {"selection": self.selection, **self.networks}
         for network, values in every.items():
             columns |= {f"{what} of {network}": column for what, column in vars(values).items()}
+        if self.directions:
+            columns["directions"] = self.directions
         for what, column in columns.items():
             if len(column) != n:
                 raise ValueError(f"{name}: {len(column)} {what} for {n} sentences")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor, nn
 
 
 class TransformerMacs(NamedTuple):
@@ -43,10 +44,18 @@ class TransformerMacs(NamedTuple):
             >>> spends.sentence(torch.tensor([3]), torch.tensor([2]), beam=1).tolist()  # 39 + 6 + 209
             [254.0]
         """
-        s, t = source_tokens.double(), steps.double()
+        return self.of_lengths(source_tokens.double(), steps.double(), beam)
+
+    def of_lengths(self, s: Any, t: Any, beam: int) -> Any:
+        """As `sentence`, of plain numbers or of tensors of floats.
+
+        Example:
+            >>> TransformerMacs(10, 1, 2, 100, 1).of_lengths(3, 2, beam=1)
+            254.0
+        """
         pairs = t * s + t * (t + 1) / 2
         decoder = s * self.memory_token + t * self.decoder_token + pairs * self.decoder_pair
-        return self.encoder(source_tokens) + beam * decoder
+        return s * self.encoder_token + s * s * self.encoder_pair + beam * decoder
 
     def encoder(self, source_tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """MACs of the encoder alone, which is all that a selection needs.
@@ -93,6 +102,8 @@ def transformer_macs(model: Any) -> TransformerMacs:
 
 def _linear(part: nn.Module) -> int:
     """Multiply-adds of all linear layers for one token."""
+    from torch import nn
+
     for module in part.modules():
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.RNNBase)):
             raise ValueError(

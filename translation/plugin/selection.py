@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -36,3 +39,24 @@ class SelectionHead(nn.Module):
             kept = (~padding).T.unsqueeze(2).to(states.dtype)  # [t, n, 1]
             pooled = (states * kept).sum(0) / kept.sum(0).clamp(min=1)
         return self.linear(pooled)
+
+
+def listen_to_selection(
+    generator: Any, select: Callable[[dict[str, list[Tensor]]], Tensor]
+) -> Callable[[], Tensor]:
+    """Let the generator's encoder pass also give the selection, so that nothing runs twice.
+
+    Args:
+        generator: of the delegator alone.
+        select: selection logits from what the delegator's encoder returned.
+    """
+    selection: list[Tensor] = []
+    encode = generator.model.forward_encoder
+
+    def forward_encoder(net_input: dict[str, Tensor]) -> Any:
+        encoded = encode(net_input)
+        selection[:] = [select(encoded[0])]
+        return encoded
+
+    generator.model.forward_encoder = forward_encoder
+    return lambda: selection[0]

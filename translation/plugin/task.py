@@ -5,8 +5,10 @@ import struct
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional
 
 from fairseq.dataclass import ChoiceEnum
+from fairseq.logging import metrics
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq.utils import resolve_max_positions, split_paths
@@ -20,6 +22,8 @@ from translation.generation.routers import ROUTERS, Router, check_threshold, par
 from translation.plugin.batches import TypedDataset, WholePairDataset
 from translation.plugin.model import CoETransformerModel
 from translation.plugin.routes import RouteWriter
+from translation.plugin.selection import listen_to_selection
+from translation.plugin.start import copy_into_experts
 from translation.plugin.thresholds import CASCADE, is_stored, threshold_from
 from translation.plugin.trust import last_loaded
 
@@ -63,6 +67,12 @@ class CoETranslationConfig(TranslationConfig):
         metadata={
             "help": "where the line R-<id>, route, confidence of each sentence goes: a file, - (standard "
             "output, default) or none; with --results-path only a file keeps them beside the rest"
+        },
+    )
+    init_experts: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "checkpoint of a plain transformer that every expert starts as; same sizes and dictionary"
         },
     )
 
@@ -138,6 +148,8 @@ class CoETranslationTask(TranslationTask):
         if isinstance(model, CoETransformerModel):
             self.num_experts, self.equal_experts = model.num_experts, model.equal_experts
             self.new_team = None if from_checkpoint else model
+            if self.new_team is not None and self.cfg.init_experts:
+                copy_into_experts(self.new_team.experts, self.cfg.init_experts)
             _ = self.router  # an unknown one is an error now, not after the first epoch
         return model
 
@@ -230,6 +242,13 @@ class CoETranslationTask(TranslationTask):
             indices, dataset, max_positions, ignore_invalid_inputs
         )
 
+    def reduce_metrics(self, logging_outputs, criterion):
+        """As the parent; where nothing was translated yet BLEU is 0, not missing."""
+        super().reduce_metrics(logging_outputs, criterion)
+        words = [log["_bleu_totals_0"] for log in logging_outputs if "_bleu_totals_0" in log]
+        if words and not sum(words):
+            metrics.log_scalar("bleu", 0.0)
+
     def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
         self.num_updates, self.dummy_batch = update_num, ignore_grad
         team = self.new_team if getattr(criterion, "experts_are_one", False) else None
@@ -290,7 +309,7 @@ class CoETranslationTask(TranslationTask):
         self._check_stored_threshold(args)
         return CollaborativeGenerator(
             delegator,
-            _listen_to_selection(delegator, team),
+            listen_to_selection(delegator, team.select),
             team.select_sentences,
             experts,
             self.router,
@@ -375,17 +394,3 @@ class CoETranslationTask(TranslationTask):
             numbers = sample["id"] if "id" in sample else self._numbers.popleft()
             self._routes.write(numbers.tolist(), generator.routes)
         return hypotheses
-
-
-def _listen_to_selection(generator, team: CoETransformerModel):
-    """Let the generator's encoder pass also give the selection, so that nothing runs twice."""
-    selection: list[Tensor] = []
-    encode = generator.model.forward_encoder
-
-    def forward_encoder(net_input):
-        encoded = encode(net_input)
-        selection[:] = [team.select(encoded[0])]
-        return encoded
-
-    generator.model.forward_encoder = forward_encoder
-    return lambda: selection[0]

@@ -70,7 +70,7 @@ def test_written_splits_have_as_many_lines_for_fairseq(tmp_path):
         ("one\n".encode("utf-32"), "x: UTF-32, not UTF-8; convert it, as with iconv -f utf-32"),
         (b"PK\x03\x04", "x: a zip archive, not a text"),
         (bz2.compress(b"one\n"), "x: packed by bzip2, not a text; unpack it (bunzip2)"),
-        (lzma.compress(b"one\n"), "x: packed by xz, not a text; unpack it (unxz)"),
+        (lzma.compress(b"one\n"), "x: packed by xz, which fairseq does not read; unpack it (unxz)"),
         (b"\x28\xb5\x2f\xfd", "x: packed by zstd, not a text; unpack it (unzstd)"),
     ],
 )

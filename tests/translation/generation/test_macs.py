@@ -82,3 +82,28 @@ def test_what_is_not_counted_is_an_error(loaded):
     network.decoder.layers[0].encoder_attn.embed_dim = 7
     with pytest.raises(ValueError, match="itself in 64 dimensions and to the source in 7"):
         transformer_macs(network)
+
+
+@pytest.mark.parametrize("final_norm", [False, True])
+def test_what_a_recipe_says_before_training_is_what_is_built(loaded, final_norm):
+    from argparse import Namespace
+
+    from fairseq.models.transformer import TransformerModel
+
+    from translation.recipe_networks import transformer_parameters, transformer_parts
+    from translation.recipe_sections import Transformer
+
+    _, task = loaded
+    options = {f"{side}_normalize_before": final_norm for side in ("encoder", "decoder")}
+    options |= {f"{side}_embed_dim": 12 for side in ("encoder", "decoder")}
+    options |= {f"{side}_ffn_embed_dim": 20 for side in ("encoder", "decoder")}
+    options |= {f"{side}_attention_heads": 3 for side in ("encoder", "decoder")}
+    from fairseq.models.transformer import base_architecture
+
+    cfg = Namespace(encoder_layers=3, decoder_layers=2, share_all_embeddings=True, **options)
+    base_architecture(cfg)
+    built = TransformerModel.build_model(cfg, task)
+    sizes, entries = Transformer(12, 20, 3, 2, 3), len(task.source_dictionary)
+    assert transformer_parts(sizes, entries) == transformer_macs(built)
+    numbers = sum(parameter.numel() for parameter in built.parameters())
+    assert transformer_parameters(sizes, entries, final_norm) == numbers

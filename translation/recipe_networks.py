@@ -1,0 +1,100 @@
+"""What the networks of a recipe consist of and spend, before anything is trained. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from translation.generation.macs import TransformerMacs
+from translation.recipe import Recipe
+from translation.recipe_sections import Transformer
+
+
+class Part(NamedTuple):
+    """One network of a recipe, or one whole system."""
+
+    name: str
+    parameters: int
+    macs: float  # of a sentence
+
+
+def transformer_parts(network: Transformer, vocabulary: int) -> TransformerMacs:
+    """Multiply-adds of a plain transformer with shared embeddings, as `transformer_macs` counts a built one.
+
+    Args:
+        network: its sizes.
+        vocabulary: entries of the dictionary.
+
+    Example:
+        >>> transformer_parts(Transformer(8, 16, 1, 1, 2), 100).decoder_token
+        1440
+    """
+    d, inner = network.embed_dim, network.ffn_embed_dim
+    block = 4 * d * d + 2 * d * inner  # attention to itself, feed-forward
+    return TransformerMacs(
+        encoder_token=network.encoder_layers * block,
+        encoder_pair=2 * d * network.encoder_layers,
+        memory_token=2 * d * d * network.decoder_layers,
+        decoder_token=network.decoder_layers * (block + 2 * d * d) + d * vocabulary,
+        decoder_pair=2 * d * network.decoder_layers,
+    )
+
+
+def transformer_parameters(network: Transformer, vocabulary: int, final_norm: bool) -> int:
+    """Parameters of a plain transformer with shared embeddings.
+
+    Args:
+        network: its sizes.
+        vocabulary: entries of the dictionary.
+        final_norm: whether encoder and decoder end with a layer norm (`Training.normalize_before`).
+
+    Example:
+        >>> transformer_parameters(Transformer(8, 16, 1, 1, 2), 100, final_norm=False)
+        2304
+    """
+    d, inner = network.embed_dim, network.ffn_embed_dim
+    attention, norm = 4 * (d * d + d), 2 * d
+    feed_forward = 2 * d * inner + inner + d
+    encoder = network.encoder_layers * (attention + feed_forward + 2 * norm)
+    decoder = network.decoder_layers * (2 * attention + feed_forward + 3 * norm)
+    return d * vocabulary + encoder + decoder + (2 * norm if final_norm else 0)
+
+
+def parts(recipe: Recipe, tokens: int) -> Iterator[Part]:
+    """Every network, then the team with and without exits.
+
+    Args:
+        recipe: whose; its dictionary is taken to have as many entries as pieces were asked for, and
+            fairseq's four of its own.
+        tokens: pieces of a source sentence and of its translation, their ends included.
+    """
+    entries, beam = recipe.vocabulary.size + 4, recipe.generation.beam
+    final_norm = recipe.training.normalize_before
+
+    def part(name: str, network: Transformer, copies: int = 1) -> Part:
+        macs = transformer_parts(network, entries).of_lengths(tokens, tokens, beam)
+        return Part(
+            name, copies * transformer_parameters(network, entries, final_norm), copies * macs
+        )
+
+    head = recipe.delegator.embed_dim * recipe.num_experts
+    rough = part("delegator", recipe.delegator)
+    rough = Part(rough.name, rough.parameters + head + recipe.num_experts, rough.macs + head)
+    experts = [part(f"expert-{j}", network) for j, network in enumerate(recipe.expert_networks)]
+    yield rough
+    yield from experts
+    for name, control in recipe.controls.items():
+        count = 1 if control.one_per is None else len(recipe.languages.directions)
+        one = part(f"control {name}", control)
+        yield Part(
+            one.name + (f", {count} of them" if count > 1 else ""), count * one.parameters, one.macs
+        )
+    for name, ensemble in recipe.ensembles.items():
+        yield part(f"ensemble {name}", ensemble.network, ensemble.size)
+    parameters = rough.parameters + sum(expert.parameters for expert in experts)
+    mean = sum(expert.macs for expert in experts) / len(experts)
+    encoder = transformer_parts(recipe.delegator, entries)
+    selects = tokens * encoder.encoder_token + tokens**2 * encoder.encoder_pair + head
+    yield Part("team, no exits", parameters, selects + mean)
+    for rate in (0.25, 0.5, 0.75):
+        yield Part(f"team, {rate:.0%} exits", parameters, rough.macs + (1 - rate) * mean)
