@@ -82,6 +82,8 @@ class Recipe:
                 raise ValueError(
                     f"controls.{name}.one_per: there is one direction only; leave it out"
                 )
+        if self.objective.groups is not None and not self.several_directions:
+            raise ValueError("objective.groups: there is one direction only; leave it out")
         if not self.aims:
             raise ValueError("aims: name at least one, such as best or macs=60%")
         for aim in self.aims:

@@ -237,6 +237,9 @@ class Objective:
         temperature: of the soft label kinds, in nats per token.
         variance_weighting: weight the selection loss by how much the choice matters.
         selection_weight: of the selection loss.
+        groups: what the user knows of a sentence and each expert gets its own of, where there are several
+            directions: source (its language), target or direction; null: portions are learned.
+        groups_until: part of the training after the shared start after which groups are set aside.
         agreement: term between the experts.
         agreement_weight: its weight.
     """
@@ -251,11 +254,14 @@ class Objective:
     temperature: float = 1.0
     variance_weighting: bool = True
     selection_weight: float = 0.5
+    groups: Literal["source", "target", "direction"] | None = None
+    groups_until: float = 1.0
     agreement: Literal["none", "distil", "js", "mutual"] = "none"
     agreement_weight: float = 1.0
 
     def __post_init__(self) -> None:
         ranges = {"shared_start": _BELOW_ONE, "focus": _PART, "focus_warmup": _PART}
+        ranges["groups_until"] = _PART
         ranges |= dict.fromkeys(("queue_size", "selection_weight", "agreement_weight"), _WEIGHT)
         check_ranges(self, ranges | {"temperature": "(0, 1000000]"}, "objective.")
 

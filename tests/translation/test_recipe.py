@@ -37,18 +37,20 @@ from translation.shipped import shipped_recipes
         ("languages.temperature=0", r"languages.temperature must be in \[1, 100\], got 0"),
         ("texts.path=x", "numbers are made of nothing; leave it out"),
         ("texts.lowercase=true", "texts.lowercase is for texts.corpus=iwslt14 only"),
-        ("texts.tests=[a, train]", "train, valid and tests must be different texts"),
+        ("texts.tests=[a,train]", "train, valid and tests must be different texts"),
         ("texts.valid=../x", "'../x' is no name of a text"),
         ("vocabulary.size=1", r"vocabulary.size must be in \[8, 1000000\], got 1"),
         ("aims=[]", "aims: name at least one"),
         ("aims=macs", "aim 'macs' needs a number"),
         ("generation.timed=macs=50%", "generation.timed: 'macs=50%' is none of the aims"),
+        ("training.select=best training.validate=none", "go by validations: set training.validate"),
+        ("objective.groups=source", "objective.groups: there is one direction only"),
         ("controls.single.one_per=direction", "there is one direction only; leave it out"),
     ],
 )
 def test_refused(override, message):
     with pytest.raises(ValueError, match=message) as raised:
-        load_recipe("demo", [override])
+        load_recipe("demo", override.split())
     assert "\n" not in str(raised.value)
 
 

@@ -199,7 +199,7 @@ def _as_json(
         systems[path] = {"scores": of_system}
         if path in sentences:
             systems[path]["sentences"] = list(sentences[path])
-    values: dict[str, Any] = {"systems": systems}
+    found: dict[str, Any] = {"systems": systems}
     if buckets:
-        values["buckets"] = [bucket._asdict() for bucket in buckets]
-    return json_text(values).rstrip("\n")
+        found["buckets"] = [bucket._asdict() for bucket in buckets]
+    return json_text(found).rstrip("\n")

@@ -99,7 +99,7 @@ def clean(
     max_words: int | None = None,
     max_ratio: float | None = None,
     duplicates: bool = False,
-    scripts: Sequence[str] | None = None,
+    scripts: Sequence[str | None] | None = None,
 ) -> Cleaned:
     """Leave out what teaches nothing, or the wrong thing.
 
@@ -108,7 +108,8 @@ def clean(
         max_words: of either side; null: any number.
         max_ratio: of the words of the longer side to those of the shorter; null: any.
         duplicates: leave out all but the first of equal pairs.
-        scripts: of source and target, see `main_script`: pairs with a side in another are left out.
+        scripts: of source and target, see `main_script`: pairs with a side in another are left out; None: of
+            any script.
 
     Example:
         >>> pairs = [("ein Haus", "a house"), ("", "c"), ("ein Haus", "a house"), ("Haus", "a very big one")]
@@ -127,7 +128,7 @@ def clean(
         elif max_ratio is not None and words[1] > max_ratio * words[0]:
             reason = "length ratio"
         elif scripts is not None and any(
-            main_script([side]) not in (script, None)
+            script is not None and main_script([side]) not in (script, None)
             for side, script in zip(pair, scripts, strict=True)
         ):
             reason = "other script"

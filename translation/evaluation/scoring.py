@@ -66,12 +66,26 @@ def score(
     for name in metrics:
         metric = build_metric(name, scoring)
         texts = [list(text) for text in references]
-        result = metric.corpus_score(list(system), texts, n_bootstrap=num_resamples)
+        result = metric.corpus_score(list(system), texts)
         found = Score(name, result.score, str(metric.get_signature()))
         if num_resamples > 1:
-            found = found._replace(mean=float(result._mean), half_width=float(result._ci))
+            mean, half_width = _interval(metric, system, texts, num_resamples)
+            found = found._replace(mean=mean, half_width=half_width)
         scores.append(found)
     return scores
+
+
+def _interval(
+    metric: Any, system: Sequence[str], references: list[list[str]], num_resamples: int
+) -> tuple[float, float]:
+    """Mean of the resamples and half of their 95% interval, as sacreBLEU's paired test has them."""
+    import numpy
+    from sacrebleu.significance import _bootstrap_resample, estimate_ci
+
+    stats = metric._extract_corpus_statistics(list(system), references)
+    _, resampled = _bootstrap_resample(stats, metric, num_resamples)
+    mean, half_width = estimate_ci(numpy.array([score.score for score in resampled]))
+    return float(mean), float(half_width)
 
 
 def sentence_scores(

@@ -91,6 +91,9 @@ def train_team(run: Run) -> list[str]:
     words += ["--label-temperature", str(objective.temperature)]
     words += ["--selection-weight", str(objective.selection_weight)]
     words += [] if objective.variance_weighting else ["--no-choice-variance"]
+    if objective.groups is not None:
+        words += ["--portion-groups", str(run.text(recipe.texts.train, "groups"))]
+        words += ["--portion-groups-until", str(objective.groups_until)]
     words += ["--agreement", objective.agreement]
     if recipe.training.init is not None:
         words += ["--init-experts", str(Path(recipe.training.init).expanduser())]

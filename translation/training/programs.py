@@ -8,7 +8,6 @@ anew. What a program prints goes to its log and to whoever watches.
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import logging
 import os
@@ -191,7 +190,6 @@ def warm(trains: bool) -> None:
     root = logging.getLogger()  # fairseq has set it up for a program of its own
     root.handlers.clear()
     root.setLevel(logging.WARNING)
-    gc.freeze()  # what is imported stays shared
 
 
 def _start(words: list[str], end: int, output: Path | None, threads: int | None) -> int:
@@ -203,7 +201,9 @@ def _start(words: list[str], end: int, output: Path | None, threads: int | None)
             out = end if output is None else stack.enter_context(output.open("wb"))
             process = subprocess.Popen(
                 [sys.executable, "-c", _STARTER, ENTRIES[words[0]], *words],
-                **{"stdin": subprocess.DEVNULL, "stdout": out, "stderr": end},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=end,
                 env=environment,
             )
         _running.add(process.pid)

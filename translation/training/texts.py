@@ -131,6 +131,10 @@ def _write(run: Run, name: str, by_direction: dict[Direction, list[Pair]]) -> No
         write_text(run.text(name, side), "".join(lines))
     if len(by_direction) > 1:
         write_text(run.directions(name), "".join(f"{direction}\n" for direction, _ in rows))
+    groups = run.recipe.objective.groups
+    if groups is not None and name == texts.train:
+        of_row = [str(d) if groups == "direction" else getattr(d, groups) for d, _ in rows]
+        write_text(run.text(name, "groups"), "".join(f"{group}\n" for group in of_row))
 
 
 def select(run: Run, direction: Direction) -> None:

@@ -133,9 +133,9 @@ class _Stages:
 
     def all(self, changed: set[str]) -> None:
         """Those that are not finished; results are made again where what is asked for has changed."""
-        run, names = self.run, self.run.recipe.texts
+        run = self.run
         if "aims" in changed:
-            for stage in ("calibrate", *(f"curve-{name}" for name in names.tests)):
+            for stage in ("calibrate", *(f"curve-{name}" for name in run.recipe.texts.tests)):
                 run.stage(stage).unlink(missing_ok=True)
         self._once("text", lambda: texts.prepare(run, self.say))
         write_text(run.recipe_file, yaml.safe_dump(run.recipe.to_dict(), sort_keys=False))
@@ -146,6 +146,11 @@ class _Stages:
             warm(trains=not all(run.stage(f"train-{s}").exists() for s in self._systems()))
         self._once("preprocess", self._preprocess)
         self._trainings()
+        self.results()
+
+    def results(self) -> None:
+        """Translations by every network, thresholds, table and curve."""
+        run, names = self.run, self.run.recipe.texts
         self._once(f"decode-{names.valid}", partial(self._decode, names.valid))
         self._once("calibrate", partial(self._call, "calibrate", calls.calibrate(run), True))
         for name in names.tests:

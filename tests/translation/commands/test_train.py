@@ -21,7 +21,7 @@ from translation.corpora.numbers import number_pairs
 from translation.plugin.checkpoints import load_state
 from translation.recipe import load_recipe
 from translation.run import Run, load_run
-from translation.training import watch
+from translation.training import train, watch
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -193,6 +193,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(finished, recipe, call, tmp_pat
         status, out, _ = call("train", recipe, "--out", folder, "--resume")
     assert status == 130
     assert "$ coe-translation vocabulary" not in out
+    monkeypatch.setattr(train._Stages, "results", lambda self: None)  # networks are enough here
     status, out, _ = call("train", recipe, "--out", folder, "--resume")
     assert status == 0
     assert "Loaded checkpoint" in run.log("train-team").read_text()
@@ -234,16 +235,20 @@ def test_several_directions(recipe, call, texts, tmp_path):
         *("texts.corpus=files", f"texts.path={texts}", "languages.source=[de, fr]"),
         *("languages.temperature=2", f"controls={{each: {{one_per: direction, {SIZES}}}}}"),
         *(f"ensembles={{two: {{network: {{{SIZES}}}}}}}", "aims=best", "training.updates=2"),
-        *("training.save_interval=1", "training.validate=none", "training.average=1"),
+        "generation.timed=[]",
+        *("training.save_interval=1", "training.validate=loss", "training.select=best"),
+        *("objective.groups=source", "training.patience=5"),
     )
     status, out, error = call("train", recipe, *words, "--out", folder)
     assert status == 0, out[-3000:] + error[-3000:]
     run = load_run(folder)
     of_line = run.directions("train").read_text().split()
     assert (of_line.count("de-en"), of_line.count("fr-en")) == (60, 42)  # 60 * sqrt(30 / 60)
+    assert run.text("train", "groups").read_text().split() == [d[:2] for d in of_line]
     assert run.text("test", "src").read_text().count("\n") == 8
     trained = {path.stem for path in (folder / "networks").glob("*.pt")}
     assert trained == {"team", "each.de-en", "each.fr-en", "two.0", "two.1"}
+    assert "checkpoint_best.pt" in run.log("average-team").read_text()
     first, second = (networks(folder)[f"two.{member}.pt"] for member in range(2))
     assert not all(torch.equal(value, second[key]) for key, value in first.items())
     status, out, _ = call("evaluate", folder)
