@@ -29,7 +29,7 @@ FOR_FOLDERS = "traffic_signs"  # the shipped recipe whose networks try a folder 
 SEEN = 100_000  # training images that each network sees: a few minutes on a processor
 FEWEST_EPOCHS = 4
 HELD_OUT = 0.2  # of the training data at least, where they have no validation split
-SURE = 2.0  # standard errors over the line of single networks that an advice asks for
+LIKELY, SURE = 1.0, 2.0  # standard errors over the line of single networks
 EXITS_ASKED = (0.0, 0.1, 0.25)
 SINGLE = "single network"
 NAMES = {COE: "collaboration", CASCADE: "cascade"}
@@ -40,21 +40,26 @@ class Advice(NamedTuple):
 
     expected: str  # collaboration, cascade or single network
     points: list[PointResult]  # of both, at the exits asked for
+    cost: float  # multiply-adds of an expert's network alone, at which both are compared
     law: Law
-    num_samples: int  # that the numbers are of: half of the held-out images
+    num_samples: int  # held-out images that the numbers are of
     recipe: Recipe  # that was trained
 
     @property
     def lines(self) -> list[str]:
         """What the command prints below its table."""
-        best = {name: best_point(self.points, name) for name in NAMES}
+        leads = {name: lead(self.points, name, self.cost) for name in NAMES}
         shown = [
-            f"{NAMES[name]}: at best {point.above_line:+.1f} ± {point.standard_error:.1f} points over "
-            f"the line through single networks ({100 * point.exit_rate:.0f}% exits)"
-            for name, point in best.items()
-            if point is not None
+            f"{NAMES[name]}: {found.mean:+.1f} ± {found.standard_error:.1f} points over the line through "
+            "single networks, at about the cost of one expert's network"
+            for name, found in leads.items()
+            if found is not None
         ]
-        return [f"law: {self.law.shown}", *shown, f"expect the {self.expected} to win"]
+        known = [found for found in leads.values() if found is not None]
+        doubt = ""
+        if any(abs(found.in_errors) < SURE for found in known):
+            doubt = "; within two standard errors: look at more images (--seen, data.validation) to be surer"
+        return [f"law: {self.law.shown}", *shown, f"expect the {self.expected} to win{doubt}"]
 
 
 def small_recipe(source: str, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -111,8 +116,8 @@ def shortened(recipe: Recipe, num_train: int, seen: int = SEEN) -> Recipe:
 def advise(recipe: Recipe, folder: Path, seen: int = SEEN) -> Advice:
     """Train the recipe for a short while and say what to expect; the advice lies in ``folder``/advice.json.
 
-    Thresholds and pooling are fitted on one half of the held-out images, all numbers are of the other
-    half; the test data are not looked at.
+    Thresholds and pooling are fitted on one half of the held-out images and read off the other, then the
+    other way round, and the numbers are means of both; the test data are not looked at.
 
     Args:
         recipe: of `small_recipe`.
@@ -142,50 +147,95 @@ def advice_of(folder: Path, data: ImageData) -> Advice:
     )
     everything.check_team(str(folder))
     rows = torch.arange(len(everything.target))
-    fitted_on, told_by = everything.select(rows[::2]), everything.select(rows[1::2])
-    macs = run_macs(run.networks)
-    result = measure(OfRun(fitted_on, told_by, macs))
-    points = [point for point in result.points if point.exits in EXITS_ASKED]
-    law = team_law(told_by, fit_stages(fitted_on, told_by, macs)[COE])
-    return Advice(expected_winner(points), points, law, len(told_by.target), run.recipe)
+    halves, macs = (
+        (everything.select(rows[::2]), everything.select(rows[1::2])),
+        run_macs(run.networks),
+    )
+    laws, results = [], []
+    for fitted_on, told_by in (halves, halves[::-1]):
+        results.append(measure(OfRun(fitted_on, told_by, macs)).points)
+        laws.append(team_law(told_by, fit_stages(fitted_on, told_by, macs)[COE]))
+    points = [
+        _mean_point(first, second)
+        for first, second in zip(*results, strict=True)
+        if first.exits in EXITS_ASKED
+    ]
+    law = Law(*(_mean(*parts) for parts in zip(*laws, strict=True)))  # type: ignore[arg-type]
+    cost = float(macs.controls["expert"])
+    return Advice(expected_winner(points, cost), points, cost, law, len(rows), run.recipe)
 
 
-def best_point(points: list[PointResult], system: str) -> PointResult | None:
-    """The operating point at which a system is furthest over the line, in its standard errors."""
-    known = [point for point in points if point.system == system and point.above_line is not None]
-    return max(known, key=_sureness, default=None)
+def _mean(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else (first + second) / 2
 
 
-def _sureness(point: PointResult) -> float:
-    above, error = point.above_line or 0.0, point.standard_error or 0.0
-    return above / error if error > 0 else math.copysign(math.inf, above) if above else 0.0
+def _mean_point(first: PointResult, second: PointResult) -> PointResult:
+    """One operating point on both halves, which are other samples: their errors are independent."""
+    error = None
+    if first.standard_error is not None and second.standard_error is not None:
+        error = math.hypot(first.standard_error, second.standard_error) / 2
+    means: dict[str, Any] = {
+        name: _mean(getattr(first, name), getattr(second, name))
+        for name in ("exit_rate", "macs", "top1", "above_line")
+    }
+    return first._replace(**means, standard_error=error)
 
 
-def expected_winner(points: list[PointResult]) -> str:
-    """Collaboration or cascade, if it is over the line by two standard errors; the single network else.
+class Lead(NamedTuple):
+    """How far a system is over the line through single networks, in points."""
 
-    Of both the one that is further over the line; the cascade, which is cheaper to train, where they are
-    within one standard error of each other.
+    mean: float
+    standard_error: float
+
+    @property
+    def in_errors(self) -> float:
+        """In standard errors."""
+        if self.standard_error > 0:
+            return self.mean / self.standard_error
+        return math.copysign(math.inf, self.mean) if self.mean else 0.0
+
+
+def lead(points: list[PointResult], system: str, cost: float) -> Lead | None:
+    """At the operating point of a system that costs most nearly what one expert's network costs.
+
+    None where no single networks lie on both sides of it.
+    """
+    own = [point for point in points if point.system == system]
+    if not own:
+        return None
+    nearest = min(own, key=lambda point: abs(point.macs - cost))
+    if nearest.above_line is None or nearest.standard_error is None:
+        return None
+    return Lead(nearest.above_line, nearest.standard_error)
+
+
+def expected_winner(points: list[PointResult], cost: float) -> str:
+    """Collaboration or cascade, if it leads the line by a standard error; the single network else.
+
+    All at about the cost of one expert's network, so that a budget is compared and not the best of many.
+
+    Of both the one that leads further; the cascade, which is cheaper to train, where they are within one
+    standard error of each other.
 
     Example:
         >>> def point(system, above):
         ...     return PointResult(system, 0.0, 0.0, 1e6, 80.0, above, 0.5)
-        >>> expected_winner([point("CoE", 1.5), point("cascade", 1.2)])
+        >>> expected_winner([point("CoE", 1.5), point("cascade", 1.2)], cost=1e6)
         'cascade'
-        >>> expected_winner([point("CoE", 2.5), point("cascade", 1.2)])
+        >>> expected_winner([point("CoE", 2.5), point("cascade", 1.2)], cost=1e6)
         'collaboration'
-        >>> expected_winner([point("CoE", 0.5), point("cascade", -1.0)])
+        >>> expected_winner([point("CoE", 0.4), point("cascade", -1.0)], cost=1e6)
         'single network'
     """
-    team, cascade = best_point(points, COE), best_point(points, CASCADE)
-    wins = [point for point in (team, cascade) if point and _sureness(point) >= SURE]
+    leads = {name: found for name in NAMES if (found := lead(points, name, cost)) is not None}
+    wins = {name: found for name, found in leads.items() if found.in_errors >= LIKELY}
     if not wins:
         return SINGLE
-    best = max(wins, key=lambda point: point.above_line or 0.0)
-    if best is team and cascade in wins and team is not None and cascade is not None:
-        ahead = (team.above_line or 0.0) - (cascade.above_line or 0.0)
-        best = cascade if ahead < (team.standard_error or 0.0) else team
-    return NAMES[best.system]
+    best = max(wins, key=lambda name: wins[name].mean)
+    if best == COE and CASCADE in wins:
+        ahead = wins[COE].mean - wins[CASCADE].mean
+        best = CASCADE if ahead < wins[COE].standard_error else COE
+    return NAMES[best]
 
 
 def _plain(advice: Advice) -> dict[str, Any]:

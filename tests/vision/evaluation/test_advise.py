@@ -1,10 +1,11 @@
 """Advice from a short training: what is trained, what is compared, and what is refused."""
 
 import json
+import math
 
 import pytest
 
-from vision.evaluation.advise import expected_winner, shortened, small_recipe
+from vision.evaluation.advise import Lead, expected_winner, lead, shortened, small_recipe
 from vision.evaluation.study import PointResult
 from vision.recipe import load_recipe
 
@@ -19,7 +20,7 @@ def test_the_command(cli, tmp_path, capsys):
     assert f"expect the {advice['expected']} to win" in shown
     assert "law: routable " in shown
     assert advice["expected"] in ("collaboration", "cascade", "single network")
-    assert advice["num_samples"] == 150  # half of the held-out images
+    assert advice["num_samples"] == 300  # each half told by what was fitted on the other
     assert [(p["system"], p["exits"]) for p in advice["points"]] == [
         (system, exits) for system in ("CoE", "cascade") for exits in (0.0, 0.1, 0.25)
     ]
@@ -27,19 +28,30 @@ def test_the_command(cli, tmp_path, capsys):
     assert law["gain"] - law["loss"] + law["pooling"] == pytest.approx(law["above_mean_expert"])
 
 
-def point(system, above, error=0.5, exits=0.0):
-    return PointResult(system, exits, exits, 1e6, 80.0, above, error)
+def point(system, above, error=0.5, macs=1e6):
+    return PointResult(system, 0.0, 0.0, macs, 80.0, above, error)
+
+
+def winner(*points):
+    return expected_winner(list(points), cost=1e6)
 
 
 def test_who_is_expected_to_win():
-    assert expected_winner([]) == "single network"
-    assert expected_winner([point("CoE", None, None)]) == "single network"
-    assert expected_winner([point("CoE", 0.9), point("cascade", 0.9)]) == "single network"
-    assert expected_winner([point("CoE", -3.0), point("cascade", 1.1)]) == "cascade"
-    assert expected_winner([point("CoE", 1.5), point("cascade", 1.1)]) == "cascade"
-    assert expected_winner([point("CoE", 1.7), point("cascade", 1.1)]) == "collaboration"
-    with_exits = [point("CoE", 0.1), point("CoE", 2.0, exits=0.25), point("cascade", 0.2)]
-    assert expected_winner(with_exits) == "collaboration"
+    assert winner() == "single network"
+    assert winner(point("CoE", None, None)) == "single network"
+    assert winner(point("CoE", 0.4), point("cascade", 0.4)) == "single network"
+    assert winner(point("CoE", -3.0), point("cascade", 0.6)) == "cascade"
+    assert winner(point("CoE", 1.0), point("cascade", 0.6)) == "cascade"
+    assert winner(point("CoE", 1.2), point("cascade", 0.6)) == "collaboration"
+
+
+def test_they_are_compared_at_the_cost_of_one_expert():
+    points = [point("CoE", 5.0, macs=1.3e6), point("CoE", 0.1, macs=1.02e6)]
+    assert lead(points, "CoE", 1e6) == Lead(0.1, 0.5)
+    assert winner(*points) == "single network"
+    assert Lead(1.0, 0.5).in_errors == 2
+    assert Lead(0.0, 0.0).in_errors == 0
+    assert Lead(-1.0, 0.0).in_errors == -math.inf
 
 
 def test_first_fewer_epochs_then_fewer_images():
