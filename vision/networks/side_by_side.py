@@ -83,11 +83,17 @@ class Together:
             images: the same for all networks, or a sequence of one batch for each.
         """
         views = [images] * len(self.members) if isinstance(images, Tensor) else images
-        if self.wide is None or not self.side_by_side(len(views[0])):
-            return torch.stack([m(x) for m, x in zip(self.members, views, strict=True)], 1)
+        return torch.stack(self.each(views), 1)
+
+    def each(self, views: Sequence[Float[Tensor, "_ ch h w"]]) -> list[Tensor]:
+        """Output of each network on its own images; batches of different sizes run in the loop."""
+        sizes = {len(view) for view in views}
+        if self.wide is None or len(sizes) > 1 or not self.side_by_side(len(views[0])):
+            return [m(x) for m, x in zip(self.members, views, strict=True)]
         if self.members[0].training or torch.is_grad_enabled():
-            return run_side_by_side(self.wide, self.members, views)
-        return self.inference_copy()(_stacked(views)).unflatten(1, (len(views), -1))
+            return list(run_side_by_side(self.wide, self.members, views).unbind(1))
+        joined = self.inference_copy()(_stacked(views))
+        return list(joined.unflatten(1, (len(views), -1)).unbind(1))
 
     def inference_copy(self) -> nn.Module:
         """The wide network with the members' present numbers, kept until one of these changes."""

@@ -178,3 +178,12 @@ def test_run_side_by_side_needs_no_limit():
     networks = members(*SMALL).double().eval()
     wide, images = Together(networks, SHAPE).wide, views(40)
     torch.testing.assert_close(run_side_by_side(wide, networks, images), loop(networks, images))
+
+
+def test_batches_of_different_sizes_run_in_the_loop():
+    networks = members(*SMALL).double().eval()
+    together = Together(networks, SHAPE)
+    images = [view[: 2 + j] for j, view in enumerate(views(4))]
+    outputs = together.each(images)
+    for network, image, output in zip(networks, images, outputs, strict=True):
+        assert torch.equal(output, network(image))
