@@ -17,7 +17,7 @@ from coe_core.labels import (
     selection_labels,
     stay_importance,
 )
-from coe_core.sample_rest import Drawn, draw_rest
+from coe_core.sample_rest import Drawn, check_sample_rest, draw_rest
 from coe_core.weights import (
     Partitioner,
     Scope,
@@ -93,6 +93,8 @@ class CoTrainingObjective(nn.Module):
             for an expert, see `forward` (OURS): the selection of a sample that ends early is never used.
         known_until: part of the training, in [0, 1], for which known portions hold (OURS): then they are
             set aside, and evidence takes over. 1: to the end.
+        sample_rest: part of each portion, in (0, 1], that all experts see once the focus has risen; each
+            sample else is its own expert's alone, see `draw` (OURS). 1: every expert sees every sample.
         shares: relative size of each expert's portion; None means equal.
         queue_size: for scope "queue".
         num_samples: size of the training set, for scope "dataset".
@@ -127,6 +129,7 @@ class CoTrainingObjective(nn.Module):
         held_out: float = 0.0,
         known_until: float = 1.0,
         stay_weight: float = 0.0,
+        sample_rest: float = 1.0,
         shares: Float[Tensor, " k"] | None = None,
         queue_size: int = 0,
         num_samples: int = 0,
@@ -146,6 +149,7 @@ class CoTrainingObjective(nn.Module):
                 raise ValueError(f"{name} must be finite and at least 0, got {value}")
         ramped_focus(focus, 0.0, focus_warmup)  # checks both ranges
         check_label_options(labels, temperature)
+        check_sample_rest(sample_rest, scores, held_out, agreement_weight)
         self.num_experts = num_experts
         self.focus = focus
         self.focus_warmup = focus_warmup
@@ -158,6 +162,7 @@ class CoTrainingObjective(nn.Module):
         self.held_out = held_out
         self.known_until = known_until
         self.stay_weight = stay_weight
+        self.sample_rest = sample_rest
         self.shares = shares
         self.partition = Partitioner(
             num_experts, scope, queue_size=queue_size, num_samples=num_samples, shares=shares
@@ -219,8 +224,10 @@ class CoTrainingObjective(nn.Module):
             roles = self._roles(n, index)
         else:
             portion = drawn.portion
-            rows = drawn.by_all.nonzero()[:, 0]
-            roles = _Roles(rows, None, max(n, 1), max(len(rows), 1))
+            roles = self._roles(n, index)
+            if labels is None:  # they are made from what all experts say
+                rows = drawn.by_all.nonzero()[:, 0]
+                roles = roles._replace(teaching=rows, teachers=max(len(rows), 1))
             expert_loss = expert_loss.where(drawn.runs, 0.0)
             evidence = evidence.where(drawn.runs, 0.0)
         weights = sample_weights(portion, self.num_experts, focus).to(expert_loss.device)  # (W2)
@@ -250,7 +257,6 @@ class CoTrainingObjective(nn.Module):
     def draw(
         self,
         selection_logits: Float[Tensor, "n k"],
-        rate: float,
         progress: float,
         index: Int[Tensor, " n"] | None = None,
         known_portion: Int[Tensor, " n"] | None = None,
@@ -258,38 +264,24 @@ class CoTrainingObjective(nn.Module):
     ) -> Drawn | None:
         """Which experts are to run on which samples of a batch, before any of them has: OURS.
 
-        To be called once a step, and its answer handed to `forward`. None while the focus rises, where
-        all experts learn from all samples.
+        Once a step, handed on to `forward`. None where all experts are to run on all samples: while the
+        focus rises, or without ``sample_rest``.
 
         Args:
             selection_logits, progress, index, known_portion: as in `forward`.
-            rate: part of each portion that all experts see, see `draw_rest`.
             generator: of random numbers on the CPU.
 
         Raises:
-            ValueError: portions go by the experts' evidence, or some samples are held out: both need every
-                expert's loss; or what `draw_rest` does not take.
+            ValueError: no index where scores are "random", or what the partition does not take.
         """
-        if self.scores in ("evidence", "sum"):
-            raise ValueError(
-                f"scores {self.scores!r} need every expert's evidence on every sample before portions are "
-                "cut, so no rest can be drawn: take scores 'selection'"
-            )
-        if self.held_out > 0 or self.agreement_weight > 0:
-            raise ValueError(
-                "held_out and the agreement term need every expert on every sample: no rest can be drawn"
-            )
         if self.scores == "random" and index is None:
-            raise ValueError(
-                "scores 'random' go by each sample's index in the training set; hand it over"
-            )
-        if progress < self.focus_warmup:
+            raise ValueError("scores 'random' go by each sample's index; hand it over")
+        if self.sample_rest == 1 or progress < self.focus_warmup:
             return None
-        precise = torch.promote_types(selection_logits.dtype, torch.float32)
-        log_q = selection_logits.detach().to(precise).log_softmax(1)
+        log_q = selection_logits.detach().double().log_softmax(1)
         known = self._known(known_portion, len(log_q), progress)
-        portion = self.partition(self._scores(log_q, log_q, index), index, known)  # (W1)
-        return draw_rest(portion, self.num_experts, rate, generator)
+        portion = self.partition(self._scores(log_q, log_q, index), index, known)
+        return draw_rest(portion, self.num_experts, self.sample_rest, generator)
 
     def _check(
         self,

@@ -80,3 +80,21 @@ def draw_rest(
     device = portion.device
     runs = own | by_all[:, None]
     return Drawn(portion, by_all.to(device), runs.to(device), factor.to(device))
+
+
+def check_sample_rest(rate: float, scores: str, held_out: float, agreement_weight: float) -> None:
+    """Raise a ValueError for a rate outside (0, 1], or for what needs every expert on every sample."""
+    if not 0 < rate <= 1:
+        raise ValueError(f"sample_rest must be in (0, 1], got {rate}")
+    if rate == 1:
+        return
+    if scores in ("evidence", "sum"):
+        raise ValueError(
+            f"sample_rest: scores {scores!r} need what every expert says of every sample before portions "
+            "are cut; take scores 'selection'"
+        )
+    for name, value in (("held_out", held_out), ("agreement_weight", agreement_weight)):
+        if value > 0:
+            raise ValueError(
+                f"sample_rest: {name} {value} needs every expert on every sample; set it to 0"
+            )

@@ -44,6 +44,8 @@ class Objective:
         agreement_weight: its weight.
         held_out: part of the training images, in [0, 1), on which no expert learns and which alone teach
             the selection (OURS).
+        sample_rest: part of each portion, in (0, 1], that all experts see once the focus has risen; the
+            other images are seen by one expert each, so a step costs (1 + (k - 1) sample_rest) / k (OURS).
         stay_weight: in [0, 1]: how far the selection learns from a sample by the chance that it stays for an
             expert, 1 - the confidence of its rough prediction (OURS).
         shares: relative size of each expert's portion; null means equal.
@@ -63,6 +65,7 @@ class Objective:
     agreement: Agreement = "none"
     agreement_weight: float = 0.0
     held_out: float = 0.0
+    sample_rest: float = 1.0
     stay_weight: float = 0.0
     shares: list[float] | None = None
 
@@ -75,6 +78,7 @@ _OBJECTIVE_RANGES = {
     **dict.fromkeys(("queue_size", "selection_weight", "agreement_weight", "shares"), _WEIGHT),
     "temperature": "(0, 1000000]",
     "held_out": _BELOW_ONE,
+    "sample_rest": "(0, 1]",
 }
 
 

@@ -77,8 +77,8 @@ def batch(n=12, k=3):
 
 def test_the_objective_takes_the_portion_weights_and_teachers_of_the_draw():
     rough, loss, logits = batch()
-    objective = CoTrainingObjective(3, focus=0.5, focus_warmup=0.2)
-    got = objective.draw(logits, 0.5, progress=0.9, generator=torch.Generator().manual_seed(0))
+    objective = CoTrainingObjective(3, focus=0.5, focus_warmup=0.2, sample_rest=0.5)
+    got = objective.draw(logits, progress=0.9, generator=torch.Generator().manual_seed(0))
     assert got is not None
     assert torch.equal(got.portion, objective.partition(logits.log_softmax(1)))
     unseen = torch.where(got.runs, loss, torch.nan).requires_grad_()
@@ -97,7 +97,8 @@ def test_the_objective_takes_the_portion_weights_and_teachers_of_the_draw():
 def test_at_rate_one_nothing_changes():
     rough, loss, logits = batch()
     objective = CoTrainingObjective(3)
-    everything = objective.draw(logits, 1.0, progress=0.9)
+    assert objective.draw(logits, progress=0.9) is None
+    everything = draw_rest(objective.partition(logits.log_softmax(1)), 3, 1.0)
     with_draw = objective(rough, loss, -loss, logits, progress=0.9, drawn=everything)
     without = objective(rough, loss, -loss, logits, progress=0.9)
     assert with_draw.total.item() == pytest.approx(without.total.item())
@@ -106,22 +107,44 @@ def test_at_rate_one_nothing_changes():
 
 def test_no_draw_while_the_focus_rises():
     _, _, logits = batch()
-    assert CoTrainingObjective(3, focus_warmup=0.3).draw(logits, 0.5, progress=0.29) is None
+    assert (
+        CoTrainingObjective(3, focus_warmup=0.3, sample_rest=0.5).draw(logits, progress=0.29)
+        is None
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scores": "evidence"}, "scores 'evidence' need every expert's evidence"),
+        ({"scores": "evidence"}, "scores 'evidence' need what every expert says"),
         ({"scores": "sum"}, "take scores 'selection'"),
-        ({"held_out": 0.1}, "held_out and the agreement term need every expert"),
-        ({"agreement_weight": 0.1}, "no rest can be drawn"),
-        ({"scores": "random"}, "scores 'random' go by each sample's index"),
+        ({"held_out": 0.1}, "held_out 0.1 needs every expert on every sample; set it to 0"),
+        ({"agreement_weight": 0.2}, "agreement_weight 0.2 needs every expert"),
+        ({"sample_rest": 0.0}, r"sample_rest must be in \(0, 1\], got 0.0"),
+        ({"sample_rest": 1.1}, "got 1.1"),
     ],
 )
 def test_what_needs_every_expert_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        CoTrainingObjective(3, **options).draw(batch()[2], 0.5, progress=0.9)
+        CoTrainingObjective(3, **{"sample_rest": 0.5, **options})
+
+
+def test_random_portions_are_drawn_by_index():
+    objective = CoTrainingObjective(3, scores="random", sample_rest=0.5)
+    with pytest.raises(ValueError, match="scores 'random' go by each sample's index"):
+        objective.draw(batch()[2], progress=0.9)
+    drawn = objective.draw(batch()[2], progress=0.9, index=torch.arange(12))
+    assert drawn.portion.bincount().tolist() == [4, 4, 4]
+
+
+def test_labels_made_elsewhere_teach_on_every_sample():
+    rough, loss, logits = batch()
+    objective = CoTrainingObjective(3, sample_rest=0.25)
+    labels = torch.nn.functional.one_hot(torch.arange(12) % 3, 3).float()
+    drawn = objective.draw(logits, progress=0.9)
+    with_draw = objective(rough, loss, -loss, logits, progress=0.9, labels=labels, drawn=drawn)
+    without = objective(rough, loss, -loss, logits, progress=0.9, labels=labels)
+    assert with_draw.selection.item() == without.selection.item()
 
 
 @pytest.mark.parametrize(

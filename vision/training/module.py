@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -12,13 +12,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from coe_core import CoTrainingObjective, FamilyLabels, confidence
+from coe_core import CoTrainingObjective, Drawn, FamilyLabels, confidence
 from coe_core.agreement import AGREEMENTS
 from coe_core.shared_start import start_as_one
 from vision.networks.pwlu.layer import start_learning
 from vision.networks.side_by_side import Together
 from vision.networks.teacher import Teacher
-from vision.networks.team import TeamOutput
+from vision.networks.team import HandedOver, TeamOutput
 from vision.recipe_networks import Networks
 from vision.training.optimizer import build_optimizer
 from vision.training.portions import Groups, TeamPortions
@@ -29,6 +29,14 @@ GAIN = (
     "val/specialist_gain"  # of the selected expert over the mean one, in probability of the truth
 )
 _EQUAL_ON_ALL_RANKS = ("objective.", "families.", "portions.")  # buffers
+
+
+class _ExpertLosses(NamedTuple):
+    """What experts made of a batch; zeros where one did not run."""
+
+    loss: Tensor  # [n, k]
+    evidence: Tensor  # [n, k]
+    logits: Tensor | None  # [n, k, c], where every expert ran
 
 
 class CoETraining(LightningModule):
@@ -183,24 +191,25 @@ class CoETraining(LightningModule):
         handed = team.hand_over(images)
         _, rough_logits, selection_logits = handed
         self._observe(rough_logits, target)
-        expert_logits = team.answers(self._experts(team.for_experts(handed)).float(), rough_logits)
-        n, k, c = expert_logits.shape
-        flat, flat_target = expert_logits.reshape(n * k, c), target.repeat_interleave(k, 0)
-        with torch.no_grad():
-            flat_truth = truth.repeat_interleave(k, 0)
-            evidence = -cross_entropy(flat, flat_truth, reduction="none").reshape(n, k)
         done, todo = self.global_step - self.start_step, self.num_steps - self.start_step
         progress = max(0, done) / max(1, todo)
+        known = self.portions.known(index, progress)
+        # Of seed and step alone: a training that is resumed draws as it would have.
+        number = (self.recipe.seed % 2**16 * 2**32 + self.global_step) * 2**15 + self.global_rank
+        chance = torch.Generator().manual_seed(number)
+        drawn = self.objective.draw(selection_logits, progress, index, known, chance)
+        experts = self._run_experts(handed, target, truth, drawn)
         loss = self.objective(
             self._loss(rough_logits, target),
-            self._loss(flat, flat_target).reshape(n, k),
-            evidence,
+            experts.loss,
+            experts.evidence,
             selection_logits,
             progress=progress,
             index=index,
-            agreement=None if self._agreement is None else self._agreement(expert_logits),
+            agreement=self._agreement_between(experts.logits),
             labels=self._labels(selection_logits, target),
-            known_portion=self.portions.known(index, progress),
+            known_portion=known,
+            drawn=drawn,
             stay=1 - confidence(rough_logits.detach()),
         )
         self.portions.record(loss.portion, truth, index)
@@ -209,11 +218,40 @@ class CoETraining(LightningModule):
             "rough_loss": loss.rough,
             "expert_loss": loss.experts,
             "selection_loss": loss.selection,
-            "selection_accuracy": labelled.mean(),
+            "selection_accuracy": labelled.sum() / loss.labels.sum().clamp(min=1),
             "focus": loss.focus,
         }
-        self._log(parts, n)
+        self._log(parts, len(target))
         return loss.total
+
+    def _agreement_between(self, logits: Tensor | None) -> Tensor | None:
+        return None if self._agreement is None or logits is None else self._agreement(logits)
+
+    def _run_experts(
+        self, handed: HandedOver, target: Tensor, truth: Tensor, drawn: Drawn | None
+    ) -> _ExpertLosses:
+        """Every expert on every image, or on those that it is to see."""
+        team = self.networks.required_team
+        inputs, (n, k) = team.for_experts(handed), handed.selection_logits.shape
+        if drawn is None:
+            answers = team.answers(self._experts(inputs).float(), handed.rough_logits)
+            logits, row = answers.flatten(0, 1), torch.arange(n).repeat_interleave(k)
+        else:
+            answers, rows = None, drawn.rows()
+            outputs = self._experts.each([inputs[some] for some in rows])
+            row = torch.cat(rows)
+            logits = team.answers(torch.cat(outputs).float(), handed.rough_logits[row])
+        row = row.to(target.device)
+        loss = self._loss(logits, target[row])
+        with torch.no_grad():
+            evidence = -cross_entropy(logits, truth[row], reduction="none")
+        if drawn is None:
+            return _ExpertLosses(loss.reshape(n, k), evidence.reshape(n, k), answers)
+        runs = drawn.runs.T.to(loss.device)  # expert by expert, as the rows are
+        empty = loss.new_zeros(k, n)
+        return _ExpertLosses(
+            empty.masked_scatter(runs, loss).T, empty.masked_scatter(runs, evidence).T, None
+        )
 
     def _observe(self, rough_logits: Tensor, target: Tensor) -> None:
         if self.global_step < self.start_step:
