@@ -201,8 +201,8 @@ class Control(Transformer):
     """A plain network beside the team, trained on the same batches with the same optimiser.
 
     Args:
-        one_per: direction: a network of this size for each direction, trained on its pairs alone and chosen
-            by the known language; null: one network for all.
+        one_per: direction: a network of this size for each direction, trained on its pairs alone, in batches
+            as large as its part of the team's, and chosen by the known language; null: one network for all.
     """
 
     one_per: Literal["direction"] | None = None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import translation
+from translation.corpora.lines import read_lines
 from translation.recipe import TEAM
 from translation.recipe_sections import Direction, Transformer
 from translation.run import Run
@@ -104,22 +105,24 @@ def train_team(run: Run) -> list[str]:
 def train_plain(run: Run, system: str, network: Transformer) -> list[str]:
     """fairseq-train of a control or of a member of an ensemble, on the team's batches.
 
-    The task is the plugin's: unlike fairseq's own it trains on whole epochs and resumes exactly.
+    The task is the plugin's: unlike fairseq's own it trains on whole epochs and resumes exactly. The batches
+    of a network of one direction are as large as that direction's part of the team's.
     """
     name, _, part = system.partition(".")
-    seed, data = run.recipe.seed, run.data()
+    seed, data, share = run.recipe.seed, run.data(), 1.0
     if name in run.recipe.ensembles:
         seed += int(part)
     elif part:
-        data = run.data(Direction(*part.split("-")))
+        of_line = read_lines(run.directions(run.recipe.texts.train))
+        data, share = run.data(Direction(*part.split("-"))), of_line.count(part) / len(of_line)
     words = ["--arch", "transformer", "--criterion", "label_smoothed_cross_entropy"]
-    return [*_train(run, system, data, seed), *words, *_sizes(network)]
+    return [*_train(run, system, data, seed, share), *words, *_sizes(network)]
 
 
-def _train(run: Run, system: str, data: Path, seed: int) -> list[str]:
+def _train(run: Run, system: str, data: Path, seed: int, share: float = 1.0) -> list[str]:
     training, (source, target) = run.recipe.training, run.recipe.languages.sides
     words = ["fairseq-train", str(data), *_PLUGIN, "--source-lang", source, "--target-lang", target]
-    words += ["--share-all-embeddings", "--seed", str(seed), *_optimisation(run)]
+    words += ["--share-all-embeddings", "--seed", str(seed), *_optimisation(run, share)]
     words += ["--cpu"] if training.device == "cpu" else []
     words += ["--fp16"] if training.fp16 else []
     words += ["--num-workers", str(training.workers)]
@@ -142,9 +145,10 @@ def _train(run: Run, system: str, data: Path, seed: int) -> list[str]:
     return [*words, "--no-progress-bar", "--log-format", "json", "--log-interval", log_every]
 
 
-def _optimisation(run: Run) -> list[str]:
+def _optimisation(run: Run, share: float) -> list[str]:
     training = run.recipe.training
-    words = ["--max-update", str(training.updates), "--max-tokens", str(training.max_tokens)]
+    max_tokens = max(1, round(training.max_tokens * share))
+    words = ["--max-update", str(training.updates), "--max-tokens", str(max_tokens)]
     words += ["--update-freq", str(training.update_freq), "--optimizer", "adam"]
     betas = ",".join(map(str, training.adam_betas))
     words += ["--adam-betas", f"({betas})", "--lr", str(training.lr)]
