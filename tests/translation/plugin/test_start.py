@@ -48,6 +48,7 @@ def test_bleu_of_empty_translations_is_0(loaded):
     from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 
     _, task = loaded
+    criterion = LabelSmoothedCrossEntropyCriterion(task, sentence_avg=False, label_smoothing=0.1)
     log = {"loss": 1.0, "nll_loss": 1.0, "ntokens": 2, "sample_size": 2, "nsentences": 1}
     nothing = {f"_bleu_{kind}_{n}": 0 for kind in ("counts", "totals") for n in range(4)}
     for logged, expected in (
@@ -55,5 +56,5 @@ def test_bleu_of_empty_translations_is_0(loaded):
         (log, None),
     ):
         with metrics.aggregate(new_root=True) as found:
-            task.reduce_metrics([logged], LabelSmoothedCrossEntropyCriterion)
+            task.reduce_metrics([logged], criterion)
         assert found.get_smoothed_values().get("bleu") == expected
