@@ -20,7 +20,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from coe_core import AimNotReachableError
+from coe_core import AimNotReachableError, ExitRule
 from vision.data.preprocess import UnreadableImageError
 from vision.errors import RunError
 from vision.networks.team import Trunked
@@ -49,6 +49,11 @@ class Rough(NamedTuple):
     logits: np.ndarray  # [c]
     selection: np.ndarray  # [k]
     features: np.ndarray | None  # of a shared trunk, for the expert; None: it sees the image
+
+    def confidence(self, rule: ExitRule) -> float:
+        """By what decides the exits of a budget."""
+        both = (torch.from_numpy(logits)[None] for logits in (self.logits, self.selection))
+        return float(rule.confidence(*both))
 
 
 class _Replica:
@@ -156,8 +161,7 @@ class Ingress:
         resolved = resolve_budget(self.run, budget, threshold)
         pixels = (await self.decoder.decode(image, name)).numpy()
         rough: Rough = await self.delegator.remote(pixels)
-        both = (torch.from_numpy(logits)[None] for logits in (rough.logits, rough.selection))
-        confidence = float(resolved.rule.confidence(*both))
+        confidence = rough.confidence(resolved.rule)
         exited = confidence >= resolved.threshold
         logits, spent, expert = rough.logits, self.macs.delegator, None
         if not exited:
