@@ -5,6 +5,7 @@ architectures ``coe_transformer...`` and the criterion ``coe_label_smoothed_cros
 fairseq the import does next to nothing; whoever loads fairseq later calls `register`.
 """
 
+import os
 import sys
 
 __all__ = ["register"]
@@ -24,6 +25,30 @@ def register() -> None:
     guard_fairseq(lambda path: load_state(path, only_look=True))
 
 
+def say_errors_in_one_line() -> None:
+    """In fairseq's commands, say what the plugin refuses in one line; other errors show where they arose."""
+    from types import TracebackType
+
+    from coe_core.errors import CoEError
+    from coe_core.support.command import one_line
+
+    before = sys.excepthook
+    folder = os.path.dirname(os.path.abspath(__file__))
+    ours = (f"{folder}{os.sep}", os.path.join(os.path.dirname(folder), "coe_core", ""))
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        last = trace
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        where = "" if last is None else last.tb_frame.f_code.co_filename
+        if isinstance(error, ValueError | CoEError) and where.startswith(ours):
+            print(f"{os.path.basename(sys.argv[0])}: {one_line(error)}", file=sys.stderr)
+        else:
+            before(kind, error, trace)
+
+    sys.excepthook = hook
+
+
 def __getattr__(name: str) -> str:
     """``__version__``, looked up on first use (PEP 562)."""
     if name != "__version__":
@@ -35,3 +60,4 @@ def __getattr__(name: str) -> str:
 
 if "fairseq" in sys.modules:
     register()
+    say_errors_in_one_line()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         check_saved(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of sparse tensors, which are refused
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise RunError(
             f"there is no checkpoint {path}; give a run folder or a .ckpt file"
@@ -83,7 +85,11 @@ def _check_content(path: Path, content: Any) -> None:
 
 def _is_state(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()
+        isinstance(name, str)
+        and isinstance(tensor, torch.Tensor)
+        and tensor.layout is torch.strided
+        and not (tensor.is_complex() or tensor.is_quantized)
+        for name, tensor in value.items()
     )
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Train",
     "load_recipe",
     "recipe_from_dict",
+    "unused_settings",
 ]
 
 
@@ -203,6 +204,51 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain values: for YAML files and checkpoints."""
         return dataclasses.asdict(self)
+
+
+def unused_settings(recipe: Recipe) -> list[str]:
+    """Settings that a recipe changes and nothing uses beside its others, a line about each.
+
+    Example:
+        >>> recipe = recipe_from_dict(
+        ...     {"delegator": "resnet18", "experts": "resnet18", "train": {"decay_epochs": 2.0}}
+        ... )
+        >>> unused_settings(recipe)
+        ['train.decay_epochs has no effect without train.decay']
+    """
+    objective, train = recipe.objective, recipe.train
+    unused: list[tuple[str, Any, str, str]] = []  # section, what it belongs to, its field, why
+    if not recipe.has_team:
+        why = "without a delegator and experts"
+        unused += [("", recipe, "num_experts", why)]
+        unused += [("objective.", objective, f.name, why) for f in dataclasses.fields(objective)]
+    else:
+        families = objective.labels == "families"
+        for holds, name, why in (
+            (objective.labels not in ("soft", "soft_balanced"), "temperature", "with these labels"),
+            (objective.scope != "queue", "queue_size", "without objective.scope=queue"),
+            (not families or objective.shared_start > 0, "settling", "but for families alone"),
+            (objective.focus == 0, "focus_warmup", "without a focus"),
+        ):
+            unused += [("objective.", objective, name, why)] * holds
+    pwlu = any(network.activation == "pwlu" for _, network in recipe.named_networks())
+    unused += [("train.", train, "decay_epochs", "without train.decay")] * (train.decay is None)
+    unused += [("train.", train, "teacher_weight", "without a teacher")] * (train.teacher is None)
+    unused += [("train.", train, "statistics_epochs", "without pwlu")] * (not pwlu)
+    for name, ensemble in recipe.ensembles.items():
+        if ensemble.rule not in (None, "solve"):
+            why = f"with rule {ensemble.rule}"
+            unused += [(f"ensembles.{name}.", ensemble, f, why) for f in ("match", "tolerance")]
+    return [
+        f"{section}{name} has no effect {why}"
+        for section, holder, name, why in unused
+        if getattr(holder, name) != _default(holder, name)
+    ]
+
+
+def _default(holder: Any, name: str) -> Any:
+    (found,) = (f for f in dataclasses.fields(holder) if f.name == name)
+    return found.default
 
 
 def _can_name(name: str) -> bool:

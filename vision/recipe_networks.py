@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coe_core import count_macs
+from coe_core.support.progress import progress
 from coe_core.support.typed import from_plain
 from vision.data.facts import classes_before_reading
 from vision.data.preprocess import Preprocess
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vision.networks.trunk import Parts
 
 MAX_CLASSES = 1_000_000
+_MANY = 64  # experts: with more it is told how far their building is
 
 
 class Networks(nn.Module):
@@ -168,7 +170,10 @@ def build_team(
         raise ValueError("a team needs a delegator: name one")
     outputs = num_classes + len(experts)
     delegator = build_network(recipe.delegator, outputs, channels)
-    built = [build_network(network, num_classes, channels) for network in experts]
+    told = (
+        progress(experts, len(experts), "building", "experts") if len(experts) > _MANY else experts
+    )
+    built = [build_network(network, num_classes, channels) for network in told]
     if hand_over.trunk is not None:
         from vision.networks.trunk import branch_behind, fitting_rests
 

@@ -172,6 +172,34 @@ def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespa
     return arguments
 
 
+def refuse_unused(reason: str, **options: object) -> None:
+    """Refuse options that would have no effect, instead of ignoring them.
+
+    Args:
+        reason: why, such as "measures no time".
+        options: name -> value; those that are None, False or empty were not given.
+
+    Raises:
+        ValueError: one was given.
+
+    Example:
+        >>> refuse_unused("--no-time measures none", batch_size=8)
+        Traceback (most recent call last):
+        ...
+        ValueError: --batch-size has no effect: --no-time measures none; leave it out
+    """
+    given = [
+        f"--{n.replace('_', '-')}"
+        for n, value in options.items()
+        if value or (value == 0 and value is not False)
+    ]
+    if given:
+        verb = "has" if len(given) == 1 else "have"
+        raise ValueError(
+            f"{', '.join(given)} {verb} no effect: {reason}; leave {'it' if len(given) == 1 else 'them'} out"
+        )
+
+
 def _end(said: str, message: str, status: int) -> int:
     """Say why, after all that was printed before."""
     try:

@@ -21,6 +21,7 @@ Infinite thresholds are the words "inf" and "-inf": JSON has no numbers for them
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
@@ -28,7 +29,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 FORMAT = 2
 CONFIDENCES = {
@@ -147,9 +148,13 @@ def stored_setting(
     """Threshold and rough weight of a stored operating point, of a threshold of one's own, or the default.
 
     Raises:
-        ValueError: an operating point that is not stored (lists those that are), or a threshold
+        ValueError: both, an operating point that is not stored (lists those that are), or a threshold
             outside the range of the export's confidence.
     """
+    if at is not None and threshold is not None:
+        raise ValueError(
+            f"give an operating point or a threshold, not both: {at!r} and {threshold:g}"
+        )
     points = routing["operating_points"]
     if at is not None and at not in points:
         raise ValueError(f"no operating point {at!r}; stored: {', '.join(points) or 'none'}")
@@ -162,6 +167,16 @@ def stored_setting(
             else f"threshold must be a number, got {chosen:g}: -inf ends all early, inf none"
         )
     return chosen, float(point["rough_weight"])
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse's, without abbreviated options; what is wrong is said in one line, without the usage."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
 def run_as_command(name: str, call: Callable[[], int]) -> int:
@@ -178,8 +193,9 @@ def run_as_command(name: str, call: Callable[[], int]) -> int:
         return 130
     except ImportError as error:
         print(f"{name}: needs {error.name}: pip install {error.name}", file=sys.stderr)
-    except (ValueError, OSError) as error:
-        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:  # the libraries' too
+        reason = " ".join(str(error).split()) or "not enough memory"
+        print(f"{name}: {reason}", file=sys.stderr)
     return 2
 
 

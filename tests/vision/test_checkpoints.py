@@ -33,6 +33,15 @@ def refused(path):
     return str(error.value)
 
 
+@pytest.mark.parametrize("tensor", [torch.eye(3).to_sparse(), torch.zeros(3, dtype=torch.cfloat)])
+def test_weights_that_are_no_dense_real_numbers(content, tmp_path, tensor, recwarn):
+    name = next(iter(content["state_dict"]))
+    damaged = {**content, "state_dict": {**content["state_dict"], name: tensor}}
+    torch.save(damaged, tmp_path / "x.ckpt")
+    assert "its state_dict is not of the expected kind" in refused(tmp_path / "x.ckpt")
+    assert not recwarn.list
+
+
 def with_pickle(path, target, payload):
     """The checkpoint with another pickle in it, its checksum right."""
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as changed:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vision.networks.network import Network
-from vision.recipe import load_recipe, recipe_from_dict
+from vision.recipe import load_recipe, recipe_from_dict, unused_settings
 from vision.run import load_run
 from vision.shipped import find_recipe, shipped_recipes
 
@@ -158,3 +158,33 @@ def test_every_shipped_recipe_runs_two_steps(cli, tmp_path):
         assert recipe == dataclasses.replace(shipped, data=recipe.data, train=recipe.train)
         content = (run / "metrics/metrics.csv").read_text()
         assert content.splitlines()[-1].startswith("0,1,"), f"{name} did not take two steps"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "lines"),
+    [
+        ("digits", ["objective.temperature=2"], ["objective.temperature has no effect with these"]),
+        ("digits", ["objective.temperature=2", "objective.labels=soft"], []),
+        ("digits", ["objective.queue_size=9"], ["objective.queue_size has no effect without"]),
+        ("digits", ["objective.settling=0.2"], ["objective.settling has no effect but for"]),
+        ("digits", ["train.teacher_weight=0.3"], ["train.teacher_weight has no effect without"]),
+        ("digits", ["train.statistics_epochs=2"], ["train.statistics_epochs has no effect"]),
+        ("digits", ["train.decay_epochs=2"], ["train.decay_epochs has no effect"]),
+        ("digits", ["train.decay_epochs=2", "train.decay=0.9"], []),
+        (
+            "divide/digits",
+            ["num_experts=3", "objective.focus=0.2"],
+            ["num_experts has no effect without", "objective.focus has no effect without"],
+        ),
+    ],
+)
+def test_settings_without_effect_are_told(recipe, overrides, lines):
+    found = unused_settings(load_recipe(recipe, overrides))
+    assert len(found) == len(lines)
+    assert all(map(str.startswith, found, lines))
+
+
+def test_no_shipped_recipe_has_settings_without_effect():
+    shipped = shipped_recipes()
+    assert len(shipped) > 20
+    assert not any(unused_settings(load_recipe(name)) for name in shipped)

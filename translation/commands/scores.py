@@ -7,13 +7,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from coe_core.support.command import at_least
+from coe_core.support.command import at_least, refuse_unused
 
 if TYPE_CHECKING:
     from translation.evaluation.buckets import Bucket
     from translation.evaluation.scoring import Score, Scoring
 
-_LARGEST_ORDER = 10  # of words in chrF
+LARGEST_ORDER = 10  # of words in chrF
 
 
 def add_scoring_options(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,10 @@ def add_scoring_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lowercase", action="store_true", help="scores do not look at case")
     parser.add_argument(
-        "--chrf-word-order", type=at_least(0), default=0, metavar="N", help="2 makes chrF chrF++"
+        "--chrf-word-order",
+        type=at_least(0, LARGEST_ORDER),
+        metavar="N",
+        help="2 makes chrF chrF++",
     )
 
 
@@ -46,15 +49,13 @@ def chosen_scoring(
     from translation.evaluation.scoring import Scoring, build_metric
     from translation.evaluation.scripts import spaces_warning
 
-    if arguments.chrf_word_order > _LARGEST_ORDER:
-        raise ValueError(
-            f"--chrf-word-order must be at most {_LARGEST_ORDER}, got {arguments.chrf_word_order}"
-        )
     before = stored if isinstance(stored, Mapping) else {}
     scoring = Scoring(
         arguments.tokenize or before.get("tokenize"),
         arguments.lowercase or before.get("lowercase") is True,
-        arguments.chrf_word_order or int(before.get("word_order", 0)),
+        int(before.get("word_order", 0))
+        if arguments.chrf_word_order is None
+        else arguments.chrf_word_order,
     )
     build_metric("BLEU", scoring)
     line = spaces_warning(reference, scoring.tokenize)
@@ -74,7 +75,11 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", "-r", action="append", required=True, help="may be given several times"
     )
-    parser.add_argument("--resamples", type=at_least(1), default=1000, help="of the bootstrap")
+    parser.add_argument(
+        "--resamples",
+        type=at_least(1),
+        help="of the bootstrap that compares systems (default: 1000)",
+    )
     add_scoring_options(parser)
     parser.add_argument("--sentences", action="store_true", help="scores of every sentence, too")
     parser.add_argument(
@@ -95,6 +100,8 @@ def run_score(arguments: argparse.Namespace) -> None:
     named = [*arguments.systems, *arguments.reference]
     if named.count(STANDARD_INPUT) > 1:
         raise ValueError("standard input (-) can be one text, not several")
+    if len(arguments.systems) == 1:
+        refuse_unused("one system is compared with none", resamples=arguments.resamples)
     if len(set(arguments.systems)) != len(arguments.systems):
         raise ValueError("a system is named twice; give each file once")
     references = [read_lines(path) for path in arguments.reference]
@@ -107,7 +114,11 @@ def run_score(arguments: argparse.Namespace) -> None:
         }
     else:
         table = compare(
-            systems, references, REPORTED, num_resamples=arguments.resamples, scoring=scoring
+            systems,
+            references,
+            REPORTED,
+            num_resamples=arguments.resamples or 1000,
+            scoring=scoring,
         )
     sentences = {}
     if arguments.sentences:

@@ -8,6 +8,8 @@ from pathlib import Path
 from coe_core.support.command import at_least
 from coe_core.support.files import ready_to_write
 
+_MOST_PAIRS = 1_000_000  # that are made
+
 
 def add_check_options(parser: argparse.ArgumentParser) -> None:
     """Options of `coe-translation check`."""
@@ -109,9 +111,13 @@ def add_corpus_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("source", nargs="?", help="file or folder; none for numbers")
     parser.add_argument("--out", required=True, help="folder to write to")
-    parser.add_argument("--train", type=at_least(1), help="pairs of numbers to train on; 12000")
     parser.add_argument(
-        "--held-out", type=at_least(1), help="pairs of valid, and of test, but for iwslt14; 2000"
+        "--train", type=at_least(1, _MOST_PAIRS), help="pairs of numbers to train on; 12000"
+    )
+    parser.add_argument(
+        "--held-out",
+        type=at_least(1, _MOST_PAIRS),
+        help="pairs of valid, and of test, but for iwslt14; 2000",
     )
     parser.add_argument("--seed", type=int, help="of numbers and tatoeba; 1")
     parser.add_argument("--lowercase", action="store_true", help="as IWSLT'14's published baseline")

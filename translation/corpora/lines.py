@@ -62,7 +62,7 @@ def read_plain_lines(path: str | Path) -> list[str]:
 
 
 def refuse_breaks(lines: Sequence[str], name: str) -> None:
-    """Refuse carriage returns within lines: fairseq would take each for the end of a line.
+    """Refuse carriage returns within lines, which fairseq would take for ends, and NULs, see `refuse_nul`.
 
     Raises:
         ValueError: there is one (names file and line).
@@ -79,6 +79,21 @@ def refuse_breaks(lines: Sequence[str], name: str) -> None:
             raise ValueError(
                 f"{name}:{number}: a carriage return within the line, which fairseq would take for its end; "
                 "leave it out, as with tr -d '\\r'"
+            )
+    refuse_nul(lines, name)
+
+
+def refuse_nul(lines: Sequence[str], name: str) -> None:
+    """Refuse NUL characters: SentencePiece and fairseq give them no piece, without a word.
+
+    Raises:
+        ValueError: there is one (names file and line).
+    """
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise ValueError(
+                f"{name}:{number}: a NUL character, which no vocabulary holds; leave it out, as with "
+                "tr -d '\\0'"
             )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coe_core.support.files import ready_to_write, whole_file
-from translation.corpora.lines import read_lines, refuse_breaks
+from translation.corpora.lines import read_lines, refuse_breaks, refuse_nul
 
 KINDS = ("unigram", "bpe")
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
@@ -104,6 +104,7 @@ def _lines_of(texts: Sequence[str | Path], longest: int) -> tuple[list[str], lis
     too_long: list[str] = []
     for path in texts:
         text = read_lines(path)
+        refuse_nul(text, str(path))
         too_long += (
             f"{path}:{number}"
             for number, line in enumerate(text, start=1)
@@ -182,7 +183,7 @@ def _changed(lines: Sequence[str], rule: str) -> Iterator[tuple[str, str]]:
     normalizer = sentencepiece.SentencePieceNormalizer(rule_name=rule)
     folds_case = rule.endswith("_cf")
     for line in lines:
-        if line.isascii() and not folds_case:
+        if line.isascii() and line.isprintable() and not folds_case:
             continue
         after = normalizer.normalize(line).replace(_SPACE, " ").split()
         if after != line.replace(_SPACE, " ").split():

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from fairseq import options
+from fairseq.data import data_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from omegaconf import OmegaConf
 
 from translation.generation.generator import by_longest_source
 
@@ -41,6 +43,36 @@ _IGNORED = (
     ("checkpoint", "checkpoint_shard_count", 1, "checkpoints are files of their own"),
     ("scoring", "_name", "bleu", "coe-translation score and curve score"),
 )
+# All that has an effect on translations; of the rest what only concerns printing is passed over.
+_USED = frozenset(
+    (
+        *("data", "path", "post_process", "cpu", "fp16", "seed", "no_seed_provided", "user_dir"),
+        *("task", "bpe", "tokenizer", "num_workers", "gen_subset", "model_overrides"),
+        *("max_tokens", "batch_size", "skip_invalid_size_inputs_valid_test", "dataset_impl"),
+        *(
+            "beam",
+            "max_len_a",
+            "max_len_b",
+            "min_len",
+            "match_source_len",
+            "unnormalized",
+            "lenpen",
+        ),
+        *("unkpen", "no_repeat_ngram_size", "sampling", "sampling_topk", "sampling_topp"),
+        *("temperature", "diverse_beam_groups", "diverse_beam_strength", "diversity_rate"),
+        *("retain_dropout", "retain_dropout_modules", "required_seq_len_multiple"),
+        *("source_lang", "target_lang", "left_pad_source", "left_pad_target", "confidence"),
+        *("max_source_positions", "max_target_positions", "truncate_source", "num_batch_buckets"),
+        *("quiet", "no_progress_bar", "log_format", "log_interval"),
+    )
+)
+_ONLY_WITH = (  # option, its default, what it is of
+    ("sampling_topk", -1, "sampling", False),
+    ("sampling_topp", -1.0, "sampling", False),
+    ("diverse_beam_strength", 0.5, "diverse_beam_groups", -1),
+    ("retain_dropout_modules", None, "retain_dropout", False),
+)
+_OFF = {"sampling_topk": -1, "no_repeat_ngram_size": 0, "sampling_topp": -1.0, "temperature": 1.0}
 _AT_LEAST_1 = (("dataset", "batch_size"), ("dataset", "max_tokens"), ("generation", "beam"))
 
 
@@ -55,7 +87,7 @@ def generation_options(words: Sequence[str]) -> Any:
     try:
         with contextlib.redirect_stderr(said):
             arguments = options.parse_args_and_arch(parser, input_args=list(words))
-    except ImportError as error:  # of --user-dir
+    except (ImportError, OSError) as error:  # of --user-dir
         raise ValueError(f"{' '.join(str(error).split())} (--user-dir)") from error
     except SystemExit as left:
         if not left.code:
@@ -73,7 +105,24 @@ def generation_options(words: Sequence[str]) -> Any:
     finally:
         logger.setLevel(level)
     check_options(cfg)
+    bare = options.parse_args_and_arch(
+        options.get_generation_parser(default_task="coe_translation"), ["DATA", "--path", "PATH"]
+    )
+    named = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in words}
+    _refuse_unused({n: v for n, v in vars(arguments).items() if n in named}, vars(bare))
     return cfg
+
+
+def _refuse_unused(given: dict[str, Any], bare: dict[str, Any]) -> None:
+    """Refuse what differs from a bare command line and changes no translation."""
+    for name in given.keys() & bare.keys() - _USED:
+        if given[name] != bare[name]:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} has no effect in decode; leave it out")
+    for name, default, other, off in _ONLY_WITH:
+        if given.get(name, default) != default and given.get(other, off) == off:
+            option, needed = name.replace("_", "-"), other.replace("_", "-")
+            raise ValueError(f"--{option} has no effect without --{needed}; leave it out")
 
 
 def check_options(cfg: Any) -> None:
@@ -98,7 +147,25 @@ def check_options(cfg: Any) -> None:
         for name, value in getattr(cfg, section).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
+    for section in ("bpe", "tokenizer"):
+        part = getattr(cfg, section, None)
+        for missing in OmegaConf.missing_keys(part) if OmegaConf.is_config(part) else ():
+            raise ValueError(
+                f"--{section} {part._name} needs --{missing.rpartition('.')[2].replace('_', '-')}"
+            )
+    post_process = cfg.common_eval.post_process
+    if post_process is not None:
+        try:
+            data_utils.post_process("", post_process)
+        except NotImplementedError as error:
+            raise ValueError(f"--remove-bpe {post_process}: {error}") from error
     overrides = cfg.common_eval.model_overrides
+    for name in ("sampling_topk", "no_repeat_ngram_size", "sampling_topp", "temperature"):
+        value, off = getattr(cfg.generation, name), _OFF[name]
+        most = 1 if name == "sampling_topp" else math.inf
+        if value != off and not 0 < value <= most:
+            most_text = " and at most 1" if most == 1 else ""
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0{most_text}, got {value}")
     try:
         plain = isinstance(ast.literal_eval(overrides), dict)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -6,6 +6,7 @@ Nothing here loads torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sacrebleu.metrics import BLEU, CHRF, TER
@@ -228,14 +229,24 @@ def _bleu(how: Scoring, effective_order: bool) -> BLEU:
         raise ValueError(f"unknown tokenizer {how.tokenize!r}; known: {', '.join(known)}")
     try:
         return BLEU(lowercase=how.lowercase, tokenize=how.tokenize, effective_order=effective_order)
-    except (ImportError, RuntimeError, OSError, EOFError, ValueError) as error:
-        if how.tokenize in _DOWNLOADS:
-            remedy = "sacreBLEU downloads its model on first use, which needs the network"
-        else:
-            extra = {"ja-mecab": "ja", "ko-mecab": "ko"}.get(how.tokenize or "", "")
-            remedy = (
-                f"install it with pip install 'sacrebleu[{extra}]'" if extra else "see sacreBLEU"
-            )
+    except (AssertionError, ImportError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise ValueError(
-            f"tokenizer {how.tokenize!r} cannot be loaded ({type(error).__name__}): {remedy}"
+            f"tokenizer {how.tokenize!r} cannot be loaded ({type(error).__name__}): "
+            f"{_remedy(how.tokenize or '', error)}"
         ) from error
+
+
+def _remedy(tokenize: str, error: Exception) -> str:
+    """What to do where a tokenizer cannot be loaded."""
+    if tokenize in _DOWNLOADS:
+        from sacrebleu.tokenizers import tokenizer_spm
+
+        address = tokenizer_spm.SPM_MODELS[tokenize]["url"]
+        model = Path(tokenizer_spm.SACREBLEU_DIR, "models", address.rpartition("/")[2])
+        if model.exists():
+            return f"its model {model} is damaged; remove it, and sacreBLEU downloads it again"
+        return f"sacreBLEU downloads its model on first use, which needs the network, to {model}"
+    if isinstance(error, AssertionError):  # another dictionary
+        return " ".join(str(error).split())
+    extra = {"ja-mecab": "ja", "ko-mecab": "ko"}.get(tokenize, "")
+    return f"install it with pip install 'sacrebleu[{extra}]'" if extra else "see sacreBLEU"

@@ -23,6 +23,7 @@ import numpy as np
 
 from coe_core.support.routing_file import (
     DamagedExportError,
+    OneLineParser,
     read_routing,
     run_as_command,
     stored_setting,
@@ -75,8 +76,8 @@ class Runner:
         batch_size: int = 32,
         verify: bool = True,
     ):
-        _at_least("threads", threads, 0)
-        _at_least("batch_size", batch_size, 1)
+        _check_range("threads", threads, 0, 1024)
+        _check_range("batch_size", batch_size, 1, 1_000_000)
         folder = Path(folder)
         self.routing = read_routing(folder, TASK, verify)
         self.batch_size = batch_size
@@ -125,8 +126,8 @@ class Runner:
         given = {"beam": beam, "lenpen": lenpen, "max_length": max_length}
         search = {**self.routing["search"]}
         search |= {name: value for name, value in given.items() if value is not None}
-        _at_least("beam", search["beam"], 1)
-        _at_least("max_length", search["max_length"], 1)
+        _check_range("beam", search["beam"], 1, 1000)
+        _check_range("max_length", search["max_length"], 1, 1_000_000)
         if not math.isfinite(search["lenpen"]):
             raise ValueError(f"lenpen must be a finite number, got {search['lenpen']}")
         longest = self.routing.get("max_target_tokens")  # with the end of the sentence
@@ -277,9 +278,11 @@ class Runner:
         return self.pieces.decode(pieces) if self.pieces else " ".join(pieces)
 
 
-def _at_least(name: str, value: int, low: int) -> None:
+def _check_range(name: str, value: int, low: int, high: int) -> None:
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
+    if value > high:
+        raise ValueError(f"{name} must be at most {high}, got {value}")
 
 
 def _head(path: Path, num_experts: int) -> tuple[np.ndarray, np.ndarray]:
@@ -312,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A line that is longer than the networks take gets an empty translation and is told on standard error.
     Exit status: 0; 1 if a line was left empty so; 2 if nothing could be done.
     """
-    parser = argparse.ArgumentParser(description="Translate lines with an exported team.")
+    parser = OneLineParser("Translate lines with an exported team.")
     parser.add_argument("--folder", default=str(Path(__file__).parent), help="of the export")
     parser.add_argument("--at", help="stored threshold")
     parser.add_argument("--threshold", type=float, help="end early when confidence >= this")

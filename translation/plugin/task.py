@@ -25,7 +25,7 @@ from translation.plugin.routes import RouteWriter
 from translation.plugin.selection import listen_to_selection
 from translation.plugin.start import copy_into_experts
 from translation.plugin.thresholds import CASCADE, is_stored, threshold_from
-from translation.plugin.trust import last_loaded
+from translation.plugin.trust import check_direction, last_loaded
 
 CRITERION = "coe_label_smoothed_cross_entropy"
 _DECODES_AGAIN = (
@@ -125,12 +125,18 @@ class CoETranslationTask(TranslationTask):
         for folder in split_paths(cfg.data or ""):
             if "://" not in folder and not Path(folder).is_dir():
                 raise ValueError(f"{folder}: no such folder; fairseq-preprocess makes it")
+        given = cfg.source_lang, cfg.target_lang
         try:
-            return super().setup_task(cfg, **named)
+            task = super().setup_task(cfg, **named)
         except (ValueError, CoEError):
             raise
         except Exception as error:  # fairseq's are of no particular kind
             raise ValueError(f"data folder {cfg.data}: {error}") from error
+        found = (cfg.source_lang, cfg.target_lang)  # fairseq looks for both where one is not given
+        if any(asked not in (None, has) for asked, has in zip(given, found, strict=True)):
+            asked = "-".join(language or "" for language in given)
+            raise ValueError(f"{cfg.data} holds {'-'.join(found)}, not {asked}")
+        return task
 
     @property
     def router(self) -> Router:
@@ -143,8 +149,9 @@ class CoETranslationTask(TranslationTask):
 
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)
-        if from_checkpoint and (path := last_loaded()) is not None:
-            self._loaded.append(path)
+        if from_checkpoint and (loaded := last_loaded()) is not None:
+            check_direction(loaded, f"{self.cfg.source_lang}-{self.cfg.target_lang}")
+            self._loaded.append(loaded.path)
         if isinstance(model, CoETransformerModel):
             self.num_experts, self.equal_experts = model.num_experts, model.equal_experts
             self.new_team = None if from_checkpoint else model
@@ -235,7 +242,7 @@ class CoETranslationTask(TranslationTask):
         if len(ignored) and not ignore_invalid_inputs:
             raise ValueError(
                 f"{len(ignored)} of {len(indices)} sentences are over the length limit {max_positions}; "
-                f"the first is number {ignored[0]}, of sizes {dataset.size(ignored[0])}; "
+                f"the first is number {ignored[0]}, of sizes {tuple(map(int, dataset.size(ignored[0])))}; "
                 "--skip-invalid-size-inputs-valid-test leaves them out"
             )
         return super().filter_indices_by_size(
@@ -350,10 +357,11 @@ class CoETranslationTask(TranslationTask):
         try:
             super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         except FileNotFoundError as error:
-            folder = Path(split_paths(self.cfg.data)[0])
+            folder, kind = Path(split_paths(self.cfg.data)[0]), self.cfg.dataset_impl
+            kind = "" if kind is None else f" of --dataset-impl {kind} (to be left out)"
             known = sorted({file.name.partition(".")[0] for file in folder.glob("*.idx")})
             raise ValueError(
-                f"there is no set {split!r} in {folder}; there are: {', '.join(known) or 'none'}"
+                f"there is no set {split!r} in {folder}{kind}; there are: {', '.join(known) or 'none'}"
             ) from error
         except AssertionError as error:
             if "same number" not in str(error):

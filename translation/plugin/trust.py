@@ -15,7 +15,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 TASKS = ("coe_translation", "translation")
 CRITERIA = (
@@ -205,12 +205,38 @@ def check_sizes(state: Mapping[str, Any], path: str) -> None:
             )
 
 
-_loaded: list[str] = []  # files of the checkpoints that fairseq has loaded, in their order
+class Loaded(NamedTuple):
+    """A checkpoint that fairseq has loaded."""
+
+    path: str
+    direction: str | None  # such as de-en, that it was trained for; None: it does not say
 
 
-def last_loaded() -> str | None:
-    """File of the checkpoint that fairseq loaded last: it builds each model right after loading it."""
+_loaded: list[Loaded] = []  # in their order
+
+
+def last_loaded() -> Loaded | None:
+    """The checkpoint that fairseq loaded last: it builds each model right after loading it."""
     return _loaded[-1] if _loaded else None
+
+
+def check_direction(loaded: Loaded, direction: str) -> None:
+    """Refuse a checkpoint of another direction: it would translate into the wrong language.
+
+    Raises:
+        ValueError: it was trained for another.
+    """
+    if loaded.direction not in (None, direction):
+        raise ValueError(
+            f"{loaded.path} was trained for {loaded.direction}, and this is {direction}: give other data, or "
+            "other --source-lang and --target-lang"
+        )
+
+
+def _direction(state: Mapping[str, Any]) -> str | None:
+    task = sections(state).get("task", {})
+    source, target = (task.get(f"{side}_lang") for side in ("source", "target"))
+    return f"{source}-{target}" if source and target else None
 
 
 def guard_fairseq(look: Callable[[str], Mapping[str, Any]]) -> None:
@@ -231,7 +257,7 @@ def guard_fairseq(look: Callable[[str], Mapping[str, Any]]) -> None:
         state = look(local)
         check_configuration(state, str(path), arg_overrides)
         check_sizes(state, str(path))
-        _loaded.append(str(local))
+        _loaded.append(Loaded(str(local), _direction(state)))
         return load(path, arg_overrides, *more, **named)
 
     guarded.guarded = True  # type: ignore[attr-defined]  # a mark for the next call

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from coe_core.support.command import at_least
+from coe_core.support.command import at_least, number_in
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="where the data lie now")
     parser.add_argument(
         "--guarantee",
-        type=float,
+        type=number_in(0, 1, low_is_in=False, high_is_in=False),
         metavar="P",
         help="accuracy_drop holds with probability P, such as 0.95",
     )
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="what exits are decided by: of the rough prediction, or what an expert is expected to gain",
     )
     parser.add_argument(
-        "--batch-size", type=at_least(1), default=64, help="at which latency is measured"
+        "--batch-size", type=at_least(1), help="at which latency is measured (default: 64)"
     )
 
 

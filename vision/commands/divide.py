@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from coe_core.support.command import at_least, number_in
+from coe_core.support.command import at_least, number_in, refuse_unused
 
 INFINITE = float("inf")
 LARGEST = 16384  # side of an image, in pixels
@@ -17,9 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "overrides", nargs="*", metavar="key=value", help="options of the network, such as width=64"
     )
     parser.add_argument("-s", type=int, required=True, metavar="S", help="number of networks")
-    parser.add_argument(
-        "--match", default="macs", help="what stays the same: macs (default) or parameters"
-    )
+    parser.add_argument("--match", help="what solve keeps: macs (default) or parameters")
     parser.add_argument(
         "--rule", help="solve, or a published rule such as widening (default: paper's for paper/)"
     )
@@ -31,7 +29,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance",
         type=number_in(0, INFINITE, high_is_in=False),
-        default=0.03,
         help="of solve, relative (default: 0.03)",
     )
     parser.add_argument(
@@ -59,15 +56,24 @@ def run(arguments: argparse.Namespace) -> None:
     division = divide_network(
         Network(arguments.model, options=parse_options(arguments.overrides)),
         arguments.s,
-        arguments.match,
+        arguments.match or "macs",
         rule=arguments.rule,
         num_classes=arguments.classes,
         image_size=arguments.size,
-        tolerance=arguments.tolerance,
+        tolerance=0.03 if arguments.tolerance is None else arguments.tolerance,
         knob=arguments.knob,
         weight_decay=arguments.weight_decay,
         regulariser_rules=rules,
     )
+    if division.rule != "solve":
+        refuse_unused(
+            f"they are of rule solve, and this is rule {division.rule}",
+            match=arguments.match,
+            tolerance=arguments.tolerance,
+        )
+    if absent := rules.keys() - {regulariser.kind for regulariser in division.regularisers}:
+        reason = f"the network as it is given has no {', '.join(sorted(absent))}"
+        refuse_unused(reason, regulariser=arguments.regulariser)
     for table in division_tables(division):
         print_table(table)
     print(f"in a recipe, for each of the {division.s}:")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from coe_core.support.command import at_least
+from coe_core.support.command import at_least, refuse_unused
 
 TIMED_IMAGES = 512  # that time is measured on
 
@@ -16,7 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", help="run folders or checkpoints")
     parser.add_argument("--out", help="folder for the results (default: RUN/evaluation)")
     parser.add_argument("--data", help="where the data lie now")
-    parser.add_argument("--batch-size", type=at_least(1), default=64, help="for measured time")
+    parser.add_argument("--batch-size", type=at_least(1), help="for measured time (default: 64)")
     parser.add_argument(
         "--confidence",
         choices=("max_probability", "margin", "entropy", "gain"),
@@ -34,6 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
     from vision.evaluation.summary import rich_table
     from vision.run import load_run
 
+    if arguments.no_time:
+        refuse_unused("--no-time measures no time", batch_size=arguments.batch_size)
     runs = [load_run(path, team=False) for path in arguments.runs]
     recipe = runs[0].recipe
     folder = Path(arguments.out) if arguments.out else runs[0].folder / "evaluation"
@@ -41,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
         runs,
         folder,
         data_path=arguments.data,
-        batch_size=arguments.batch_size,
+        batch_size=arguments.batch_size or 64,
         time_images=0 if arguments.no_time else TIMED_IMAGES,
         exits_by=arguments.confidence,
     )

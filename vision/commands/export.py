@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from coe_core.support.command import at_least
+from coe_core.support.command import at_least, refuse_unused
 
 INT8_IMAGES = 256  # that ranges of activations are measured on: the first, of the validation data
 
@@ -15,7 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="run folder or checkpoint")
     parser.add_argument("--to", choices=("onnx", "pt2"), required=True, help="format")
     parser.add_argument("--out", help="folder, new or empty (default: RUN/export_FORMAT)")
-    parser.add_argument("--opset", type=at_least(1), default=18, help="of ONNX (default: 18)")
+    parser.add_argument("--opset", type=at_least(1), help="of ONNX (default: 18)")
     parser.add_argument(
         "--at", help="the export's own operating point (default: best), or mean multiply-adds"
     )
@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     from vision.prediction.budgets import resolve_budget
     from vision.run import load_run
 
-    if arguments.int8 and arguments.to != "onnx":
-        raise ValueError("--int8 is for --to onnx")
+    if arguments.to != "onnx":
+        refuse_unused("it is for --to onnx", int8=arguments.int8, opset=arguments.opset)
     run = load_run(arguments.run)
     kind = arguments.to
     folder = Path(arguments.out) if arguments.out else run.folder / f"export_{kind}"

@@ -27,7 +27,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=float, help="exit when confidence >= this; higher exits fewer"
     )
-    parser.add_argument("--format", choices=("table", "csv", "jsonl"), default="table")
+    parser.add_argument(
+        "--format",
+        choices=("table", "csv", "jsonl"),
+        help="(default: table, or by the ending of --out)",
+    )
     parser.add_argument("--batch-size", type=at_least(1), default=64)
     parser.add_argument(
         "--ensemble", metavar="NAME", help="predict with this ensemble of the run, not the experts"
@@ -52,9 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
     from vision.prediction.files import find_images, predict_files
     from vision.prediction.results import open_results
 
-    kind, path = arguments.format, arguments.out and Path(arguments.out)
+    path = arguments.out and Path(arguments.out)
+    by_ending = ("csv" if path.suffix == ".csv" else "jsonl") if path else "table"
+    kind = arguments.format or by_ending
     if path and kind == "table":
-        kind = "csv" if path.suffix == ".csv" else "jsonl"
+        raise ValueError("--format table is for the terminal; --out writes csv or jsonl")
     if arguments.resume and not path:
         raise ValueError("--resume continues a file: give it as --out FILE")
     predictor = _predictor(arguments)

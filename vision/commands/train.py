@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from pathlib import Path
 
-from coe_core.support.command import DONE, IN_PART, at_least
+from coe_core.support.command import DONE, IN_PART, at_least, refuse_unused
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,13 +32,17 @@ def run(arguments: argparse.Namespace) -> int:
     from coe_core.support.reports import print_table
     from vision.commands.calibrate import points_table
     from vision.evaluation.calibrate import default_points
-    from vision.recipe import load_recipe
+    from vision.recipe import load_recipe, unused_settings
     from vision.run import load_run
     from vision.training.processes import processes
     from vision.training.train import train
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    for line in unused_settings(recipe):
+        warnings.warn(line, stacklevel=2)
     if arguments.dry_run:
+        kept = {name: getattr(arguments, name) for name in ("out", "resume", "stop_after")}
+        refuse_unused("--dry-run keeps no run", **kept)
         _dry_run(arguments, recipe)
         return DONE
     folder = Path(arguments.out or f"runs/{Path(arguments.recipe).stem}-s{recipe.seed}")

@@ -41,6 +41,7 @@ from vision.data.decode import (
     tell_unreadable,
 )
 from vision.data.files import image_formats
+from vision.data.preprocess import LARGE_JPEG, LEAST
 from vision.data.shards import Member, Members
 
 FOLDER_VARIABLE, BYTES_VARIABLE = "COE_CACHE", "COE_CACHE_BYTES"
@@ -265,6 +266,7 @@ def cache_key(paths: Sequence[str | Member], form: StoredForm) -> str:
         "form": (form.kind, form.preprocess.size, form.preprocess.channels, form.preprocess.resize),
         "max_pixels": form.max_pixels or Image.MAX_IMAGE_PIXELS,
         "formats": image_formats().formats,
+        "reduced": (LARGE_JPEG, LEAST),
         "pillow": (pillow_version, *map(features.version, ("jpg", "zlib", "webp", "libtiff"))),
     }
     digest = hashlib.sha256(json.dumps(settings).encode())

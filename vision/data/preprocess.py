@@ -32,6 +32,11 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+LARGEST_SIDE = 16384  # of an input
+LARGE_JPEG = 2**24  # pixels, above which one is decoded at a fraction of its size
+LEAST = (
+    4  # times the size it is resized to: with antialiasing that is seen in no more than rounding
+)
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # of TIFF
 _PILLOWS_LIMIT = threading.Lock()
 
@@ -81,9 +86,10 @@ class Preprocess:
     resize: Literal["exact", "crop"] = "exact"
 
     def __post_init__(self) -> None:
-        if self.size < 1:
+        if not 1 <= self.size <= LARGEST_SIDE:
             raise ValueError(
-                f"size is the side of the input in pixels, at least 1; got {self.size}"
+                f"size is the side of the input in pixels, at least 1 and at most {LARGEST_SIDE}; got "
+                f"{self.size}"
             )
         if self.channels not in (1, 3):
             raise ValueError(f"channels is 1 (grey) or 3 (RGB); got {self.channels}")
@@ -121,7 +127,7 @@ class Preprocess:
         Raises:
             UnreadableImageError: missing, truncated, not an image, or above the limit of pixels.
         """
-        return to_tensor(self.square(self.decode(path, max_pixels), path))
+        return to_tensor(self.square(self.decode(path, max_pixels, self.needed_side), path))
 
     def load_for_training(
         self, path: str | PathLike | Member, max_pixels: int | None = None
@@ -131,17 +137,31 @@ class Preprocess:
         Raises:
             UnreadableImageError: as `load`.
         """
-        image = self.decode(path, max_pixels)
+        image = self.decode(path, max_pixels, self.needed_side)
         image = self._shorten(image, path) if self.resize == "crop" else self.square(image, path)
         return to_tensor(image)
 
+    @property
+    def needed_side(self) -> int:
+        """Shorter side in pixels to which pictures are resized."""
+        return self.shorter_side if self.resize == "crop" else self.size
+
     def decode(
-        self, path: str | PathLike | BinaryIO | Member, max_pixels: int | None = None
+        self,
+        path: str | PathLike | BinaryIO | Member,
+        max_pixels: int | None = None,
+        needed: int | None = None,
     ) -> Image.Image:
-        """Decode a file at its own resolution: EXIF rotation applied, mode L or RGB.
+        """Decode a file: EXIF rotation applied, mode L or RGB.
 
         Transparent pixels are laid over white. 16-bit grey is scaled to 8 bits. Of several frames, the
         first. Only the formats of `vision.data.files.image_formats` are opened.
+
+        Args:
+            path: see `load`.
+            max_pixels: see `load`.
+            needed: shorter side in pixels that it will be resized to, see `reduce_while_loading`; None
+                decodes it at its own resolution.
 
         Raises:
             UnreadableImageError: as `load`.
@@ -155,6 +175,8 @@ class Preprocess:
                 else:
                     content = path
                 image = stack.enter_context(open_image(content, max_pixels))
+                if needed is not None:
+                    reduce_while_loading(image, needed)
                 image.load()
                 turn = _UPRIGHT.get(_orientation(image) or 1)
                 image = self.convert(image)
@@ -267,6 +289,20 @@ def open_image(content: BinaryIO, max_pixels: int | None = None) -> Iterator[Ima
             tags = image.tag_v2  # type: ignore[attr-defined]
             _check_size(int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_LENGTH, 1)), limit)
         yield image
+
+
+def reduce_while_loading(image: Image.Image, needed: int) -> None:
+    """Let a JPEG of over 16.8 megapixels be decoded at a half, a quarter or an eighth of its size (OURS).
+
+    That takes a fraction of the memory and time. Where training, predictions, the server and exports do it by
+    one rule, all see the same pixels.
+
+    Args:
+        image: opened, not decoded.
+        needed: shorter side in pixels that it will be resized to; four times that stays.
+    """
+    if image.format in ("JPEG", "MPO") and image.width * image.height > LARGE_JPEG:
+        image.draft(None, (LEAST * needed, LEAST * needed))
 
 
 def _pillow_open(content: BinaryIO, limit: int | None) -> Image.Image:

@@ -40,7 +40,7 @@ def calibrate(
     guarantee: float | None = None,
     confidence: ExitKind = "max_probability",
     names: Sequence[str] | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> list[OperatingPoint]:
     """Fit a threshold for every aim on the validation split and store them with the run.
 
@@ -52,23 +52,28 @@ def calibrate(
         confidence: what exits are decided by; for gain every second sample fits the rule, the others
             the thresholds, so that the guarantee holds.
         names: of the operating points; None names each by its aim.
-        batch_size: at which latency is measured.
+        batch_size: at which latency is measured; None: 64.
 
     Raises:
-        ValueError: unknown aim, or a guarantee for an aim that has none.
+        ValueError: unknown aim, or a guarantee or a batch size that no aim has a use for.
         AimNotReachableError: no threshold reaches an aim.
     """
     parsed = [parse_aim(text, AIMS) for text in aims]
     if guarantee is not None and any(aim.kind != "accuracy_drop" for aim in parsed):
         raise ValueError("a guarantee is defined for accuracy_drop=... only")
+    with_latency = any(aim.kind == "latency" for aim in parsed)
+    if batch_size is not None and not with_latency:
+        raise ValueError(
+            "a batch size is for latency=... only: no other aim is measured in batches"
+        )
     precision = choose_precision(run.recipe.train.precision)
     predictions = predict_all(run.networks, data.validation, precision, "validation data")
     predictions.check_team(str(run.folder))
     macs = run_macs(run.networks)
     held_out = fit_held_out(predictions, partial(coe_logits, macs=macs), confidence)
     rough_weight, rule, predictions, stage = held_out
-    if any(aim.kind == "latency" for aim in parsed):
-        stage = _with_latency(run, data, stage, predictions.selected_expert, batch_size)
+    if with_latency:
+        stage = _with_latency(run, data, stage, predictions.selected_expert, batch_size or 64)
     provenance: dict[str, Any] = {
         "num_samples": len(predictions.target),
         "data": f"{run.recipe.data.name}, validation split",

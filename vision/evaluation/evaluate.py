@@ -122,8 +122,12 @@ def evaluate(
 
 
 def _check_alike(runs: Sequence[Run]) -> None:
-    """Refuse runs of other classes or images than the first."""
+    """Refuse runs of other classes or images than the first, and one that is given twice."""
     first = runs[0]
+    seen: dict[Path, Run] = {}
+    for run in runs:
+        if (again := seen.setdefault(run.checkpoint.resolve(), run)) is not run:
+            raise RunError(f"{again.folder} is given twice, as if it were two seeds: give it once")
     for run in runs[1:]:
         if run.networks.classes != first.networks.classes:
             raise RunError(

@@ -25,6 +25,7 @@ from PIL import Image
 
 from coe_core.support.routing_file import (
     DamagedExportError,
+    OneLineParser,
     read_routing,
     run_as_command,
     stored_setting,
@@ -35,6 +36,8 @@ TASK = "vision"
 # Those that coe-vision opens; others of Pillow's start programs (EPS). HEIF: where pillow-heif is.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "ICO", "AVIF", "HEIF")
 _ORIENTATION = 0x0112
+LARGE_JPEG = 2**24  # pixels, above which one is decoded at a fraction of its size, at least
+LEAST = 4  # times the side that it is resized to
 # EXIF orientation -> what sets the picture upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -131,10 +134,11 @@ class Runner:
                 f"pixels must be uint8 of shape n x {' x '.join(map(str, shape))}, got {pixels.dtype} "
                 f"of shape {' x '.join(map(str, pixels.shape))}"
             )
-        rough, confidence, selected, *features = self.delegator.run(None, {"images": pixels})
-        seen = (
-            features[0] if features else pixels
-        )  # by the experts: what a shared trunk made of them
+        rough, confidence, selected, *features = self._outputs(
+            self.delegator, "the delegator", {"images": pixels}, (3, 4)
+        )
+        # By the experts: the images, or what a shared trunk made of them.
+        seen = features[0] if features else pixels
         exited = confidence >= np.float32(threshold)
         logits = rough.copy()
         for j in np.unique(selected[~exited]):
@@ -145,11 +149,34 @@ class Runner:
             rows = np.flatnonzero((selected == j) & ~exited)
             group = seen if len(rows) == len(seen) else seen[rows]
             expert = self.experts[j]
-            answer = expert.run(None, {expert.get_inputs()[0].name: group})[0]
+            feed = {expert.get_inputs()[0].name: group}
+            (answer,) = self._outputs(expert, f"expert {j}", feed)
             logits[rows] = answer + np.float32(rough_weight) * rough[rows]
         logits -= logits.max(axis=1, keepdims=True)
         odds = np.exp(logits)
         return Routed(odds / odds.sum(axis=1, keepdims=True), exited, selected, confidence)
+
+    def _outputs(
+        self, session, name: str, feed: dict[str, np.ndarray], counts: Sequence[int] = (1,)
+    ) -> list[np.ndarray]:
+        """What a network answers: logits [n, c] first.
+
+        Raises:
+            DamagedExportError: it does not fit routing.json, as where digests are not compared.
+        """
+        try:
+            outputs = session.run(None, feed)
+        except Exception as error:  # onnxruntime's errors have no common class
+            reason = " ".join(str(error).split())
+            raise DamagedExportError(f"{name} does not fit routing.json: {reason}") from error
+        n = len(next(iter(feed.values())))
+        wanted, got = (n, len(self.classes)), np.shape(outputs[0])
+        if len(outputs) not in counts or got != wanted:
+            raise DamagedExportError(
+                f"{name} does not fit routing.json: it has {len(outputs)} outputs, of them the first of "
+                f"shape {got}, not {counts[0]} and {wanted}"
+            )
+        return outputs
 
     def decode(self, image: str | Path | Image.Image) -> np.ndarray:
         """An image as the networks take it: uint8 [channels, size, size]."""
@@ -202,7 +229,7 @@ def decode(image: str | Path | Image.Image, preprocess: dict) -> np.ndarray:
         if isinstance(image, Image.Image):
             picture = _convert(image, preprocess["channels"])
         else:
-            picture = _open(Path(image), preprocess["channels"])
+            picture = _open(Path(image), preprocess)
         picture = _square(picture, preprocess["size"], preprocess["resize"] == "crop")
     except (MemoryError, UnreadableImageError):
         raise
@@ -225,7 +252,7 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _open(path: Path, channels: int) -> Image.Image:
+def _open(path: Path, preprocess: dict) -> Image.Image:
     try:
         regular = stat.S_ISREG(path.stat().st_mode)  # a pipe would wait for ever
     except FileNotFoundError as error:
@@ -235,11 +262,14 @@ def _open(path: Path, channels: int) -> Image.Image:
         raise UnreadableImageError(f"cannot read the image {path}: it is {kind}, not a file")
     with Image.open(path, formats=_formats()) as image:
         _check_pixels(path, image.width * image.height, f"{image.width} x {image.height}")
+        if image.format in ("JPEG", "MPO") and image.width * image.height > LARGE_JPEG:
+            side = int(preprocess["size"] * (1.15 if preprocess["resize"] == "crop" else 1))
+            image.draft(None, (LEAST * side, LEAST * side))
         image.load()
         turn = None
         with contextlib.suppress(Exception):  # a damaged EXIF block leaves the picture as it is
             turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-        picture = _convert(image, channels)
+        picture = _convert(image, preprocess["channels"])
         return picture if turn is None else picture.transpose(turn)
 
 
@@ -286,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Exit status: 0; 1 if an image could not be read; 2 if nothing could be done.
     """
-    parser = argparse.ArgumentParser(description="Predict images with an exported team.")
+    parser = OneLineParser("Predict images with an exported team.")
     parser.add_argument("images", nargs="+")
     parser.add_argument("--folder", default=str(Path(__file__).parent), help="of the export")
     parser.add_argument("--at", help="stored operating point")

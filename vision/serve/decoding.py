@@ -9,7 +9,7 @@ from contextlib import suppress
 from torch import Tensor
 
 from vision.data.decode import num_processors
-from vision.data.preprocess import Preprocess, open_image
+from vision.data.preprocess import Preprocess, open_image, reduce_while_loading
 from vision.prediction.predictor import decode_image
 from vision.serve.memory import MemoryBoundWork, MemoryBudget
 
@@ -26,6 +26,7 @@ _BY_FORMAT = {
     "WEBP": 26,
     "AVIF": 18,
 }  # JPEG: a progressive one
+_COEFFICIENTS = 8  # of a progressive JPEG, at its own size where it is decoded at a fraction
 _OTHER = 34
 _TURNED = 4  # a second copy, for EXIF's orientation
 
@@ -72,6 +73,8 @@ def decoding_bytes(content: bytes, preprocess: Preprocess, max_pixels: int | Non
     0 of what cannot be opened or has too many pixels: `decode_image` refuses it undecoded.
     """
     with suppress(Exception), open_image(io.BytesIO(content), max_pixels) as image:
+        size = image.width * image.height
+        reduce_while_loading(image, preprocess.needed_side)
         width, height = image.size
         each = max(_BY_MODE.get(image.mode, _OTHER), _BY_FORMAT.get(image.format or "", 0))
         if "transparency" in image.info:
@@ -79,7 +82,9 @@ def decoding_bytes(content: bytes, preprocess: Preprocess, max_pixels: int | Non
         if "exif" in image.info:
             each += _TURNED
         resized = resizing_bytes(width, height, preprocess)
-        return len(content) + width * height * each + resized
+        reduced = width * height < size
+        kept = size * _COEFFICIENTS if reduced and image.info.get("progressive") else 0
+        return len(content) + width * height * each + resized + kept
     return 0
 
 

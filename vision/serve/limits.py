@@ -7,8 +7,10 @@ import json
 import logging
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 log = logging.getLogger("coe-serve")
+GRACE = 1.0  # seconds of an upload in which it does not give way to others
 ALWAYS_ANSWERED = frozenset({"/health", "/metrics"})  # by path; neither reads a body nor waits
 
 
@@ -18,7 +20,8 @@ class Limits:
     429: as many POST requests are in work as may be. 413: too many bytes. 408: too slow. 503: as many
     requests of any kind are in work as the server has places for. Bodies are read here, so what comes
     after never waits for a client, and memory is bounded by ``max_requests * max_bytes``.
-    `ALWAYS_ANSWERED` are never refused for what others do.
+    Where all places are taken, the slowest of the uploads that have had a second gives its place away
+    (408), so that slow clients keep nobody out. `ALWAYS_ANSWERED` are never refused for what others do.
 
     Args:
         app: the application.
@@ -32,6 +35,7 @@ class Limits:
         self.body_seconds = body_seconds
         self.max_any = places(max_requests)
         self.in_work = self.any_in_work = 0
+        self.uploads: set[_Upload] = set()
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http" or scope["path"] in ALWAYS_ANSWERED:
@@ -50,17 +54,31 @@ class Limits:
             self.any_in_work -= 1
 
     async def _post(self, scope, receive, send) -> None:
-        if self.in_work >= self.max_requests:
+        if self.in_work >= self.max_requests and not self._slowest_gives_way():
             detail = f"{self.max_requests} requests are in work already; try again later"
             await self._refuse(receive, send, 429, detail, retry=True, seconds=1.0)
             return
         self.in_work += 1
+        upload = _Upload(time.monotonic())
         try:
-            await self._with_body(scope, receive, send)
+            await self._with_body(upload, scope, receive, send)
         finally:
-            self.in_work -= 1
+            self.in_work -= not upload.gave_way
 
-    async def _with_body(self, scope, receive, send) -> None:
+    def _slowest_gives_way(self) -> bool:
+        """Whether an upload that has had its time gave its place away."""
+        now = time.monotonic()
+        late = [upload for upload in self.uploads if now - upload.began >= GRACE]
+        if not late:
+            return False
+        slowest = min(late, key=lambda upload: upload.size / (now - upload.began))
+        slowest.gave_way = True
+        slowest.time.reschedule(0.0)  # over
+        self.uploads.discard(slowest)
+        self.in_work -= 1
+        return True
+
+    async def _with_body(self, upload: _Upload, scope, receive, send) -> None:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         too_large = f"the body may have {self.max_bytes:,} bytes"
         if length.isdigit() and int(length) > self.max_bytes:
@@ -68,13 +86,19 @@ class Limits:
             await self._refuse(receive, send, 413, detail)
             return
         try:
-            async with asyncio.timeout(self.body_seconds):
-                body = await self._read(receive)
+            async with asyncio.timeout(self.body_seconds) as upload.time:
+                self.uploads.add(upload)
+                body = await self._read(receive, upload)
         except TimeoutError:
-            await refuse(send, 408, f"the body did not arrive within {self.body_seconds:g} s")
+            detail = f"the body did not arrive within {self.body_seconds:g} s"
+            if upload.gave_way:
+                detail = "the body came more slowly than others, and all places were taken"
+            await refuse(send, 408, detail)
             return
         except _GoneError:
             return
+        finally:
+            self.uploads.discard(upload)
         if body is None:
             await self._refuse(receive, send, 413, f"{too_large}, this one has more")
             return
@@ -101,19 +125,29 @@ class Limits:
                     del message
         await send({"type": "http.response.body", "body": b""})
 
-    async def _read(self, receive) -> bytes | None:
+    async def _read(self, receive, upload: _Upload) -> bytes | None:
         """The body; None if it is too large."""
-        parts, size, more = [], 0, True
+        parts, more = [], True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _GoneError
             parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > self.max_bytes:
+            upload.size += len(parts[-1])
+            if upload.size > self.max_bytes:
                 return None
             more = message.get("more_body", False)
         return b"".join(parts)
+
+
+@dataclass(eq=False)
+class _Upload:
+    """A body that is on its way."""
+
+    began: float
+    size: int = 0  # bytes so far
+    gave_way: bool = False  # its place is another request's
+    time: asyncio.Timeout = field(default_factory=lambda: asyncio.timeout(None))
 
 
 class _GoneError(Exception):

@@ -234,7 +234,9 @@ def test_settings(folder, task):
     routing = read_routing(folder, task)
     name = next(iter(routing["operating_points"]))
     assert stored_setting(routing) == (routing["default"]["threshold"], 0.0)
-    assert stored_setting(routing, name, 3.0)[0] == 3.0
+    assert stored_setting(routing, threshold=3.0)[0] == 3.0
+    with pytest.raises(ValueError, match=f"not both: '{name}' and 3"):
+        stored_setting(routing, name, 3.0)
     with pytest.raises(ValueError, match=f"no operating point 'fast'; stored: {name}"):
         stored_setting(routing, "fast")
     for threshold in (math.nan, *([-1.0] if task == "vision" else [])):

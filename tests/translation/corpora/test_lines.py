@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import zipfile
 
 import pytest
@@ -13,7 +14,7 @@ from translation.commands.cli import main
 from translation.corpora import lines
 from translation.corpora.lines import read_lines, read_plain_lines
 from translation.corpora.published import tatoeba_pairs, write_splits
-from translation.corpora.text import hypotheses_in
+from translation.corpora.text import check_parallel, hypotheses_in
 from translation.corpora.vocabulary import Segmentation, encode_file, train_vocabulary
 
 ODD = "one\u0085two\u2028three\u2029four\x0bfive\x0csix\x1cseven"
@@ -151,6 +152,30 @@ def test_a_vocabulary_says_what_it_was_not_learned_from(text, tmp_path):
     assert report.num_changed == 1
     assert report.example == ("½ Liter ﬁnden", "1⁄2 Liter finden")
     assert report.num_pieces < 60
+
+
+def test_characters_that_no_vocabulary_holds(text, tmp_path):
+    with_nul = tmp_path / "nul"
+    with_nul.write_bytes(text.read_bytes() + b"a\0b\n")
+    wanted = f"{with_nul}:6: a NUL character, which no vocabulary holds; leave it out, as with tr"
+    for call in (
+        lambda: train_vocabulary([text, with_nul], 60, tmp_path / "x.model"),
+        lambda: encode_file(_model(text, tmp_path), with_nul, tmp_path / "out"),
+        lambda: check_parallel([with_nul, with_nul]),
+    ):
+        with pytest.raises(ValueError, match=re.escape(wanted)):
+            call()
+    with_bell = tmp_path / "bell"
+    with_bell.write_bytes(b"ring\x07ing it\n" * 5 + text.read_bytes())
+    report = train_vocabulary(
+        [with_bell], 60, tmp_path / "x.model", segmentation=Segmentation(soft_limit=True)
+    )
+    assert report.example == ("ring\x07ing it", "ringing it")
+
+
+def _model(text, folder):
+    train_vocabulary([text], 60, folder / "m", segmentation=Segmentation(soft_limit=True))
+    return folder / "m"
 
 
 def test_options_of_the_segmentation(text, tmp_path):

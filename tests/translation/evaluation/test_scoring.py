@@ -125,18 +125,58 @@ def test_json_and_sentences(said, texts):
     ("options", "message"),
     [
         (("--tokenize", "klingon"), "unknown tokenizer 'klingon'; known: 13a, char, flores101"),
-        (("--chrf-word-order", "99"), "--chrf-word-order must be at most 10, got 99"),
+        (("--chrf-word-order", "99"), "--chrf-word-order: must be at most 10, got 99"),
         (("--chrf-word-order", "-1"), "must be at least 0, got -1"),
         (("--resamples", "0"), "must be at least 1, got 0"),
+        (("--resamples", "9"), "--resamples has no effect: one system is compared with none"),
     ],
 )
 def test_scoring_that_cannot_be(said, texts, options, message):
-    try:
-        status, _, error = said("score", texts / "system", "-r", texts / "reference", *options)
-    except SystemExit:
-        return
+    status, _, error = said("score", texts / "system", "-r", texts / "reference", *options)
     assert (status, message in error) == (2, True), error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("tokenize", "line", "words"),
+    [
+        ("ja-mecab", "私は学生です。", "私 は 学生 です 。"),
+        ("ko-mecab", "나는 학생이다.", "나 는 학생 이 다 ."),
+    ],
+)
+def test_words_of_japanese_and_korean(tokenize, line, words):
+    metric = build_metric("BLEU", Scoring(tokenize))
+    assert metric.tokenizer(line).split() == words.split()
+    (bleu,) = score([line], [[line]], scoring=Scoring(tokenize))
+    assert (round(bleu.value), f"tok:{tokenize}" in bleu.signature) == (100, True)
+
+
+def test_pieces_of_flores(tmp_path, monkeypatch):
+    import sentencepiece
+    from sacrebleu.tokenizers import tokenizer_spm
+
+    monkeypatch.setattr(tokenizer_spm, "SACREBLEU_DIR", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    for tokenize, name in (
+        ("flores200", "flores200sacrebleuspm"),
+        ("spm", "sacrebleu_tokenizer_spm.model"),
+        ("spBLEU-1K", "spbleu-1k_tokenizer_spm.model"),
+    ):
+        model = tmp_path / "models" / name
+        model.write_bytes(b"half a download")
+        with pytest.raises(ValueError, match=f"its model {model} is damaged; remove it"):
+            build_metric("BLEU", Scoring(tokenize))
+        with model.open("wb") as file:  # as small as one can be; sacreBLEU's own is downloaded
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(CHINESE * 9), model_writer=file, vocab_size=40, minloglevel=2
+            )
+        cut = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        pieces = [
+            [" ".join(cut.encode(line, out_type=str)) for line in text]
+            for text in (SYSTEM, CHINESE)
+        ]
+        (bleu,) = score(SYSTEM, [CHINESE], scoring=Scoring(tokenize))
+        assert bleu.value == sacrebleu.corpus_bleu(pieces[0], pieces[1:], tokenize="none").score
 
 
 def test_packages_and_models_that_are_missing(monkeypatch):

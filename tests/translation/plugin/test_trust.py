@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from translation.plugin.checkpoints import load_state
-from translation.plugin.trust import architectures, check_configuration
+from translation.plugin.trust import Loaded, architectures, check_configuration, check_direction
 
 
 @pytest.fixture(scope="session")
@@ -354,3 +354,13 @@ def test_files_that_are_no_checkpoints(said, tmp_path, content):
 def test_a_pipe_is_not_waited_for(said, tmp_path):
     os.mkfifo(tmp_path / "x.pt")
     assert "x.pt: not a file" in said("inspect", tmp_path / "x.pt")[2]
+
+
+def test_a_checkpoint_of_another_direction():
+    loaded = Loaded("team.pt", "de-en")
+    check_direction(loaded, "de-en")
+    check_direction(
+        Loaded("team.pt", None), "en-de"
+    )  # trained without --source-lang: it does not say
+    with pytest.raises(ValueError, match=r"team.pt was trained for de-en, and this is en-de: give"):
+        check_direction(loaded, "en-de")

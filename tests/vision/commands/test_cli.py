@@ -180,6 +180,23 @@ def test_interrupted_before_training(cli, monkeypatch, capsys):
         ),
         (["evaluate", "RUN", "--no-time", "--out", "/dev/null/x"], "/dev/null/x: Not a directory"),
         (["train", "digits", "--out", "/dev/null/x"], "cannot write to /dev/null/x"),
+        (
+            ["train", "digits", "--dry-run", "--resume", "--out", "x"],
+            "--out, --resume have no effect: --dry-run keeps no run; leave them out",
+        ),
+        (["train", "digits", "--dry-run", "--stop-after", "1"], "--stop-after has no effect"),
+        (["evaluate", "RUN", "--no-time", "--batch-size", "8"], "--batch-size has no effect"),
+        (["calibrate", "RUN", "best", "--batch-size", "8"], "a batch size is for latency=... only"),
+        (["predict", "RUN", "x.png", "--format", "table", "--out", "x.csv"], "is for the terminal"),
+        (["export", "RUN", "--to", "pt2", "--opset", "18"], "--opset has no effect: it is for"),
+        (
+            ["divide", "small_resnet", "-s", "2", "--rule", "none", "--match", "macs"],
+            "--match has no effect: they are of rule solve, and this is rule none",
+        ),
+        (
+            ["divide", "small_resnet", "-s", "1", "--regulariser", "drop_path=none"],
+            "--regulariser has no effect: the network as it is given has no drop_path",
+        ),
     ],
 )
 def test_one_line_for_what_a_run_cannot_be_asked(cli, capsys, trained, words, message):

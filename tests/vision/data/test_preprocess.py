@@ -360,7 +360,7 @@ def test_dict_is_plain_and_comes_back():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 0}, "at least 1; got 0"),
+        ({"size": 0}, "at most 16384; got 0"),
         ({"channels": 2}, "channels is 1 .* or 3 .*; got 2"),
         ({"resize": "fit"}, '"exact" or "crop"; got \'fit\''),
         ({"mean": (0.5,)}, "1 values of mean for 3 channels"),

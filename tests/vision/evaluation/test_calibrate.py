@@ -90,7 +90,7 @@ def test_guarantee(cli, run, capsys):
     assert cli("calibrate", run, "macs=1M", "--guarantee", 0.95) == 2
     assert "a guarantee is defined for accuracy_drop" in capsys.readouterr().err
     assert cli("calibrate", run, "accuracy_drop=20%", "--guarantee", 1.5) == 2
-    assert "guarantee must be in (0, 1)" in capsys.readouterr().err
+    assert "--guarantee: must be in (0, 1), got 1.5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,11 @@ def test_two_seeds(cli, trained, second, tmp_path):
     assert is_picture(tmp_path / "trade_off.png")
 
 
-def test_the_same_seed_twice_loses_no_rows(cli, trained, tmp_path):
-    assert cli("evaluate", trained, trained, "--out", tmp_path, "--no-time") == 0
+def test_the_same_seed_twice_loses_no_rows(cli, trained, tmp_path, capsys):
+    assert cli("evaluate", trained, f"{trained}/.", "--out", tmp_path, "--no-time") == 2
+    assert "is given twice, as if it were two seeds" in capsys.readouterr().err
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    assert cli("evaluate", trained, copy, "--out", tmp_path, "--no-time") == 0
     lines = read(tmp_path / "table.csv")
     assert len(read(tmp_path / "per_run.csv")) == 2 * len(lines)
     assert {float(line["spread"]) for line in lines} == {0.0}

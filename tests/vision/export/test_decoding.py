@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vision.data.preprocess
 from vision.data.files import image_formats
 from vision.data.preprocess import Preprocess, UnreadableImageError
 from vision.export import runner as onnx_runner
@@ -33,6 +34,30 @@ def test_runner_decodes_as_the_run_does(tmp_path, channels, resize, mode):
     decoded = onnx_runner.decode(path, preprocess.to_dict())
     assert decoded.shape == (channels, 13, 13)
     np.testing.assert_array_equal(decoded, preprocess.load(path).numpy())
+
+
+@pytest.mark.parametrize("resize", ["exact", "crop"])
+@pytest.mark.parametrize(("mode", "progressive"), [("L", False), ("RGB", True), ("CMYK", False)])
+def test_large_jpegs_are_reduced_while_they_are_loaded(
+    tmp_path, monkeypatch, resize, mode, progressive
+):
+    path, turned = tmp_path / "a.jpg", Image.Exif()
+    turned[0x0112] = 6
+    picture = Image.effect_noise((31, 23), 90).resize((800, 656)).convert("RGB").convert(mode)
+    picture.save(path, exif=turned, progressive=progressive)
+    preprocess = Preprocess(16, 3, (0.5,) * 3, (0.5,) * 3, resize)
+    whole = preprocess.load(path).short()
+    for module in (onnx_runner, vision.data.preprocess):
+        monkeypatch.setattr(module, "LARGE_JPEG", 800 * 656)
+    assert preprocess.load(path).short().equal(whole)  # not above it
+    for module in (onnx_runner, vision.data.preprocess):
+        monkeypatch.setattr(module, "LARGE_JPEG", 800 * 656 - 1)
+    needed = preprocess.needed_side
+    assert preprocess.decode(path).size == (656, 800)
+    assert preprocess.decode(path, needed=needed).size == (82, 100)  # an eighth: at least 4 x 18
+    reduced = preprocess.load(path)
+    assert (reduced.short() - whole).abs().max() <= 8
+    np.testing.assert_array_equal(onnx_runner.decode(path, preprocess.to_dict()), reduced.numpy())
 
 
 @pytest.mark.parametrize("side", [16, 28, 32, 96, 128, 176, 224, 256, 480])

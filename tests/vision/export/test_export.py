@@ -286,7 +286,7 @@ def test_refused(cli, trained, tmp_path, capsys):
     assert cli("export", bare, "--to", "onnx", "--out", tmp_path / "a") == 2
     assert "stored: none; run `coe-vision calibrate` first" in capsys.readouterr().err
     assert cli("export", trained, "--to", "pt2", "--int8") == 2
-    assert "--int8 is for --to onnx" in capsys.readouterr().err
+    assert "--int8 has no effect: it is for --to onnx" in capsys.readouterr().err
     assert cli("export", trained, "--to", "tflite") == 2
     assert "invalid choice: 'tflite'" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()

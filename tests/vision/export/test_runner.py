@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -153,10 +154,13 @@ def test_settings(call, picture):
         (("--at", "fast"), "runner.py: no operating point 'fast'; stored: none\n"),
         (("--threshold", "nan"), "runner.py: threshold must be at least 0, got nan: 0 ends all"),
         (("--threshold", -1), "runner.py: threshold must be at least 0, got -1"),
+        (("--threshold", 1, "--at", "x"), "runner.py: give an operating point or a threshold, not"),
+        (("--threshold", "x"), "runner.py: argument --threshold: invalid float value: 'x'; see"),
     ]:
         status, records, said = call(picture, *arguments)
         assert (status, records) == (2, [])
         assert said.startswith(message)
+        assert said.count("\n") == 1
     assert call(picture, "--threshold", 0)[1][0]["exited"]
     assert call(picture, "--threshold", "inf")[1][0]["expert"] in (0, 1)
 
@@ -199,6 +203,40 @@ def test_fewer_experts_than_the_delegator_selects(folder, small_export):
     with pytest.raises(
         DamagedExportError, match=r"the delegator selects expert 1, routing.json names"
     ):
+        runner.infer(pixels, np.inf)
+
+
+class Answers:
+    """In place of a network."""
+
+    def __init__(self, *outputs):
+        self.outputs = outputs
+
+    def run(self, names, inputs):
+        if not self.outputs:
+            raise RuntimeError("images: Got 8\nExpected: 9")
+        return list(self.outputs)
+
+    def get_inputs(self):
+        return [SimpleNamespace(name="images")]
+
+
+def test_networks_that_do_not_fit_routing_json(small_export):
+    runner = Runner(small_export, threads=1)
+    pixels, delegator = np.zeros((2, 1, 8, 8), np.uint8), runner.delegator
+    for network, message in [
+        (Answers(), "the delegator does not fit routing.json: images: Got 8 Expected: 9"),
+        (
+            Answers(np.zeros((2, 10))),
+            r"has 1 outputs, of them the first of shape \(2, 10\), not 3 and",
+        ),
+        (Answers(np.zeros((2, 3)), 0, 0), r"first of shape \(2, 3\), not 3 and \(2, 10\)"),
+    ]:
+        runner.delegator = network
+        with pytest.raises(DamagedExportError, match=message):
+            runner.infer(pixels, np.inf)
+    runner.delegator, runner.experts = delegator, [Answers(np.zeros((2, 9)))] * 2
+    with pytest.raises(DamagedExportError, match=r"expert \d does not fit routing.json"):
         runner.infer(pixels, np.inf)
 
 

@@ -148,6 +148,29 @@ def test_uploads_in_all_places_leave_health_and_pages_alone(serving, limited, ap
         close(held)
 
 
+def test_the_slowest_upload_gives_its_place_away(serving, limited, application, monkeypatch):
+    monkeypatch.setattr("vision.serve.limits.GRACE", 0.0)
+    limited.app.body_seconds = 60.0
+    head = b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 900\r\n\r\n"
+    with serving(limited) as served:
+        fast = served.connect(head + b"x" * 890)
+        held = [fast, *(served.connect(head + b"x") for _ in range(3))]
+        until(lambda: served.app.app.in_work == 4)
+        until(lambda: max(upload.size for upload in served.app.app.uploads) == 890)
+        for slow in held[1:]:
+            assert served.client.post("/predict", content=b"x").status_code == 200
+            answer = slow.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b"more slowly than others, and all places were taken" in answer
+            held.append(served.connect(head + b"x" * 800))
+            until(lambda: served.app.app.in_work == 4)
+        fast.sendall(b"x" * 10)
+        answered(fast)
+        close(held)
+        until(lambda: served.app.app.in_work == 0)
+        assert not served.app.app.uploads
+
+
 def test_a_flood_of_requests_in_work_leaves_health_alone(serving, limited, application):
     slow = GET.replace(b"/page", b"/slow")
     with serving(limited, most=60) as served:

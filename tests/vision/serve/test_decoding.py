@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import vision.data.preprocess
 from vision.data.preprocess import Preprocess, UnreadableImageError
 from vision.serve.decoding import ImageDecoder, decoding_bytes, resizing_bytes
 from vision.serve.memory import BusyMemoryError, TooMuchMemoryError, return_memory
@@ -106,7 +108,10 @@ def files():
 def measure_memory(channels: int) -> None:
     settings = Preprocess(32, channels, mean=(0.0,) * channels, std=(1.0,) * channels)
     settings.load(io.BytesIO(file_of("RGBA", (SIDE, SIDE), "webp", method=0)))  # libraries loaded
-    for name, content in files():
+    large = ((f"large {name}", content) for name, content in files() if "jpeg" in name)
+    for name, content in itertools.chain(files(), large):
+        if name.startswith("large"):
+            vision.data.preprocess.LARGE_JPEG = 2**20
         return_memory()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = status("VmRSS")
