@@ -173,7 +173,7 @@ class OneLineParser(argparse.ArgumentParser):
     """argparse's, without abbreviated options; what is wrong is said in one line, without the usage."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, allow_abbrev=False)
+        super().__init__("runner.py", description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")

@@ -130,6 +130,8 @@ def run_curve(arguments: argparse.Namespace) -> None:
     from translation.evaluation.metrics import METRICS, CorpusQuality
     from translation.evaluation.translations import Translations
 
+    if len({Path(path).resolve() for path in arguments.translations}) < len(arguments.translations):
+        raise ValueError("a file is given twice, as if it were two seeds: give it once")
     seeds = [Translations.load(path) for path in arguments.translations]
     if any(seed.reference != seeds[0].reference for seed in seeds):
         raise ValueError("the files are of different test sets; give seeds of one set")

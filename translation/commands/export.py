@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coe_core.support.command import at_least, number_in
+from coe_core.support.command import at_least, number_in, refuse_unused
 from translation.commands.plugin import load_fairseq
 
 if TYPE_CHECKING:
@@ -35,11 +35,14 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", type=at_least(0), default=200, metavar="N", help="sentences to compare; 0: none"
     )
-    parser.add_argument("--subset", default="valid", help="set that they are taken from")
+    parser.add_argument("--subset", help="set that they are taken from (default: valid)")
 
 
 def run_export(arguments: argparse.Namespace) -> None:
     """Write a team as CTranslate2 models with a runner that routes; compare it with fairseq."""
+    if arguments.check == 0:
+        refuse_unused("--check 0 compares no sentences", subset=arguments.subset)
+    subset = arguments.subset or "valid"
     points = _points(arguments)
     load_fairseq()
     from translation.export.check import check_against_fairseq
@@ -61,9 +64,7 @@ def run_export(arguments: argparse.Namespace) -> None:
 
     def check(part: Path) -> None:
         if arguments.check > 0:
-            compared.append(
-                check_against_fairseq(team, part, arguments.subset, arguments.check, threshold)
-            )
+            compared.append(check_against_fairseq(team, part, subset, arguments.check, threshold))
 
     sizes = export_team(
         team,
@@ -80,7 +81,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     for name, size in sizes.items():
         print(f"{folder / name.replace('-', '_')}: {size / 1e6:.2f} MB")
     for comparison in compared:
-        _tell(comparison, arguments.subset)
+        _tell(comparison, subset)
 
 
 def _points(arguments: argparse.Namespace) -> dict[str, OperatingPoint]:

@@ -77,7 +77,7 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--resamples",
-        type=at_least(1),
+        type=at_least(1, 1_000_000),
         help="of the bootstrap that compares systems (default: 1000)",
     )
     add_scoring_options(parser)

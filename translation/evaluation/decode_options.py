@@ -148,7 +148,7 @@ def check_options(cfg: Any) -> None:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"--{name.replace('_', '-')} must be a finite number, got {value}")
     for section in ("bpe", "tokenizer"):
-        part = getattr(cfg, section, None)
+        part: Any = getattr(cfg, section, None)
         for missing in OmegaConf.missing_keys(part) if OmegaConf.is_config(part) else ():
             raise ValueError(
                 f"--{section} {part._name} needs --{missing.rpartition('.')[2].replace('_', '-')}"

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coe_core.support.command import DONE, IN_PART, at_least
 from vision.commands.serve import add_arithmetic
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     path = arguments.out and Path(arguments.out)
     by_ending = ("csv" if path.suffix == ".csv" else "jsonl") if path else "table"
-    kind = arguments.format or by_ending
+    kind: Any = arguments.format or by_ending
     if path and kind == "table":
         raise ValueError("--format table is for the terminal; --out writes csv or jsonl")
     if arguments.resume and not path:

@@ -59,20 +59,19 @@ def calibrate(
         AimNotReachableError: no threshold reaches an aim.
     """
     parsed = [parse_aim(text, AIMS) for text in aims]
-    if guarantee is not None and any(aim.kind != "accuracy_drop" for aim in parsed):
+    kinds = {aim.kind for aim in parsed}
+    if guarantee is not None and kinds != {"accuracy_drop"}:
         raise ValueError("a guarantee is defined for accuracy_drop=... only")
-    with_latency = any(aim.kind == "latency" for aim in parsed)
-    if batch_size is not None and not with_latency:
-        raise ValueError(
-            "a batch size is for latency=... only: no other aim is measured in batches"
-        )
+    if batch_size is not None and "latency" not in kinds:
+        raise ValueError("a batch size is for latency=... only: no other aim is timed")
     precision = choose_precision(run.recipe.train.precision)
     predictions = predict_all(run.networks, data.validation, precision, "validation data")
     predictions.check_team(str(run.folder))
     macs = run_macs(run.networks)
     held_out = fit_held_out(predictions, partial(coe_logits, macs=macs), confidence)
     rough_weight, rule, predictions, stage = held_out
-    if with_latency:
+    if "latency" in kinds:
+        stage = _with_latency(run, data, stage, predictions.selected_expert, batch_size or 64)
         stage = _with_latency(run, data, stage, predictions.selected_expert, batch_size or 64)
     provenance: dict[str, Any] = {
         "num_samples": len(predictions.target),

@@ -108,6 +108,8 @@ def test_corpus_command(capsys, tmp_path):
     assert "needs a file or folder" in said("tatoeba", "--out", tmp_path)[2]
     error = said("numbers", "--held-out", 0, "--out", tmp_path)[2]
     assert "argument --held-out: must be at least 1, got 0" in error
+    error = said("numbers", "--train", 10**10, "--out", tmp_path)[2]
+    assert "argument --train: must be at most 1000000, got 10000000000" in error
     for words, option in (
         (("numbers", "--lowercase"), "--lowercase"),
         (("tatoeba", "x", "--train", 3), "--train"),

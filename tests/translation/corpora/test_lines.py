@@ -157,7 +157,7 @@ def test_a_vocabulary_says_what_it_was_not_learned_from(text, tmp_path):
 def test_characters_that_no_vocabulary_holds(text, tmp_path):
     with_nul = tmp_path / "nul"
     with_nul.write_bytes(text.read_bytes() + b"a\0b\n")
-    wanted = f"{with_nul}:6: a NUL character, which no vocabulary holds; leave it out, as with tr"
+    wanted = f"{with_nul}:7: a NUL character, which no vocabulary holds; leave it out, as with tr"
     for call in (
         lambda: train_vocabulary([text, with_nul], 60, tmp_path / "x.model"),
         lambda: encode_file(_model(text, tmp_path), with_nul, tmp_path / "out"),

@@ -225,7 +225,9 @@ def printed_fails(printed, *options):
 def test_curve_writes_the_table_and_the_pictures(said, file, translations, tmp_path):
     points, out = tmp_path / "points.json", tmp_path / "curve"
     assert said("calibrate", file, "macs=60%", "--out", points)[0] == 0
-    status, shown, _ = said("curve", file, file, "--points", points, "--out", out)
+    assert "is given twice, as if it were two seeds" in said("curve", file, file, "--out", out)[2]
+    second = shutil.copy(file, out.with_name("second.json"))
+    status, shown, _ = said("curve", file, second, "--points", points, "--out", out)
     assert status == 0
     assert "nrefs:1|case:mixed" in shown
     assert "load of the experts" in shown

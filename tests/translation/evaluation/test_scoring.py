@@ -159,7 +159,7 @@ def test_pieces_of_flores(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     for tokenize, name in (
         ("flores200", "flores200sacrebleuspm"),
-        ("spm", "sacrebleu_tokenizer_spm.model"),
+        ("flores101", "sacrebleu_tokenizer_spm.model"),
         ("spBLEU-1K", "spbleu-1k_tokenizer_spm.model"),
     ):
         model = tmp_path / "models" / name
@@ -168,7 +168,11 @@ def test_pieces_of_flores(tmp_path, monkeypatch):
             build_metric("BLEU", Scoring(tokenize))
         with model.open("wb") as file:  # as small as one can be; sacreBLEU's own is downloaded
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(CHINESE * 9), model_writer=file, vocab_size=40, minloglevel=2
+                sentence_iterator=iter(CHINESE * 9),
+                model_writer=file,
+                vocab_size=40,
+                hard_vocab_limit=False,
+                minloglevel=2,
             )
         cut = sentencepiece.SentencePieceProcessor(model_file=str(model))
         pieces = [
