@@ -172,7 +172,7 @@ def test_every_shipped_recipe_runs_two_steps(cli, tmp_path):
         ("digits", ["train.decay_epochs=2"], ["train.decay_epochs has no effect"]),
         ("digits", ["train.decay_epochs=2", "train.decay=0.9"], []),
         (
-            "divide/digits",
+            "divide/digits_terms",
             ["num_experts=3", "objective.focus=0.2"],
             ["num_experts has no effect without", "objective.focus has no effect without"],
         ),
