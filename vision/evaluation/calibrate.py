@@ -72,7 +72,6 @@ def calibrate(
     rough_weight, rule, predictions, stage = held_out
     if "latency" in kinds:
         stage = _with_latency(run, data, stage, predictions.selected_expert, batch_size or 64)
-        stage = _with_latency(run, data, stage, predictions.selected_expert, batch_size or 64)
     provenance: dict[str, Any] = {
         "num_samples": len(predictions.target),
         "data": f"{run.recipe.data.name}, validation split",
