@@ -67,9 +67,8 @@ def calibrate(
     precision = choose_precision(run.recipe.train.precision)
     predictions = predict_all(run.networks, data.validation, precision, "validation data")
     predictions.check_team(str(run.folder))
-    macs = run_macs(run.networks)
-    held_out = fit_held_out(predictions, partial(coe_logits, macs=macs), confidence)
-    rough_weight, rule, predictions, stage = held_out
+    logits_of = partial(coe_logits, macs=run_macs(run.networks))
+    rough_weight, rule, predictions, stage = fit_held_out(predictions, logits_of, confidence)
     if "latency" in kinds:
         stage = _with_latency(run, data, stage, predictions.selected_expert, batch_size or 64)
     provenance: dict[str, Any] = {

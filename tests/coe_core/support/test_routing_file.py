@@ -125,7 +125,7 @@ def test_a_changed_number_is_seen(folder, task):
         ({"format": 3}, "has format 3, this runner reads 1 to 2"),
         ({"format": True}, "has format true"),
         ({"task": "speech"}, 'is of task "speech", this runner is for'),
-        ({"confidence": "entropy"}, 'confidence is "entropy", known: '),
+        ({"confidence": "certainty"}, 'confidence is "certainty", known: '),
         ({"experts": []}, "it has no experts"),
         ({"experts": {"file": "x"}}, 'experts is {"file": "x"}, not a list'),
         ({"experts": [3]}, r"experts\[0\] is 3, not a table"),
