@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from coe_core.support.command import at_least, refuse_unused
+from coe_core.support.command import at_least
 
 if TYPE_CHECKING:
     from translation.evaluation.buckets import Bucket
@@ -78,7 +78,8 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resamples",
         type=at_least(1, 1_000_000),
-        help="of the bootstrap that compares systems (default: 1000)",
+        default=1000,
+        help="of the bootstrap",
     )
     add_scoring_options(parser)
     parser.add_argument("--sentences", action="store_true", help="scores of every sentence, too")
@@ -100,8 +101,6 @@ def run_score(arguments: argparse.Namespace) -> None:
     named = [*arguments.systems, *arguments.reference]
     if named.count(STANDARD_INPUT) > 1:
         raise ValueError("standard input (-) can be one text, not several")
-    if len(arguments.systems) == 1:
-        refuse_unused("one system is compared with none", resamples=arguments.resamples)
     if len(set(arguments.systems)) != len(arguments.systems):
         raise ValueError("a system is named twice; give each file once")
     references = [read_lines(path) for path in arguments.reference]
@@ -117,7 +116,7 @@ def run_score(arguments: argparse.Namespace) -> None:
             systems,
             references,
             REPORTED,
-            num_resamples=arguments.resamples or 1000,
+            num_resamples=arguments.resamples,
             scoring=scoring,
         )
     sentences = {}

@@ -25,7 +25,7 @@ from translation.plugin.routes import RouteWriter
 from translation.plugin.selection import listen_to_selection
 from translation.plugin.start import copy_into_experts
 from translation.plugin.thresholds import CASCADE, is_stored, threshold_from
-from translation.plugin.trust import check_direction, last_loaded
+from translation.plugin.trust import check_direction, check_languages, last_loaded, no_such_set
 
 CRITERION = "coe_label_smoothed_cross_entropy"
 _DECODES_AGAIN = (
@@ -125,18 +125,15 @@ class CoETranslationTask(TranslationTask):
         for folder in split_paths(cfg.data or ""):
             if "://" not in folder and not Path(folder).is_dir():
                 raise ValueError(f"{folder}: no such folder; fairseq-preprocess makes it")
-        given = cfg.source_lang, cfg.target_lang
         try:
+            given = cfg.source_lang, cfg.target_lang
             task = super().setup_task(cfg, **named)
+            check_languages(given, (cfg.source_lang, cfg.target_lang), cfg.data)
+            return task
         except (ValueError, CoEError):
             raise
         except Exception as error:  # fairseq's are of no particular kind
             raise ValueError(f"data folder {cfg.data}: {error}") from error
-        found = (cfg.source_lang, cfg.target_lang)  # fairseq looks for both where one is not given
-        if any(asked not in (None, has) for asked, has in zip(given, found, strict=True)):
-            asked = "-".join(language or "" for language in given)
-            raise ValueError(f"{cfg.data} holds {'-'.join(found)}, not {asked}")
-        return task
 
     @property
     def router(self) -> Router:
@@ -357,12 +354,7 @@ class CoETranslationTask(TranslationTask):
         try:
             super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
         except FileNotFoundError as error:
-            folder, kind = Path(split_paths(self.cfg.data)[0]), self.cfg.dataset_impl
-            kind = "" if kind is None else f" of --dataset-impl {kind} (to be left out)"
-            known = sorted({file.name.partition(".")[0] for file in folder.glob("*.idx")})
-            raise ValueError(
-                f"there is no set {split!r} in {folder}{kind}; there are: {', '.join(known) or 'none'}"
-            ) from error
+            raise ValueError(no_such_set(split, self.cfg)) from error
         except AssertionError as error:
             if "same number" not in str(error):
                 raise ValueError(f"{split}: the set is damaged ({error}); {again}") from error

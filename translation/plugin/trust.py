@@ -12,9 +12,11 @@ but what it should be.
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, NamedTuple
 
 TASKS = ("coe_translation", "translation")
@@ -231,6 +233,25 @@ def check_direction(loaded: Loaded, direction: str) -> None:
             f"{loaded.path} was trained for {loaded.direction}, and this is {direction}: give other data, or "
             "other --source-lang and --target-lang"
         )
+
+
+def check_languages(given: Sequence[str | None], found: Sequence[str], folder: str | None) -> None:
+    """Refuse a language that a data folder has not: fairseq looks for both where one is not given.
+
+    Raises:
+        ValueError: another is there.
+    """
+    if any(asked not in (None, has) for asked, has in zip(given, found, strict=True)):
+        asked = "-".join(language or "" for language in given)
+        raise ValueError(f"{folder} holds {'-'.join(found)}, not {asked}")
+
+
+def no_such_set(split: str, task: Any) -> str:
+    """What is said of a set that a data folder has not; ``task``: the options."""
+    folder, kind = Path(task.data.split(os.pathsep)[0]), task.dataset_impl
+    kind = "" if kind is None else f" of --dataset-impl {kind} (to be left out)"
+    known = sorted({file.name.partition(".")[0] for file in folder.glob("*.idx")})
+    return f"there is no set {split!r} in {folder}{kind}; there are: {', '.join(known) or 'none'}"
 
 
 def _direction(state: Mapping[str, Any]) -> str | None:

@@ -128,7 +128,7 @@ def test_json_and_sentences(said, texts):
         (("--chrf-word-order", "99"), "--chrf-word-order: must be at most 10, got 99"),
         (("--chrf-word-order", "-1"), "must be at least 0, got -1"),
         (("--resamples", "0"), "must be at least 1, got 0"),
-        (("--resamples", "9"), "--resamples has no effect: one system is compared with none"),
+        (("--resamples", "1" * 12), "--resamples: must be at most 1000000, got 111111111111"),
     ],
 )
 def test_scoring_that_cannot_be(said, texts, options, message):
