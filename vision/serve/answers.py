@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 
 from fastapi import HTTPException, Request
 from pydantic import BaseModel
 
-from coe_core.errors import CoEError
-from coe_core.support.command import nearest
+from coe_core.serving.answers import REFUSALS, NotFiniteError, finite, text
+from coe_core.serving.limits import printable_text
 from vision.prediction.budgets import ResolvedBudget
 from vision.prediction.predictor import Prediction
-from vision.run import Run
-from vision.serve.limits import printable_text
 
 TOP = 5
 PARAMETERS = ("budget", "threshold")
@@ -43,17 +40,8 @@ class Answer(BaseModel):
     milliseconds: float
 
 
-class Problem(BaseModel):
-    """Why a request was refused."""
-
-    detail: str
-
-
-class NotFiniteError(CoEError):
-    """Networks that answer with NaN or infinity."""
-
-
 IMAGE_BODY = {
+    "x-curl": " --data-binary @photo.jpg -H 'Content-Type: image/jpeg'",  # for the page of the API
     "requestBody": {
         "required": True,
         "content": {
@@ -66,43 +54,14 @@ IMAGE_BODY = {
                 }
             },
         },
-    }
+    },
 }
-REFUSALS = {
+IMAGE_REFUSALS = REFUSALS | {
     400: "unknown budget, bad threshold, unknown parameter, a form that cannot be read",
-    403: "a page of another site",
-    408: "the body arrives too slowly",
     413: "the body is too large, or the image needs more memory than all may have",
     422: "not an image, or too many pixels",
-    429: "too many requests; try again later",
-    500: "the prediction failed",
     503: "no memory free in time, or the predictor does not answer; try again later",
-    504: "the prediction did not end in time",
 }
-
-
-def check_parameters(request: Request) -> None:
-    """Refuse parameters that would be ignored.
-
-    Raises:
-        HTTPException: 400, an unknown one, or one given twice.
-    """
-    names = [name for name, _ in request.query_params.multi_items()]
-    for name in names:
-        if name not in PARAMETERS:
-            known = f"known: {', '.join(PARAMETERS)}{nearest(name[:80].lower(), PARAMETERS)}"
-            raise HTTPException(400, f"unknown parameter {printable_text(name, 80)!r}; {known}")
-        if names.count(name) > 1:
-            raise HTTPException(400, f"parameter {name!r} is given {names.count(name)} times")
-
-
-def client_text(error: Exception, run: Run) -> str:
-    """What a client may read of an error: one line, without the folders that the run lies in."""
-    message, name = str(error), run.folder.resolve().name
-    for folder in (str(run.folder.resolve()), str(run.folder)):
-        if os.sep in folder:
-            message = message.replace(folder, name)
-    return printable_text(message, 500)
 
 
 async def image_of(request: Request) -> tuple[bytes, str]:
@@ -166,18 +125,3 @@ def or_its_error(prediction: Prediction) -> Prediction | NotFiniteError:
 def plain_budget(budget: ResolvedBudget) -> dict:
     """The budget as a dictionary for JSON."""
     return {**dataclasses.asdict(budget), "threshold": finite(budget.threshold)}
-
-
-def finite(number: float) -> float | None:
-    """None where JSON has no number for it."""
-    return number if math.isfinite(number) else None
-
-
-def text(name: str) -> str:
-    """A name as it is, but for bytes that are no UTF-8, which JSON cannot hold.
-
-    Example:
-        >>> text("Ünï"), text("\\udcff")
-        ('Ünï', '\\\\udcff')
-    """
-    return name.encode("utf-8", "backslashreplace").decode()

@@ -8,10 +8,10 @@ from contextlib import suppress
 
 from torch import Tensor
 
+from coe_core.serving.memory import MemoryBoundWork, MemoryBudget
 from vision.data.decode import num_processors
 from vision.data.preprocess import Preprocess, open_image, reduce_while_loading
 from vision.prediction.predictor import decode_image
-from vision.serve.memory import MemoryBoundWork, MemoryBudget
 
 # Bytes for each pixel at the highest moment between opening and resizing, measured with Pillow 13
 # (tests/vision/serve/test_decoding.py measures them again) and rounded up.

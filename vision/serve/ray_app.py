@@ -21,6 +21,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from coe_core import AimNotReachableError, ExitRule
+from coe_core.serving.answers import check_parameters, client_text, text
+from coe_core.serving.memory import BusyMemoryError, TooMuchMemoryError
 from vision.data.preprocess import UnreadableImageError
 from vision.errors import RunError
 from vision.networks.team import Trunked
@@ -29,16 +31,8 @@ from vision.prediction.budgets import resolve_budget
 from vision.prediction.predictor import Prediction
 from vision.recipe_networks import run_macs
 from vision.run import Run, load_run
-from vision.serve.answers import (
-    answer_of,
-    check_parameters,
-    client_text,
-    image_of,
-    or_its_error,
-    text,
-)
+from vision.serve.answers import PARAMETERS, answer_of, image_of, or_its_error
 from vision.serve.decoding import ImageDecoder
-from vision.serve.memory import BusyMemoryError, TooMuchMemoryError
 
 MEMORY_SECONDS = 60.0  # that an image waits for its share
 
@@ -187,7 +181,7 @@ class Ingress:
         start = time.perf_counter()
         query = request.query_params
         try:
-            check_parameters(request)
+            check_parameters(request, PARAMETERS)
             threshold = float(query["threshold"]) if "threshold" in query else None
             length = request.headers.get("content-length", "")
             if not length.isdigit() or int(length) > self.max_bytes:  # bodies of unknown length too
@@ -205,9 +199,9 @@ class Ingress:
         except BusyMemoryError as error:
             return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
         except UnreadableImageError as error:
-            return JSONResponse({"detail": client_text(error, self.run)}, 422)
+            return JSONResponse({"detail": client_text(error, self.run.folder)}, 422)
         except (ValueError, RunError, AimNotReachableError, OverflowError) as error:
-            return JSONResponse({"detail": client_text(error, self.run)}, 400)
+            return JSONResponse({"detail": client_text(error, self.run.folder)}, 400)
         if isinstance(or_its_error(prediction), Exception):
             return JSONResponse(
                 {"detail": f"the prediction failed: {or_its_error(prediction)}"}, 500

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import vision.data.preprocess
+from coe_core.serving.memory import BusyMemoryError, TooMuchMemoryError, return_memory
 from vision.data.preprocess import Preprocess, UnreadableImageError
 from vision.serve.decoding import ImageDecoder, decoding_bytes, resizing_bytes
-from vision.serve.memory import BusyMemoryError, TooMuchMemoryError, return_memory
 
 SETTINGS = Preprocess(size=32, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
 

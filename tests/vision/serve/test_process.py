@@ -10,10 +10,10 @@ import sys
 import httpx
 import pytest
 
-from vision.commands.serve import host_names
+from coe_core.serving import process
+from coe_core.serving.options import host_names
 from vision.errors import RunError
 from vision.prediction.predictor import Predictor
-from vision.serve import process
 from vision.serve.app import create_app
 
 
@@ -84,7 +84,7 @@ def test_addresses_of_ipv6():
             port = listening.getsockname()[1]
             assert process.address(listening) == f"http://[::1]:{port}"
             with pytest.raises(
-                RunError, match=rf"cannot listen on \[::1\]:{port}: Address already"
+                process.ServerError, match=rf"cannot listen on \[::1\]:{port}: Address already"
             ):
                 process.listen(host, port)
     with process.listen("::", 0) as listening:

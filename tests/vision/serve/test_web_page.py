@@ -1,22 +1,12 @@
 """The page in a real browser: an image, its route, the trade-off curve and its slider."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
+from tests.browser import browser
 from vision.prediction.predictor import Predictor
 from vision.run import load_run, load_run_data
 from vision.serve.app import ServerSettings, create_app
-
-
-def neighbour(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +18,7 @@ def page(serving, trained, tmp_path_factory):
     Image.fromarray(load_run_data(load_run(trained)).test[0]["image"][0].numpy()).save(image)
     (folder / "broken.png").write_text("nothing")
     served = serving(create_app(predictor, ServerSettings(host_names=())))
-    with neighbour("browser").browser(folder / "profile") as driver, served:
+    with browser(folder / "profile") as driver, served:
         driver.get(f"http://127.0.0.1:{served.port}/")
         yield Page(driver, predictor, image, served)
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+from typing import TYPE_CHECKING
 
-from vision.errors import RunError
+from coe_core.errors import CoEError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 _RESERVE = 32  # connections for /health and /metrics, where all others are in work
 GRACE_SECONDS = 10  # that requests in work have when the server is told to stop
+
+
+class ServerError(CoEError):
+    """A server cannot start as asked."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -20,10 +28,10 @@ def listen(host: str, port: int) -> socket.socket:
         port: 0 takes a free one.
 
     Raises:
-        RunError: no such address, or a port that is in use or not allowed.
+        ServerError: no such address, or a port that is in use or not allowed.
     """
     if not 0 <= port <= 65535:
-        raise RunError(f"cannot listen on port {port}: ports are 0 (a free one) to 65535")
+        raise ServerError(f"cannot listen on port {port}: ports are 0 (a free one) to 65535")
     bare = host.removeprefix("[").removesuffix("]")
     try:
         addresses = socket.getaddrinfo(
@@ -34,7 +42,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server(address[:2], family=family, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise RunError(f"cannot listen on {place(bare, port)}: {reason}") from error
+        raise ServerError(f"cannot listen on {place(bare, port)}: {reason}") from error
 
 
 def place(host: str, port: int) -> str:
@@ -71,17 +79,17 @@ def own_names(host: str) -> tuple[str, ...]:
     return (socket.gethostname(),) if host in ("", "0.0.0.0", "::", "[::]") else (host,)
 
 
-def run_server(app, listening: socket.socket, max_requests: int) -> None:
+def run_server(app: FastAPI, listening: socket.socket, max_requests: int) -> None:
     """Serve until SIGINT or SIGTERM; requests in work are answered first.
 
     Args:
-        app: see `vision.serve.app.create_app`.
+        app: with `coe_core.serving.metrics.LiveMetrics` in its state.
         listening: its socket.
         max_requests: that may be predicted at a time; there are four times as many connections.
     """
     import uvicorn
 
-    from vision.serve.connections import Connections
+    from coe_core.serving.connections import Connections
 
     connections = Connections(_most(max_requests), _RESERVE, closed=app.state.metrics.count_closed)
     config = uvicorn.Config(
@@ -107,7 +115,7 @@ def allow_connections(max_requests: int) -> None:
     """Let this process hold the connections of so many requests open.
 
     Raises:
-        RunError: the system allows fewer.
+        ServerError: the system allows fewer.
     """
     try:
         import resource
@@ -118,7 +126,7 @@ def allow_connections(max_requests: int) -> None:
     if soft == resource.RLIM_INFINITY or number <= soft:
         return
     if hard != resource.RLIM_INFINITY and number > hard:
-        raise RunError(
+        raise ServerError(
             f"--max-requests {max_requests} needs {number:,} open files for its connections, this "
             f"process may have {hard:,}: lower it, or raise `ulimit -n`"
         )

@@ -5,8 +5,8 @@ import asyncio
 import httpx
 import pytest
 
-from vision.serve.guard import Guard, LastResort
-from vision.serve.limits import QuietLog, printable_text, refusals
+from coe_core.serving.guard import Guard, LastResort
+from coe_core.serving.limits import QuietLog, printable_text, refusals
 
 
 async def hello(scope, receive, send):

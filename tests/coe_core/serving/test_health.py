@@ -1,6 +1,6 @@
 """What /health says of the latest predictions."""
 
-from vision.serve.health import IN_A_ROW, SECONDS, Health
+from coe_core.serving.health import IN_A_ROW, SECONDS, Health
 
 
 def test_from_well_to_failing_and_back():

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from coe_core.errors import CoEError
 
@@ -123,7 +123,7 @@ class MemoryBoundWork:
         self.budget, self.executor = budget, executor
         self._large = False  # was there large work since memory was last given back
 
-    async def run(self, amount: int, function: Callable[..., Result], *arguments) -> Result:
+    async def run(self, amount: int, function: Callable[..., Result], *arguments: Any) -> Result:
         """The function's result. The share is held until it has ended, even if its caller gives up.
 
         Raises:
@@ -140,7 +140,7 @@ class MemoryBoundWork:
         work.add_done_callback(partial(self._ended, amount))
         return await asyncio.shield(work)
 
-    def _ended(self, amount: int, work: asyncio.Future) -> None:
+    def _ended(self, amount: int, work: asyncio.Future[Any]) -> None:
         if not work.cancelled():
             work.exception()  # of a caller that gave up: nobody asks for it
         self._large = self._large or amount >= LARGE

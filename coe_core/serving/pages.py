@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-_WEB = Path(__file__).parent / "web"
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
@@ -19,15 +18,15 @@ class Page(NamedTuple):
     policy: str  # Content-Security-Policy
 
 
-def read_page(name: str) -> Page:
-    """A page of this package by its file's name.
+def read_page(path: Path) -> Page:
+    """A page, by its file.
 
     Example:
-        >>> policy = read_page("docs.html").policy
+        >>> policy = read_page(Path(__file__).with_name("web") / "docs.html").policy
         >>> "unsafe" in policy, policy.count("sha256-")
         (False, 2)
     """
-    text = (_WEB / name).read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
     hashes: dict[str, list[str]] = {"script": [], "style": []}
     for kind, content in _INLINE.findall(text):
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()

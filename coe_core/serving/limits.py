@@ -8,6 +8,10 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("coe-serve")
 GRACE = 1.0  # seconds of an upload in which it does not give way to others
@@ -30,14 +34,14 @@ class Limits:
         body_seconds: for the whole body.
     """
 
-    def __init__(self, app, *, max_requests: int, max_bytes: int, body_seconds: float):
+    def __init__(self, app: ASGIApp, *, max_requests: int, max_bytes: int, body_seconds: float):
         self.app, self.max_requests, self.max_bytes = app, max_requests, max_bytes
         self.body_seconds = body_seconds
         self.max_any = places(max_requests)
         self.in_work = self.any_in_work = 0
         self.uploads: set[_Upload] = set()
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in ALWAYS_ANSWERED:
             await self.app(scope, receive, send)
             return
@@ -53,7 +57,7 @@ class Limits:
         finally:
             self.any_in_work -= 1
 
-    async def _post(self, scope, receive, send) -> None:
+    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.in_work >= self.max_requests and not self._slowest_gives_way():
             detail = f"{self.max_requests} requests are in work already; try again later"
             await self._refuse(receive, send, 429, detail, retry=True, seconds=1.0)
@@ -78,7 +82,7 @@ class Limits:
         self.in_work -= 1
         return True
 
-    async def _with_body(self, upload: _Upload, scope, receive, send) -> None:
+    async def _with_body(self, upload: _Upload, scope: Scope, receive: Receive, send: Send) -> None:
         length = dict(scope["headers"]).get(b"content-length", b"0")
         too_large = f"the body may have {self.max_bytes:,} bytes"
         if length.isdigit() and int(length) > self.max_bytes:
@@ -104,7 +108,7 @@ class Limits:
             return
         given = False
 
-        async def replay():
+        async def replay() -> Message:
             nonlocal given
             if given:
                 return await receive()
@@ -114,7 +118,14 @@ class Limits:
         await self.app(scope, replay, send)
 
     async def _refuse(
-        self, receive, send, status: int, detail: str, *, retry: bool = False, seconds: float = 5.0
+        self,
+        receive: Receive,
+        send: Send,
+        status: int,
+        detail: str,
+        *,
+        retry: bool = False,
+        seconds: float = 5.0,
     ) -> None:
         """Answer at once, then take the rest of the body away for so many seconds: who still sends
         when the connection closes may never see the answer."""
@@ -125,9 +136,10 @@ class Limits:
                     del message
         await send({"type": "http.response.body", "body": b""})
 
-    async def _read(self, receive, upload: _Upload) -> bytes | None:
+    async def _read(self, receive: Receive, upload: _Upload) -> bytes | None:
         """The body; None if it is too large."""
-        parts, more = [], True
+        parts: list[bytes] = []
+        more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -159,7 +171,9 @@ def places(max_requests: int) -> int:
     return 2 * max_requests + 32
 
 
-async def refuse(send, status: int, detail: str, retry: bool = False, *, last: bool = True) -> None:
+async def refuse(
+    send: Send, status: int, detail: str, retry: bool = False, *, last: bool = True
+) -> None:
     """Answer with the reason, and close the connection.
 
     Args:

@@ -83,14 +83,14 @@ class Connections:
 class BoundedProtocol(H11Protocol):
     """uvicorn's protocol with a time for every phase."""
 
-    def __init__(self, *arguments, table: Connections, **options):
+    def __init__(self, *arguments: Any, table: Connections, **options: Any):
         super().__init__(*arguments, **options)
         self.table = table
         self._phase: Phase | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._counted = self._cut = False
 
-    def connection_made(self, transport) -> None:
+    def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.table.num_open += 1
         self._counted = True

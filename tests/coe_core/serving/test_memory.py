@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vision.serve.memory import (
+from coe_core.serving.memory import (
     BusyMemoryError,
     MemoryBoundWork,
     MemoryBudget,
@@ -105,7 +105,7 @@ def test_work_holds_its_share_until_it_ends_even_if_its_caller_gives_up():
 
 def test_memory_is_given_back_once_after_large_work(monkeypatch):
     trims = []
-    monkeypatch.setattr("vision.serve.memory.return_memory", lambda: trims.append(1))
+    monkeypatch.setattr("coe_core.serving.memory.return_memory", lambda: trims.append(1))
 
     async def scenario():
         with ThreadPoolExecutor(1) as executor:
@@ -120,5 +120,5 @@ def test_memory_is_given_back_once_after_large_work(monkeypatch):
 
 def test_where_the_library_cannot_nothing_happens(monkeypatch):
     return_memory()
-    monkeypatch.setattr("vision.serve.memory._library", lambda: None)
+    monkeypatch.setattr("coe_core.serving.memory._library", lambda: None)
     assert return_memory() is False

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from vision.serve.batching import (
+from coe_core.serving.batching import (
     Batcher,
     PredictionTimeoutError,
     QueueFullError,

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from vision.serve.guard import LastResort
-from vision.serve.limits import Limits, places
+from coe_core.serving.guard import LastResort
+from coe_core.serving.limits import Limits, places
 
 GET = b"GET /page HTTP/1.1\r\nhost: a\r\n\r\n"
 HALF = b"GET /page HTTP/1.1\r\nho"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vision.serve.metrics import ExitRateDrift
+from coe_core.serving.metrics import ExitRateDrift
 
 
 def drifted(rate, expected, n=1000, num_calibration=1000):

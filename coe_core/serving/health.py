@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vision.serve.batching import State
+from coe_core.serving.batching import State
 
 SECONDS = 60.0  # that an outcome counts
 IN_A_ROW = 5  # failures after the last success, from which the server counts as failing
@@ -69,7 +69,9 @@ class Health:
         return HealthReport(status, reason, len(errors), len(failed))
 
     @staticmethod
-    def _judge(batcher: State, errors, failed) -> tuple[Status, str | None]:
+    def _judge(
+        batcher: State, errors: Sequence[str | None], failed: Sequence[str]
+    ) -> tuple[Status, str | None]:
         if batcher == "dead":
             return "dead", "nothing is predicted any more: restart the server"
         if batcher == "hung":

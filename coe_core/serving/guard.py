@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from vision.serve.limits import printable_text, refuse
+from coe_core.serving.limits import printable_text, refuse
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("coe-serve")
 _HEADERS = [
@@ -37,12 +41,12 @@ class Guard:
         host_names: besides addresses and localhost; None, or a "*" among them: any.
     """
 
-    def __init__(self, app, *, host_names: Iterable[str] | None):
+    def __init__(self, app: ASGIApp, *, host_names: Iterable[str] | None):
         self.app = app
         names = None if host_names is None else {name.lower().rstrip(".") for name in host_names}
         self.names = None if names is not None and "*" in names else names
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -114,8 +118,8 @@ def _same_place(netloc: str, host: str, scheme: str) -> bool:
     return netloc.lower().removesuffix(port) == host.lower().removesuffix(port)
 
 
-def _without_body(send):
-    async def empty(message) -> None:
+def _without_body(send: Send) -> Send:
+    async def empty(message: Message) -> None:
         if message["type"] == "http.response.body":
             message = {**message, "body": b""}
         await send(message)
@@ -131,16 +135,16 @@ class LastResort:
         count: told every answer's status.
     """
 
-    def __init__(self, app, *, count):
+    def __init__(self, app: ASGIApp, *, count: Callable[[int], None]):
         self.app, self.count = app, count
 
-    async def __call__(self, scope, receive, send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started = False
 
-        async def guarded(message) -> None:
+        async def guarded(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
