@@ -46,7 +46,7 @@ MARKED_BY_FIXTURE = {
     "loaded_after": "process",
     "ranks": "process",
     "warm": "process",
-    **dict.fromkeys(["trained", "cotrained", "digits", "study", "corpus"], "slow"),
+    **dict.fromkeys(["trained", "trained_run", "cotrained", "digits", "study", "corpus"], "slow"),
     **dict.fromkeys(["small_export", "saves", "converted_once"], "slow"),
 }
 STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}

@@ -199,7 +199,7 @@ def _add_reports(app: FastAPI, service: Service[Any, Any]) -> None:
         content = {
             **dataclasses.asdict(report),
             "queue": len(service.batcher),
-            "drift": dataclasses.asdict(service.metrics.drift_report()),
+            "drift": service.metrics.drift_facts(),
         }
         if memory is not None:
             content["memory"] = {"in_use": memory.in_use, "waiting": len(memory)}

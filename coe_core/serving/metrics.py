@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -19,7 +20,7 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 class Drift:
     """Exit rate of the last items beside what calibration promises at their thresholds."""
 
-    num_images: int
+    num_items: int
     live: float | None
     expected: float | None
     standard_errors: float | None  # live - expected, in its standard errors
@@ -73,6 +74,7 @@ class LiveMetrics:
     """
 
     def __init__(self, num_experts: int, unit: str = "images"):
+        self.unit = unit
         self.registry = registry = CollectorRegistry()
         self.requests = Counter("coe_requests", "by status", ["status"], registry=registry)
         for status in (200, 429, 503):  # a rate needs its zero
@@ -112,17 +114,27 @@ class LiveMetrics:
         """Count one connection that the server closed."""
         self.closed.labels(reason).inc()
 
-    def predicted(self, expert: int | None, macs: int, seconds: float) -> None:
-        """Count one answered prediction.
+    def predicted(self, expert: int | str | None, macs: float, seconds: float) -> None:
+        """Count one answered request of one item.
 
         Args:
-            expert: that ran; None if the item ended early.
+            expert: see `routed`.
             macs: spent.
             seconds: from request to answer.
         """
-        self.items.labels("exit" if expert is None else f"expert_{expert}").inc()
-        self.macs.inc(macs)
+        self.routed(expert, macs)
         self.seconds.observe(seconds)
+
+    def routed(self, expert: int | str | None, macs: float) -> None:
+        """Count one answered item.
+
+        Args:
+            expert: that ran; None if the item ended early; or the name of another route.
+            macs: spent.
+        """
+        route = expert if isinstance(expert, str) else f"expert_{expert}"
+        self.items.labels("exit" if expert is None else route).inc()
+        self.macs.inc(macs)
 
     def exited(self, exited: bool, expected: float, num_calibration: int) -> None:
         """Count one item for the drift, see `ExitRateDrift.add`."""
@@ -133,6 +145,11 @@ class LiveMetrics:
         """See `ExitRateDrift`."""
         with self._lock:
             return self._exits.report()
+
+    def drift_facts(self) -> dict[str, Any]:
+        """The same for JSON, the number of items by the name of their unit."""
+        facts = asdict(self.drift_report())
+        return {f"num_{self.unit}": facts.pop("num_items"), **facts}
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""

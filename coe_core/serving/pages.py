@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+_WEB = Path(__file__).parent / "web"
+_SHARED = re.compile(r"<!--# (\w+)\.(css|js) -->")
 _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
@@ -21,12 +23,14 @@ class Page(NamedTuple):
 def read_page(path: Path) -> Page:
     """A page, by its file.
 
+    A line ``<!--# NAME.css -->`` or ``<!--# NAME.js -->`` stands for that file of ours, which pages share.
+
     Example:
         >>> policy = read_page(Path(__file__).with_name("web") / "docs.html").policy
         >>> "unsafe" in policy, policy.count("sha256-")
         (False, 2)
     """
-    text = path.read_text(encoding="utf-8")
+    text = _SHARED.sub(_shared, path.read_text(encoding="utf-8"))
     hashes: dict[str, list[str]] = {"script": [], "style": []}
     for kind, content in _INLINE.findall(text):
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
@@ -37,3 +41,9 @@ def read_page(path: Path) -> Page:
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return Page(text, policy)
+
+
+def _shared(match: re.Match[str]) -> str:
+    tag = {"css": "style", "js": "script"}[match[2]]
+    content = (_WEB / f"{match[1]}.{match[2]}").read_text(encoding="utf-8")
+    return f"<{tag}>\n{content}</{tag}>"

@@ -42,10 +42,10 @@ class ProgressLine:
         ...     line.advance(2)
     """
 
-    def __init__(self, total: int, what: str, unit: str = "images"):
+    def __init__(self, total: int | None, what: str, unit: str = "images"):
         """
         Args:
-            total: how much there is to do.
+            total: how much there is to do; None: that is not known.
             what: is done, such as "predicting".
             unit: of what is counted.
         """
@@ -74,6 +74,8 @@ class ProgressLine:
     def text(self, now: float) -> str:
         """Count, rate and time left."""
         rate = self.done / max(now - self._start, 1e-9)
+        if self.total is None:
+            return f"{self.what}: {self.done:,}, {rate:.3g} {self.unit}/s"
         left = max(self.total - self.done, 0) / max(rate, 1e-9)
         return (
             f"{self.what}: {self.done:,}/{self.total:,}, {rate:.3g} {self.unit}/s, "

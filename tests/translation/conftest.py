@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 ONES = [
@@ -241,3 +242,72 @@ def plain(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus, shell: Shell
         *("--criterion", "label_smoothed_cross_entropy", "--save-dir", folder),
     )
     return folder / "checkpoint_last.pt"
+
+
+@pytest.fixture(scope="session", name="trained_run")
+def _trained_run(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus, shell: Shell) -> Path:
+    """A small run as `coe-translation train` leaves it: team, controls, thresholds, translations."""
+    from translation.commands.cli import main
+    from translation.recipe import recipe_from_dict
+
+    run = tmp_path_factory.mktemp("runs") / "numbers"
+    texts = [
+        corpus.text / f"{name}.{side}"
+        for name in ("train", "valid", "test")
+        for side in ("de", "en")
+    ]
+    model = run / "vocabulary" / "joint.model"
+
+    def call(*words: object) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert main([str(word) for word in words]) == 0
+
+    call("vocabulary", *texts[:2], "--size", 60, "--out", model)
+    call("encode", *texts, "--model", model, "--out", run / "pieces")
+    shell(
+        *("fairseq-preprocess", "-s", "de", "-t", "en", "--joined-dictionary"),
+        *("--trainpref", run / "pieces/train", "--validpref", run / "pieces/valid"),
+        *("--testpref", run / "pieces/test", "--destdir", run / "data"),
+    )
+    shell(
+        *("fairseq-train", run / "data", *shell.PLUGIN, *shell.TRAIN, *shell.TEAM),
+        *("--max-source-positions", "60", "--max-target-positions", "60"),
+        *("--max-update", "60", "--save-dir", run / "training/team"),
+    )
+    team, networks = run / "networks/team.pt", run / "networks"
+    networks.mkdir()
+    (run / "training/team/checkpoint_last.pt").rename(team)
+    call("take", team, "delegator", "--out", networks / "delegator-alone.pt")
+    call("take", team, "expert-1", "--out", networks / "expert-alone.pt")
+    call(
+        *("decode", run / "data", "--path", team, "--gen-subset", "valid", "--beam", 2),
+        *("--remove-bpe", "sentencepiece", "--cpu", "--num-workers", 0, "--max-len-b", 40),
+        *("--control", f"delegator-alone={networks / 'delegator-alone.pt'}"),
+        *("--control", f"expert-alone={networks / 'expert-alone.pt'}"),
+        *("--reference", corpus.text / "valid.en", "--out", run / "decoded/valid.json"),
+    )
+    call(
+        "calibrate",
+        run / "decoded/valid.json",
+        "best",
+        "macs=70%",
+        "--out",
+        run / "operating_points.json",
+    )
+    small = {"embed_dim": 32, "ffn_embed_dim": 64, "encoder_layers": 1, "decoder_layers": 1}
+    network = {**small, "attention_heads": 2}
+    recipe = recipe_from_dict(
+        {
+            "languages": {"source": ["de"], "target": ["en"]},
+            "vocabulary": {"size": 60},
+            "delegator": network,
+            "experts": {**network, "embed_dim": 64},
+            "num_experts": 2,
+            "training": {"updates": 60, "max_tokens": 600, "lr": 0.005},
+            "controls": {"expert-alone": network, "delegator-alone": network},
+            "generation": {"beam": 2, "max_len": 40},
+            "aims": ["best", "macs=70%"],
+        }
+    )
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
+    return run

@@ -37,6 +37,10 @@ _TEXTS = {  # module -> its commands
         "take": "Take one network out, as a plain fairseq checkpoint.",
     },
     "inspect": {"inspect": "Networks, sizes and costs of a recipe, a run or a checkpoint."},
+    "translate": {
+        "translate": "Translate lines of text with a run, an export or a checkpoint.",
+        "serve": "Serve a run, an export or a checkpoint over HTTP, with a page to try it.",
+    },
     "export": {
         "export": "Write a team as CTranslate2 models with a runner that routes; compare it with fairseq."
     },

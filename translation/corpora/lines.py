@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 STANDARD_INPUT = "-"
 _GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
@@ -163,13 +164,49 @@ def split_lines(content: bytes, name: str) -> list[str]:
         lines.pop()
     if not lines:
         raise ValueError(f"{name}: the file is empty; it needs one sentence a line")
-    text = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            text.append(line.decode("utf-8").removesuffix("\r"))
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{name}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at position "
-                f"{error.start + 1} of the line); convert the file, as with iconv -f latin1 -t utf-8"
-            ) from error
-    return text
+    return [decode_line(line, name, number) for number, line in enumerate(lines, start=1)]
+
+
+def decode_line(line: bytes, name: str, number: int) -> str:
+    """A line without its end, and without a carriage return there.
+
+    Args:
+        line: as it was read.
+        name: of the text, for messages.
+        number: of the line, from 1.
+
+    Raises:
+        ValueError: bytes that are not UTF-8.
+
+    Example:
+        >>> decode_line(b"one\\r\\n", "text", 1)
+        'one'
+    """
+    try:
+        return line.removesuffix(b"\n").decode("utf-8").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at position "
+            f"{error.start + 1} of the line); convert the file, as with iconv -f latin1 -t utf-8"
+        ) from error
+
+
+def open_lines(path: str | Path) -> BinaryIO:
+    """A text to be read line by line, unpacked where it is packed by gzip or xz: a file, or standard input (``-``).
+
+    Raises:
+        ValueError: no such file.
+    """
+    if str(path) == STANDARD_INPUT:
+        file: Any = sys.stdin.buffer
+    elif not Path(path).is_file():
+        read_bytes(path)  # says what it is
+        raise ValueError(f"{path}: not a regular file")
+    else:
+        file = open(path, "rb")  # noqa: SIM115  # the caller closes it
+    first = file.peek(len(_XZ)) if hasattr(file, "peek") else b""
+    if first.startswith(_GZIP):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=file))
+    if first.startswith(_XZ):
+        return cast(BinaryIO, lzma.LZMAFile(file))
+    return file

@@ -16,6 +16,7 @@ from coe_core import CoEError, OperatingPoint, check_fitted_with
 from coe_core.support.exports import provenance_of, write_routing
 from coe_core.support.files import sha256_of, whole_folder
 from translation.export import runner as ctranslate2_runner
+from translation.generation.macs import transformer_macs
 from translation.plugin.checkpoints import load_state, network_names, num_updates, take_network
 from translation.plugin.model import CoETransformerModel
 
@@ -163,6 +164,11 @@ def _routing(
         "max_target_tokens": longest,
         "selection": "selection",
         "sentencepiece": None,
+        "spends": {
+            "delegator": transformer_macs(team.model.delegator)._asdict(),
+            "experts": [transformer_macs(expert)._asdict() for expert in team.model.experts],
+            "selection": team.model.selection.linear.weight.numel(),
+        },
         "provenance": provenance_of(
             Path(checkpoint).name,
             ("torch", "fairseq-fixed", "ctranslate2"),

@@ -44,6 +44,10 @@ class Translation:
     text: str
     network: str  # "delegator", "expert-2", or "empty": nothing ran
     confidence: float  # of the delegator's best hypothesis; NaN where none was needed
+    texts: tuple[str, ...] = ("",)  # of the hypotheses that were asked for, best first
+    ran: tuple[
+        tuple[str, int], ...
+    ] = ()  # networks, with steps of the decoder (0: the encoder alone)
 
 
 class Runner:
@@ -176,6 +180,7 @@ class Runner:
         beam: int | None = None,
         lenpen: float | None = None,
         max_length: int | None = None,
+        nbest: int = 1,
     ) -> list[Translation]:
         """Translate sentences that are cut into the vocabulary's pieces.
 
@@ -184,12 +189,14 @@ class Runner:
             at: a stored threshold, by its name.
             threshold: instead of a stored one; a sentence ends early when its confidence is at least this.
             beam, lenpen, max_length: of the search; default: those of the export.
+            nbest: hypotheses of each, at most as many as the beam has.
 
         Raises:
             ValueError: as `limit`, or a sentence longer than the networks take.
         """
         exit_threshold = self.limit(at, threshold)
-        search = self.search(beam, lenpen, max_length)
+        search = {**self.search(beam, lenpen, max_length), "nbest": nbest}
+        _at_least("nbest", nbest, 1)
         if threshold is None:
             self._check_fitted(at, search)
         longest = self.longest
@@ -203,23 +210,20 @@ class Runner:
         spoken = [row for row, sentence in enumerate(sentences) if sentence]
         if exit_threshold <= certain:
             rough = self._search(self.delegator, [sentences[row] for row in spoken], search)
-            confidences = self.confidence([sentences[row] for row in spoken], rough)
+            confidences = self.confidence([sentences[row] for row in spoken], [r[0] for r in rough])
         else:  # none can end early
             rough, confidences = [[]] * len(spoken), [math.nan] * len(spoken)
-        for row, pieces, value in zip(spoken, rough, confidences, strict=True):
-            translations[row] = Translation(self._text(pieces), "delegator", value)
-        staying = [
-            row
-            for row, value in zip(spoken, confidences, strict=True)
-            if not value >= exit_threshold
-        ]
+        for row, ranked, value in zip(spoken, rough, confidences, strict=True):
+            translations[row] = self._translation(ranked, "delegator", value)
+        routed = zip(spoken, confidences, strict=True)
+        staying = [row for row, value in routed if not value >= exit_threshold]
         selected = self.select([sentences[row] for row in staying])
         for j in sorted(set(selected.tolist())):
             rows = [row for row, expert in zip(staying, selected, strict=True) if expert == j]
             answers = self._search(self.experts[j], [sentences[row] for row in rows], search)
-            for row, pieces in zip(rows, answers, strict=True):
-                confidence = translations[row].confidence
-                translations[row] = Translation(self._text(pieces), f"expert-{j}", confidence)
+            for row, ranked in zip(rows, answers, strict=True):
+                value, ran = translations[row].confidence, translations[row].ran
+                translations[row] = self._translation(ranked, f"expert-{j}", value, ran)
         return translations
 
     def confidence(
@@ -260,8 +264,8 @@ class Runner:
 
     def _search(
         self, network: ctranslate2.Translator, sentences: list[list[str]], search: dict
-    ) -> list[list[str]]:
-        """Pieces of the best translation of each sentence."""
+    ) -> list[list[list[str]]]:
+        """Pieces of the hypotheses of each sentence, best first."""
         if not sentences:
             return []
         answers = network.translate_batch(
@@ -271,11 +275,19 @@ class Runner:
             length_penalty=search["lenpen"],
             max_decoding_length=search["max_length"],
             max_input_length=0,
+            num_hypotheses=search["nbest"],
         )
-        return [answer.hypotheses[0] for answer in answers]
+        return [answer.hypotheses for answer in answers]
+
+    def _translation(
+        self, ranked: list[list[str]], network: str, confidence: float, ran: tuple = ()
+    ) -> Translation:
+        texts = tuple(map(self._text, ranked)) or ("",)
+        steps = 1 + max(map(len, ranked)) if ranked else 0
+        return Translation(texts[0], network, confidence, texts, (*ran, (network, steps)))
 
     def _text(self, pieces: list[str]) -> str:
-        return self.pieces.decode(pieces) if self.pieces else " ".join(pieces)
+        return self.pieces.decode(pieces).strip() if self.pieces else " ".join(pieces)
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

@@ -43,9 +43,7 @@ def test_unwanted_entries_take_no_room():
     assert (len(queue), queue.total) == (1, 10)
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), max_size=30), st.integers(1, 20)
-)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), max_size=30), st.integers(1, 20))
 def test_everything_comes_once_in_batches_that_fit(entries, most):
     queue = queue_of(*entries)
     taken = []

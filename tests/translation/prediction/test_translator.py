@@ -1,0 +1,264 @@
+"""The translator beside fairseq-generate and the export: the same sentences, the same texts and routes."""
+
+import itertools
+import math
+import threading
+
+import pytest
+
+from translation.commands.cli import main
+from translation.prediction.engine import Search, TranslatorError
+from translation.prediction.translator import Translator
+
+AT = ("beam", 2), ("max_len", 40)
+
+
+@pytest.fixture(scope="module")
+def translator(trained_run):
+    return Translator(trained_run, device="cpu", max_tokens=200)
+
+
+@pytest.fixture(scope="module")
+def lines(corpus):
+    return (corpus.text / "test.de").read_text(encoding="utf-8").split("\n")[:24]
+
+
+@pytest.fixture(scope="module")
+def generated(trained_run, shell):
+    """fairseq-generate's texts and routes at a threshold, by sentence."""
+
+    def call(threshold, *more):
+        done = shell(
+            *("fairseq-generate", trained_run / "data", *shell.PLUGIN, "--cpu", "--num-workers", 0),
+            *("--path", trained_run / "networks/team.pt", "--beam", 2, "--max-len-b", 40),
+            *("--remove-bpe", "sentencepiece", "--threshold", threshold, *more),
+        )
+        texts = {number: row[1] for number, row in done.table("H").items()}
+        return texts, {number: row for number, row in done.table("R").items()}
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def exported(trained_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "numbers"
+    words = ["export", trained_run / "networks/team.pt", trained_run / "data", "--out", folder]
+    words += ["--points", trained_run / "operating_points.json", "--at", "macs=70%", "--check", 0]
+    words += ["--sentencepiece", trained_run / "vocabulary/joint.model", "--max-len-b", 40]
+    assert main([str(word) for word in words]) == 0
+    return folder
+
+
+def threshold_between(translator, lines):
+    """One that about half of the sentences reach, in the middle of a gap."""
+    values = sorted(t.confidence for t in translator(lines, threshold=0.0) if t.text)
+    gaps = [(b - a, (a + b) / 2) for a, b in itertools.pairwise(values)]
+    return max(gaps)[1]
+
+
+def test_parity_with_fairseq_generate_and_the_export(translator, lines, generated, exported):
+    threshold = threshold_between(translator, lines)
+    ours = translator(lines, threshold=threshold)
+    texts, routes = generated(threshold)
+    assert [t.text for t in ours] == [texts[row] for row in range(len(lines))]
+    assert [t.route for t in ours] == [routes[row][0] for row in range(len(lines))]
+    for row, one in enumerate(ours):
+        assert one.confidence == pytest.approx(float(routes[row][1]), abs=2e-4)
+    assert {t.route for t in ours} >= {"delegator", "empty"}
+    assert any(t.route.startswith("expert-") for t in ours)
+    greedy = translator(lines, threshold=threshold, beam=1)
+    theirs = Translator(exported, device="cpu")(lines, threshold=threshold, beam=1)
+    assert [t.route for t in theirs] == [t.route for t in greedy]
+    assert [t.text for t in theirs] == [t.text for t in greedy]
+    assert [t.confidence for t in theirs] == pytest.approx([t.confidence for t in greedy], abs=1e-5)
+    for a, b in zip(greedy, theirs, strict=True):
+        assert b.macs == pytest.approx(a.macs, rel=1e-9 if a.exited else 0.1)  # encodes once more
+
+
+def test_no_exits_and_their_cost(translator, lines, generated):
+    ours = translator(lines, threshold=math.inf)
+    texts, _ = generated("inf")
+    assert [t.text for t in ours] == [texts[row] for row in range(len(lines))]
+    assert all(math.isnan(t.confidence) for t in ours if t.text)
+    full = translator(lines, threshold=1.0)  # the delegator translates, and none ends with it
+    for without, one in zip(ours, full, strict=True):
+        assert (without.macs < one.macs) == bool(one.pieces)
+
+
+def test_multiply_adds_are_those_of_decode(translator, trained_run, corpus):
+    from translation.evaluation.translations import Translations
+
+    decoded = Translations.load(trained_run / "decoded/valid.json")
+    texts = (corpus.text / "valid.de").read_text(encoding="utf-8").split("\n")[:24]
+    ours = translator(texts, threshold=0.0)
+    assert [t.macs for t in ours] == pytest.approx(decoded.networks["delegator"].macs)
+    assert [t.text for t in ours] == decoded.networks["delegator"].text
+    single = translator(texts, system="single:expert-alone")
+    assert [t.macs for t in single] == pytest.approx(decoded.networks["expert-alone"].macs)
+    assert [t.text for t in single] == decoded.networks["expert-alone"].text
+    assert {t.route for t in single} == {"expert-alone"}
+    cascade = translator(texts, system="cascade", threshold=1.0)
+    parts = zip(
+        decoded.networks["delegator-alone"].macs, decoded.networks["expert-alone"].macs, strict=True
+    )
+    assert [t.macs for t in cascade] == pytest.approx([sum(pair) for pair in parts])
+    assert {t.route for t in cascade} == {"cascade"}
+
+
+def test_budgets(translator, trained_run):
+    from coe_core import load_points
+
+    stored = load_points(trained_run / "operating_points.json", "translation")
+    assert translator.resolve().name == "best"
+    point = stored.named()["macs=70%"]
+    for name in ("macs=70%", "70%"):
+        assert translator.resolve(name).threshold == point.threshold
+    half, more = translator.resolve("75%"), translator.resolve("99%")
+    assert half.exit_rate >= more.exit_rate
+    assert half.num_samples == 24
+    cascade = stored.named("cascade")["best"]
+    assert translator.resolve("best", system="CASCADE").threshold == cascade.threshold
+    assert translator.resolve(system="single:expert-alone").threshold == math.inf
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"budget": "bset"},
+            "no operating point 'bset' of CoE; stored: best, macs=70%; nearest: best",
+        ),
+        ({"budget": "1"}, "below what the first stage alone costs|delegator"),
+        ({"budget": "best", "threshold": 0.5}, "give a budget or a threshold, not both"),
+        ({"threshold": -1.0}, "outside the range of a probability"),
+        ({"threshold": math.nan}, "outside the range of a probability"),
+        ({"budget": "best", "beam": 3}, "threshold 'best' of CoE was fitted with beam 2, not 3"),
+        (
+            {"system": "tripple"},
+            "no system 'tripple'; there are: CoE, cascade, single:delegator",
+        ),
+        ({"system": "single:expert-alone", "threshold": 0.5}, "always runs whole"),
+        ({"beam": 0, "threshold": 0.5}, r"beam must be in \[1, 1000\], got 0"),
+        ({"lenpen": math.nan, "threshold": 0.5}, r"lenpen must be in \[-100, 100\]"),
+        ({"max_len": 0, "threshold": 0.5}, r"max_len must be in \[1, 100000\], got 0"),
+        ({"nbest": 3}, r"nbest must be in \[1, 2\], the beam, got 3"),
+        ({"over_long": "stop"}, "over_long must be cut, skip or refuse, got 'stop'"),
+    ],
+)
+def test_refused(translator, options, message):
+    with pytest.raises(Exception, match=message):
+        translator(["eins Meter"], **options)
+
+
+def test_long_and_empty_lines(translator):
+    long = "eins Meter und " * 60
+    empty, blank, cut, short = translator(["", "  ", long, "zwei Tage"])
+    assert (empty.text, empty.route, empty.macs) == ("", "empty", 0.0)
+    assert blank.route == "empty"
+    assert cut.cut > 0
+    assert cut.pieces == cut.cut + translator.engine.longest
+    assert cut.text
+    skipped, same = translator([long, "zwei Tage"], over_long="skip")
+    assert (skipped.text, skipped.route, skipped.macs) == ("", "over-long", 0.0)
+    assert (same.text, same.route, same.macs) == (short.text, short.route, short.macs)
+    with pytest.raises(ValueError, match=r"text 1 has \d+ pieces, the networks take 59"):
+        translator([long], over_long="refuse")
+
+
+def test_nbest(translator, generated, lines):
+    texts = {}
+    for one in translator(lines[:3], threshold=0.0, nbest=2):
+        assert len(one.hypotheses) == 2
+        assert one.text == one.hypotheses[0]
+        texts[one.text] = one.hypotheses[1]
+    assert len(texts) == 3
+
+
+def test_a_translation_does_not_depend_on_its_batch(translator, lines):
+    together = translator(lines[:8])
+    one_by_one = [translator(line)[0] for line in lines[:8]]
+    assert [(t.text, t.route) for t in together] == [(t.text, t.route) for t in one_by_one]
+
+
+def test_threads_get_their_own_answers(translator, lines):
+    expected = {row: translator(line)[0] for row, line in enumerate(lines[:4])}
+    found = {}
+
+    def work(row):
+        found[row] = translator(lines[row])[0]
+
+    threads = [threading.Thread(target=work, args=[row]) for row in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert {row: (t.text, t.route, t.macs) for row, t in found.items()} == {
+        row: (t.text, t.route, t.macs) for row, t in expected.items()
+    }
+
+
+def test_a_bare_checkpoint(trained_run, translator, lines):
+    parts = {"data": trained_run / "data", "vocabulary": trained_run / "vocabulary/joint.model"}
+    parts |= {"device": "cpu"}
+    bare = Translator(trained_run / "networks/team.pt", **parts)
+    assert bare.resolve().name == "no exits"
+    changed = {"threshold": 0.2, "beam": 2, "max_len": 40}
+    ours = bare(lines, **changed)
+    assert [t.text for t in ours] == [t.text for t in translator(lines, threshold=0.2)]
+    points = trained_run / "operating_points.json"
+    fitted = Translator(trained_run / "networks/team.pt", points=points, **parts)
+    assert fitted.search == Search(2, 1.0, 200)  # beam and length penalty are those of the points
+    assert fitted.resolve().threshold == translator.resolve().threshold
+    with pytest.raises(ValueError, match="fitted with beam 2, not 5"):
+        fitted(lines, beam=5)
+    plain = Translator(trained_run / "networks/expert-alone.pt", **parts)
+    assert plain.engine.systems == ["single:expert-alone"]
+    single = translator(lines, system="single:expert-alone")
+    assert [t.text for t in plain(lines, beam=2, max_len=40)] == [t.text for t in single]
+
+
+def test_a_run_into_several_languages_is_told_which(translator, monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"no language 'fr'; .* translates into one language: name"
+    ):
+        translator(["eins"], target="fr")
+    monkeypatch.setattr(translator.engine, "targets", ["en", "fr"])
+    with pytest.raises(ValueError, match=r"say into which language; .* translates into en, fr"):
+        translator(["eins"])
+    assert translator.cut("eins", "fr").pieces == translator.engine.cut("<2fr> eins")
+    assert translator.cut(" ", "fr").pieces == []
+
+
+def test_what_cannot_be_loaded(trained_run, tmp_path, exported):
+    for source, options, message in (
+        (tmp_path / "no", {}, "no: no such run, export or checkpoint"),
+        (tmp_path, {}, "neither a run nor an export"),
+        (trained_run / "networks/team.pt", {}, "a checkpoint alone has no dictionaries"),
+        (trained_run / "networks/team.pt", {"data": tmp_path / "d"}, r"no such folder \(data\)"),
+        (trained_run, {"data": tmp_path}, "has its own data: leave data out"),
+        (exported, {"vocabulary": tmp_path}, "has its own vocabulary"),
+    ):
+        with pytest.raises(TranslatorError, match=message):
+            Translator(source, **options)
+    with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
+        Translator(trained_run, max_tokens=0)
+    with pytest.raises(ValueError, match="no operating point 'fast'"):
+        Translator(trained_run, budget="fast", device="cpu")
+    with pytest.raises(ValueError, match="device must be auto, cpu or cuda, got 'tpu'"):
+        Translator(trained_run, device="tpu")
+
+
+def test_an_exports_points(exported, trained_run, translator):
+    export = Translator(exported, device="cpu")
+    assert export.search == Search(2, 1.0, 40)
+    assert export.resolve().name == "macs=70%"
+    assert export.resolve("70%") == export.resolve("macs=70%")
+    assert export.resolve().threshold == translator.resolve("70%").threshold
+    for options, message in (
+        ({"system": "cascade"}, "an export is of CoE alone"),
+        ({"budget": "x"}, "no operating point 'x'; stored: best, macs=70%"),
+        ({"budget": "best", "threshold": 1.0}, "a budget or a threshold, not both"),
+        ({"beam": 1}, "fitted with beam 2, not 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export(["eins"], **options)

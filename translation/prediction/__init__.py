@@ -1,0 +1,1 @@
+"""A run, an export or a checkpoint as a function of texts."""

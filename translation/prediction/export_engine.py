@@ -1,0 +1,125 @@
+"""An export by CTranslate2, through its own runner."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from coe_core.stored_points import COE
+from coe_core.support.routing_file import stored_setting
+from translation.export.runner import Runner, Translation
+from translation.generation.macs import TransformerMacs
+from translation.prediction.engine import Decoded, Search, Setting
+
+
+class ExportEngine:
+    """The networks of an export.
+
+    Args:
+        folder: of the export.
+        device: "cpu", "cuda" or "auto".
+        threads: of each network; 0 lets CTranslate2 choose.
+
+    Raises:
+        ValueError: an export that is damaged.
+    """
+
+    def __init__(self, folder: Path, device: str = "auto", threads: int = 0):
+        self.name = folder.resolve().name
+        self.targets: list[str] = []
+        self.runner = Runner(folder, device, threads)
+        stored = self.runner.routing["search"]
+        self.search = Search(stored["beam"], stored["lenpen"], stored["max_length"])
+        self.confidence: str = self.runner.routing["confidence"]
+        self._lock = threading.Lock()
+        spends = self.runner.routing.get("spends")  # older exports do not know
+        self._spends: dict[str, TransformerMacs] = {}
+        self._head = 0
+        if spends is not None:
+            networks = [spends["delegator"], *spends["experts"]]
+            names = ["delegator", *(f"expert-{j}" for j in range(len(spends["experts"])))]
+            self._spends = {n: TransformerMacs(**s) for n, s in zip(names, networks, strict=True)}
+            self._head = spends["selection"]
+
+    @property
+    def longest(self) -> int:
+        return self.runner.longest
+
+    @property
+    def systems(self) -> list[str]:
+        return [COE]
+
+    def cut(self, line: str) -> list[str]:
+        return self.runner.cut([line])[0]
+
+    def resolve(
+        self,
+        budget: str | float | None,
+        threshold: float | None,
+        system: str | None,
+        search: Search,
+    ) -> Setting:
+        if system is not None and system.lower() != COE.lower():
+            raise ValueError(f"no system {system[:80]!r}: an export is of {COE} alone")
+        if budget is not None and threshold is not None:
+            raise ValueError("give a budget or a threshold, not both")
+        routing, points = self.runner.routing, self.runner.routing["operating_points"]
+        name = None if budget is None else str(budget)
+        if name is not None and name not in points and f"macs={name}" in points:
+            name = f"macs={name}"
+        limit = stored_setting(routing, name, threshold)[0]
+        if threshold is not None:
+            return Setting(f"threshold {threshold:g}", COE, limit)
+        length = {"beam": search.beam, "lenpen": search.lenpen}
+        self.runner._check_fitted(name, length)
+        name = routing["default"].get("name") if name is None else name
+        point = points.get(name, {})
+        return Setting(
+            name or "no exits", COE, limit, point.get("exit_rate"), point.get("num_samples", 0)
+        )
+
+    def decode(
+        self, sentences: Sequence[list[str]], setting: Setting, search: Search, nbest: int
+    ) -> list[Decoded]:
+        with self._lock:
+            answers = self.runner.decode(
+                sentences,
+                threshold=setting.threshold,
+                beam=search.beam,
+                lenpen=search.lenpen,
+                max_length=search.max_len,
+                nbest=nbest,
+            )
+        spent = map(self._macs, sentences, answers, [search.beam] * len(answers))
+        return [
+            Decoded(list(answer.texts), answer.network, answer.confidence, macs)
+            for answer, macs in zip(answers, spent, strict=True)
+        ]
+
+    def _macs(self, pieces: list[str], answer: Translation, beam: int) -> float:
+        """By the steps of the longest hypothesis that came back, as CTranslate2 tells of no others."""
+        if not self._spends:
+            return float("nan")
+        length, total = len(pieces) + 1, 0.0
+        for network, steps in answer.ran:
+            spends = self._spends[network]
+            if network == "delegator":
+                total += self._head
+            if steps:
+                total += spends.of_lengths(length, steps, beam)
+            if network == "delegator" and (steps == 0 or answer.network != "delegator"):
+                # For the selection; where it translates too, CTranslate2 encodes once more.
+                total += spends.of_lengths(length, 0, beam=0)
+        return total
+
+    def facts(self) -> dict:
+        points = self.runner.routing["operating_points"]
+        costs = [int(s.of_lengths(20, 20, self.search.beam)) for s in self._spends.values()]
+        return {
+            "systems": self.systems,
+            "macs": {"delegator": costs[0], "experts": costs[1:]} if costs else {},
+            "operating_points": points,
+            "curve": None,
+            "confidence": self.confidence,
+        }

@@ -1,0 +1,302 @@
+"""A run or a checkpoint by fairseq's own search, routed as `fairseq-generate` does with the plugin."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairseq import checkpoint_utils
+from fairseq.data import data_utils
+from torch import Tensor
+
+from coe_core.stored_points import COE
+from coe_core.support.files import sha256_of
+from translation.corpora.vocabulary import load_pieces
+from translation.evaluation.calibrate import CASCADE
+from translation.evaluation.translations import DELEGATOR_ALONE, EXPERT_ALONE
+from translation.generation.generator import (
+    CollaborativeGenerator,
+    Sentences,
+    hypothesis_confidence,
+)
+from translation.generation.macs import transformer_macs
+from translation.generation.routers import Router, check_threshold
+from translation.plugin.model import CoETransformerModel
+from translation.plugin.selection import listen_to_selection
+from translation.prediction.budgets import Budgets
+from translation.prediction.engine import Decoded, Search, Setting, TranslatorError
+
+_KEPT = 8  # searches whose generators are kept
+
+
+class FairseqEngine:
+    """Networks of fairseq's checkpoints.
+
+    Args:
+        path: checkpoint of the team, or of a plain transformer.
+        data: folder with its dictionaries, as fairseq-preprocess made it.
+        vocabulary: SentencePiece's model; None: lines are cut at their spaces.
+        controls: checkpoints of other systems by name; several of an ensemble.
+        points: file of operating points.
+        decoded: translations of the validation text, for the curve.
+        search: where none is asked for; None: that of the points, or fairseq's.
+        device: "cpu", "cuda", or "auto".
+
+    Raises:
+        TranslatorError: a checkpoint or a folder that does not serve.
+        ValueError: a damaged checkpoint, or dictionaries of another.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        data: Path,
+        vocabulary: Path | None,
+        *,
+        controls: Mapping[str, list[Path]] | None = None,
+        points: Path | None = None,
+        decoded: Path | None = None,
+        search: Search | None = None,
+        device: str = "auto",
+    ):
+        self.name = path.name
+        self.targets: list[str] = []
+        self.controls = dict(controls or {})
+        self.device = _device(device)
+        (self.model,), _, self.task = checkpoint_utils.load_model_ensemble_and_task(
+            [str(path)], arg_overrides={"data": str(data)}
+        )
+        self._ready(self.model)
+        self.team = self.model if isinstance(self.model, CoETransformerModel) else None
+        self.dictionary = self.task.source_dictionary
+        self.confidence = getattr(self.task, "confidence", "probability")
+        self.pieces = None if vocabulary is None else load_pieces(str(vocabulary))
+        self.points = points
+        self.budgets = Budgets(points, decoded, self._used_with(path), self.systems)
+        self.search = search or self._fitted_search()
+        self._loaded: dict[str, list[Any]] = {}
+        self._generators: dict[tuple[str, Search], CollaborativeGenerator] = {}
+        self._spent: dict[int, float] = {}  # multiply-adds of the sentences of the batch in work
+        self._lock = threading.Lock()
+
+    @property
+    def longest(self) -> int:
+        return int(self.model.max_positions()[0]) - 1
+
+    @property
+    def systems(self) -> list[str]:
+        names = [COE] if self.team is not None else [f"single:{Path(self.name).stem}"]
+        if {DELEGATOR_ALONE, EXPERT_ALONE} <= self.controls.keys():
+            names.append(CASCADE)
+        for name, paths in self.controls.items():
+            names.append(f"{'single' if len(paths) == 1 else 'ensemble'}:{name}")
+        return names
+
+    def cut(self, line: str) -> list[str]:
+        if self.pieces is None:
+            return line.split()
+        return self.pieces.encode(line, out_type=str)
+
+    def resolve(
+        self,
+        budget: str | float | None,
+        threshold: float | None,
+        system: str | None,
+        search: Search,
+    ) -> Setting:
+        if self.team is None and system is None:
+            system = self.systems[0]
+        if threshold is not None:
+            check_threshold(threshold, self.confidence)
+        return self.budgets.resolve(budget, threshold, system, search)
+
+    @torch.no_grad()
+    def decode(
+        self, sentences: Sequence[list[str]], setting: Setting, search: Search, nbest: int
+    ) -> list[Decoded]:
+        with self._lock:
+            generator = self._generator(setting.system, search)
+            generator.threshold = setting.threshold
+            self._spent = {}
+            decoded = generator.decode(self._batch(sentences))
+            spent = [self._spent.get(row, 0.0) for row in range(len(sentences))]
+        found = []
+        alone = setting.system not in (COE, CASCADE)
+        for ranked, route, macs in zip(decoded.hypotheses, decoded.routes, spent, strict=True):
+            texts = [self._text(hypothesis["tokens"]) for hypothesis in ranked[:nbest]]
+            confidence, network = route.confidence, route.network
+            if alone:
+                confidence = hypothesis_confidence(ranked[0], self.confidence)
+                network = setting.system.partition(":")[2]
+            found.append(Decoded(texts, network, confidence, macs))
+        return found
+
+    def facts(self) -> dict:
+        curve = self.budgets.curve(COE)
+        macs: dict[str, Any] = {}
+        if self.team is not None:
+            networks = [self.team.delegator, *self.team.experts]
+            first, *rest = (_per_sentence(network, self.search.beam) for network in networks)
+            macs = {"delegator": first, "experts": rest}
+        return {
+            "systems": self.systems,
+            "macs": macs,
+            "operating_points": {n: p.to_dict() for n, p in self.budgets.named(COE).items()},
+            "curve": None if curve is None or self.team is None else curve.to_dict(),
+            "confidence": self.confidence,
+        }
+
+    def _used_with(self, path: Path) -> dict[str, dict[str, Any]]:
+        """What stored thresholds must have been fitted with."""
+        config = self.task.cfg
+        common = {"confidence": self.confidence}
+        common["direction"] = f"{config.source_lang}-{config.target_lang}"
+        used = {COE: {**common, "router": "learned"}, CASCADE: {**common, "router": "cascade"}}
+        if self.points is not None:
+            used[COE]["checkpoint"] = sha256_of(path)
+            for name in (DELEGATOR_ALONE, EXPERT_ALONE):
+                if name in self.controls and self.controls[name][0].is_file():
+                    used[CASCADE][name] = sha256_of(self.controls[name][0])
+        return used
+
+    def _fitted_search(self) -> Search:
+        for point in self.budgets.points.get(COE, []):
+            beam, lenpen = point.fitted_with.get("beam"), point.fitted_with.get("lenpen")
+            return Search().changed(beam, lenpen, None)
+        return Search()
+
+    def _batch(self, sentences: Sequence[list[str]]) -> Sentences:
+        rows = [
+            torch.tensor([*map(self.dictionary.index, pieces), self.dictionary.eos()])
+            for pieces in sentences
+        ]
+        source = data_utils.collate_tokens(
+            rows, self.dictionary.pad(), left_pad=self.task.cfg.left_pad_source
+        )
+        length = torch.tensor([len(row) for row in rows])
+        index = torch.arange(len(rows))
+        return Sentences(*(part.to(self.device) for part in (source, length, index)))
+
+    def _text(self, tokens: Tensor) -> str:
+        words = self.task.target_dictionary
+        special = (words.pad(), words.eos(), words.bos())
+        pieces = [words[token] for token in tokens.tolist() if token not in special]
+        return " ".join(pieces) if self.pieces is None else self.pieces.decode(pieces).strip()
+
+    def _ready(self, network: Any) -> None:
+        network.make_generation_fast_(beamable_mm_beam_size=None, need_attn=False)
+        network.to(self.device).eval()
+
+    def _networks(self, name: str) -> list[Any]:
+        """Networks of a control, loaded once."""
+        if name not in self._loaded:
+            networks = []
+            for path in self.controls[name]:
+                if not path.is_file():
+                    raise TranslatorError(f"{path}: no such file; {name} was not trained")
+                found, _ = checkpoint_utils.load_model_ensemble([str(path)], task=self.task)
+                networks += found
+                self._ready(found[0])
+            self._loaded[name] = networks
+        return self._loaded[name]
+
+    def _generator(self, system: str, search: Search) -> CollaborativeGenerator:
+        if (system, search) not in self._generators:
+            while len(self._generators) >= _KEPT:
+                self._generators.pop(next(iter(self._generators)))
+            self._generators[system, search] = self._built(system, search)
+        return self._generators[system, search]
+
+    def _built(self, system: str, search: Search) -> CollaborativeGenerator:
+        if system == COE:
+            assert self.team is not None, "another system is resolved without one"
+            head = self.team.selection.linear.weight.numel()
+            first = self._over([self.team.delegator], search, head)
+            experts = [self._over([expert], search) for expert in self.team.experts]
+            selection = listen_to_selection(first, self.team.select)
+            return self._routed(first, selection, experts, Router("learned"))
+        if system == CASCADE:
+            first = self._over(self._networks(DELEGATOR_ALONE), search)
+            experts = [self._over(self._networks(EXPERT_ALONE), search)]
+        else:
+            name = system.partition(":")[2]
+            networks = self._networks(name) if name in self.controls else [self.model]
+            first = self._over(networks, search)
+            experts = [first]
+        return self._routed(first, lambda: torch.zeros(first.count, 1), experts, Router("cascade"))
+
+    def _routed(
+        self, first: _Counted, selection: Any, experts: list[_Counted], router: Router
+    ) -> CollaborativeGenerator:
+        return CollaborativeGenerator(
+            first,
+            selection,
+            self._select,
+            experts,
+            router,
+            threshold=math.inf,
+            confidence=self.confidence,
+            pad=self.dictionary.pad(),
+            eos=self.dictionary.eos(),
+        )
+
+    def _select(self, source: Tensor, length: Tensor) -> Tensor:
+        """Selection by the delegator's encoder alone; of a whole batch, in its order."""
+        assert self.team is not None, "others select nothing"
+        spends = transformer_macs(self.team.delegator).encoder(length.cpu())
+        head = self.team.selection.linear.weight.numel()
+        self._spent = {row: macs + head for row, macs in enumerate(spends.tolist())}
+        return self.team.select_sentences(source, length)
+
+    def _over(self, networks: list[Any], search: Search, extra: int = 0) -> _Counted:
+        options = argparse.Namespace(
+            beam=search.beam, lenpen=search.lenpen, max_len_b=search.max_len
+        )
+        build = getattr(self.task, "plain_generator", self.task.build_generator)
+        return _Counted(build(networks, options), networks, search.beam, extra, self)
+
+
+class _Counted:
+    """fairseq's generator over some networks, which adds up the multiply-adds of every sentence."""
+
+    def __init__(
+        self, generator: Any, networks: list[Any], beam: int, extra: int, engine: FairseqEngine
+    ):
+        self.generator, self.beam, self.extra, self.engine = generator, beam, extra, engine
+        self.spends = [transformer_macs(network) for network in networks]
+        self.symbols_to_strip_from_output = generator.symbols_to_strip_from_output
+        self.count = 0  # sentences of the last call
+
+    @property
+    def model(self) -> Any:
+        return self.generator.model
+
+    def generate(self, models: Any, sample: dict, **options: Any) -> list[list[dict[str, Tensor]]]:
+        """fairseq's hypotheses."""
+        hypotheses = self.generator.generate(models, sample, **options)
+        self.count = len(hypotheses)
+        lengths = sample["net_input"]["src_lengths"].cpu()
+        steps = torch.tensor([max(len(part["tokens"]) for part in best) for best in hypotheses])
+        macs: Any = sum(part.sentence(lengths, steps, self.beam) for part in self.spends)
+        spent = self.engine._spent
+        for number, value in zip(sample["id"].tolist(), macs.tolist(), strict=True):
+            spent[number] = spent.get(number, 0.0) + value + self.extra
+        return hypotheses
+
+
+def _per_sentence(network: Any, beam: int) -> int:
+    """Multiply-adds of a sentence of 20 tokens and a translation of as many, for a page."""
+    return int(transformer_macs(network).of_lengths(20, 20, beam))
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: there is no GPU here; give cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
