@@ -192,7 +192,7 @@ def decode_line(line: bytes, name: str, number: int) -> str:
 
 
 def open_lines(path: str | Path) -> BinaryIO:
-    """A text to be read line by line, unpacked where it is packed by gzip or xz: a file, or standard input (``-``).
+    """A text to be read line by line, unpacked where it is packed by gzip or xz; ``-`` is standard input.
 
     Raises:
         ValueError: no such file.

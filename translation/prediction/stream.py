@@ -6,12 +6,14 @@ import contextlib
 import gzip
 import hashlib
 import json
+import lzma
 import math
 import os
 import queue
 import stat
 import sys
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -78,8 +80,9 @@ class Summary:
 def blocks(file: BinaryIO, size: int = BLOCK) -> Iterator[list[bytes]]:
     """Lines of a text in blocks: full ones of a file; of a pipe those that have arrived, at least one."""
     if _is_file(file):
-        while block := list(islice(file, size)):
-            yield block
+        with _readable():
+            while block := list(islice(file, size)):
+                yield block
         return
     arrived: queue.Queue[bytes | BaseException | None] = queue.Queue(4 * size)
     threading.Thread(target=partial(_fill, file, arrived), daemon=True).start()
@@ -102,19 +105,27 @@ def blocks(file: BinaryIO, size: int = BLOCK) -> Iterator[list[bytes]]:
 
 def _fill(file: BinaryIO, arrived: queue.Queue[bytes | BaseException | None]) -> None:
     try:
-        for line in file:
-            arrived.put(line)
+        with _readable():
+            for line in file:
+                arrived.put(line)
         arrived.put(None)
     except BaseException as error:
         arrived.put(error)
 
 
-def _is_file(file: Any) -> bool:
-    raw: Any = file.fileobj if isinstance(file, gzip.GzipFile) else file
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
     try:
-        return stat.S_ISREG(os.fstat(raw.fileno()).st_mode)
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise TranslatorError(f"the text is packed, and damaged: {error}") from error
+
+
+def _is_file(file: BinaryIO) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except (OSError, AttributeError, ValueError):  # in memory, as in a test
-        return not hasattr(raw, "fileno") or bool(getattr(raw, "seekable", bool)())
+        return file.seekable()
 
 
 def count_lines(file: BinaryIO) -> int | None:
@@ -122,9 +133,10 @@ def count_lines(file: BinaryIO) -> int | None:
     if not _is_file(file) or not file.seekable():
         return None
     start, count, last = file.tell(), 0, b"\n"
-    while part := file.read(2**20):
-        count += part.count(b"\n")
-        last = part[-1:]
+    with _readable():
+        while part := file.read(2**20):
+            count += part.count(b"\n")
+            last = part[-1:]
     file.seek(start)
     return count + (last != b"\n")
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import lzma
 import os
 import sys
 import threading
@@ -72,6 +73,9 @@ def test_packed_files(command, translator, text, tmp_path):
     assert gzip.decompress(out.read_bytes()).decode() == expected
     assert [path.name for path in out.parent.iterdir()] == ["out.gz"]
     assert command(given=packed.read_bytes())[1] == expected  # also from standard input
+    assert command(given=lzma.compress(text.read_bytes()))[1] == expected
+    status, _, err = command(given=packed.read_bytes()[:-20])
+    assert (status, "the text is packed, and damaged: " in err) == (2, True)
 
 
 @pytest.mark.parametrize(("how", "is_empty"), [("cut", False), ("skip", True)])
