@@ -188,15 +188,14 @@ class Runner:
             sentences: pieces of each.
             at: a stored threshold, by its name.
             threshold: instead of a stored one; a sentence ends early when its confidence is at least this.
-            beam, lenpen, max_length: of the search; default: those of the export.
-            nbest: hypotheses of each, at most as many as the beam has.
+            beam, lenpen, max_length: of the search; default: those of the export. nbest: in [1, beam].
 
         Raises:
             ValueError: as `limit`, or a sentence longer than the networks take.
         """
         exit_threshold = self.limit(at, threshold)
         search = {**self.search(beam, lenpen, max_length), "nbest": nbest}
-        _at_least("nbest", nbest, 1)
+        _check_range("nbest", nbest, 1, search["beam"])
         if threshold is None:
             self._check_fitted(at, search)
         longest = self.longest
@@ -279,9 +278,7 @@ class Runner:
         )
         return [answer.hypotheses for answer in answers]
 
-    def _translation(
-        self, ranked: list[list[str]], network: str, confidence: float, ran: tuple = ()
-    ) -> Translation:
+    def _translation(self, ranked: list, network: str, confidence: float, ran=()) -> Translation:
         texts = tuple(map(self._text, ranked)) or ("",)
         steps = 1 + max(map(len, ranked)) if ranked else 0
         return Translation(texts[0], network, confidence, texts, (*ran, (network, steps)))

@@ -149,7 +149,7 @@ def test_uploads_in_all_places_leave_health_and_pages_alone(serving, limited, ap
 
 
 def test_the_slowest_upload_gives_its_place_away(serving, limited, application, monkeypatch):
-    monkeypatch.setattr("vision.serve.limits.GRACE", 0.0)
+    monkeypatch.setattr("coe_core.serving.limits.GRACE", 0.0)
     limited.app.body_seconds = 60.0
     head = b"POST /predict HTTP/1.1\r\nhost: a\r\ncontent-length: 900\r\n\r\n"
     with serving(limited) as served:
