@@ -139,7 +139,8 @@ def test_the_ingress_answers_and_refuses_without_a_cluster(trained):
 
     from vision.serve.ray_app import Ingress, Rough
 
-    rough = Rough(np.arange(10, dtype=np.float32), 0.5, 1)
+    selection = np.array([0, 1, 0], dtype=np.float32)
+    rough = Rough(np.arange(10, dtype=np.float32), selection, None)  # confidence 0.63
     experts = [Fake(-np.arange(10, dtype=np.float32)) for _ in range(3)]
     ingress = Ingress.func_or_class(
         str(trained), Fake(rough), experts, max_pixels=2000, max_bytes=20_000, max_memory=15_000
@@ -164,11 +165,11 @@ def test_the_ingress_answers_and_refuses_without_a_cluster(trained):
 
     status, answer = ask(file.getvalue(), "threshold=0")
     assert (status, answer["exited"], answer["label"]) == (200, True, ingress.classes[9])
-    status, answer = ask(file.getvalue(), "threshold=0.6")
+    status, answer = ask(file.getvalue(), "threshold=0.7")
     assert (status, answer["expert"], answer["label"]) == (200, 1, ingress.classes[0])
     assert ask(large.getvalue())[0] == 200
     experts[1].answer = experts[1].answer * np.nan
-    status, answer = ask(file.getvalue(), "threshold=0.6")
+    status, answer = ask(file.getvalue(), "threshold=0.7")
     assert (status, answer["detail"][:43]) == (500, "the prediction failed: expert 1 or the dele")
     for content, query, status, message in [
         (larger.getvalue(), "", 413, "the image is too large: it needs about "),
