@@ -92,18 +92,28 @@ def unchecked() -> Iterator[None]:
 
 WATCHED = (
     *("torch", "torchvision", "timm", "lightning", "sklearn", "matplotlib", "scipy", "fairseq"),
-    *("torch._dynamo", "sympy", "pandas", "tensorboard"),
+    *("torch._dynamo", "sympy", "pandas", "tensorboard", "fastapi"),
 )
 CALLER = """
-import contextlib, io, json, os, sys
+import contextlib, io, json, os, signal, sys, threading
 program, calls = json.loads(sys.argv[1])
 if program == "vision":
     from vision.commands.cli import main
 else:
     from translation.commands.cli import main
+def stop_serving(shown, ended):
+    while not ended.wait(0.1):
+        if shown.getvalue().startswith("serving "):
+            os.kill(os.getpid(), signal.SIGTERM)
+signal.signal(signal.SIGTERM, lambda *_: None)  # where no server is, or no longer
 for words in calls:
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
-        status = main(words)
+        ended = threading.Event()
+        threading.Thread(target=stop_serving, args=(out, ended)).start()
+        try:
+            status = main(words)
+        finally:
+            ended.set()
     loaded = [name for name in json.loads(sys.argv[2]) if name in sys.modules]
     print(json.dumps([words, status, loaded, out.getvalue()[-500:]]))
 """

@@ -6,6 +6,7 @@ arguments, folder, environment, files and process group. It ends with its caller
 is sent on.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -84,7 +85,10 @@ def answer(caller: socket.socket, entries: dict[str, str]) -> int:
     while len(call) < int.from_bytes(size, "big"):
         call += caller.recv(1 << 16)
     sys.argv, folder, environment, group = json.loads(call)
-    os.setpgid(0, group)
+    with contextlib.suppress(
+        PermissionError
+    ):  # a group of another session; it still ends with its caller
+        os.setpgid(0, group)
     for place, file in enumerate(files):
         os.dup2(file, place)
         os.close(file)
@@ -128,6 +132,7 @@ def call_entry(name: str, entries: dict[str, str]) -> int | None:
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = words
+        sys.path.insert(0, str(Path(words[0]).parent))
         runpy.run_path(words[0], run_name="__main__")
     return None
 

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.process
-def test_every_way_is_timed(tmp_path):
+def test_every_way_is_timed(warm, tmp_path):
     table = tmp_path / "table.md"
     options = ["small_resnet", "width=8", "stages=2", "--s", "2", "--tolerance", "0.2"]
     options += ["--size", "8", "--batch", "1", "4", "--seconds", "0.01", "--out", str(table)]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "benchmarks/divide.py", *options],
+        [warm("vision") / "python", "benchmarks/divide.py", *options],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -293,6 +293,7 @@ def true_drop(threshold, grid):
     return sum(0.3 * (1 - level) / grid for level in levels if level >= threshold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [None, 16])
 def test_the_guarantee_holds_over_calibration_sets_and_is_not_vacuous(grid):
     generator, trials = torch.manual_seed(0), 400

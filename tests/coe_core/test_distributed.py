@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,13 @@ STEPS = range(len(rank_script.COUNTS))
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks(warm, tmp_path_factory):
     """What each rank of a process group of two made of its rows."""
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(folder)],
+            [warm("vision") / "python", str(SCRIPT), str(rank), str(folder)],
             env=environment,
             stderr=subprocess.PIPE,
             text=True,

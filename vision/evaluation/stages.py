@@ -76,8 +76,11 @@ def two_stage(
 ) -> TwoStage:
     """Accuracy and multiply-adds of both stages.
 
-    The first network is charged in full even where nothing exits: rough and selection logits are one
-    pass, and the final prediction pools the rough one into the expert's.
+    The first network is charged in full even where nothing exits, because it runs: `Team.infer` computes
+    rough and selection logits in one pass for every image, a cascade's too (`cascade_team`), and that is
+    what the milliseconds of the table measure. What the second network alone reaches without the first
+    is the row "single expert network". (Translation's generator leaves the first search out there, and
+    its tables do not charge it.)
 
     Args:
         predictions: that the logits are of.

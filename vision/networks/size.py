@@ -10,13 +10,31 @@ from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from coe_core import count_macs
 from vision.networks.network import Network, build_network
 from vision.networks.own import OWN, own_constructor
 
 _SMALL, _SMALL_IMAGE = 2_000_000, 64  # parameters, side in pixels: a forward of some milliseconds
+
+
+_FILLS = {  # initialisation: what it writes is not there on the meta device, where it takes most of the time
+    *(getattr(nn.init, name) for name in dir(nn.init) if name.endswith("_") and name[0] != "_"),
+    *(Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, Tensor.clamp_, Tensor.fill_, Tensor.zero_),
+}
+
+
+class _Unfilled(TorchFunctionMode):
+    """Tensors of the meta device are not initialised."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function in _FILLS and args and args[0].device.type == "meta":
+            return args[0]
+        return function(*args, **(kwargs or {}))
 
 
 class Size(NamedTuple):
@@ -37,7 +55,7 @@ def build_meta(network: Network, num_classes: int, channels: int = 3) -> nn.Modu
         ValueError: as `build_network`.
     """
     try:
-        with warnings.catch_warnings(), torch.device("meta"):
+        with warnings.catch_warnings(), torch.device("meta"), _Unfilled():
             warnings.simplefilter("ignore")  # on empty layers; `network_size` refuses them
             return build_network(network, num_classes, channels)
     except Exception:  # some constructors compute with tensors; what is really wrong fails again

@@ -1,7 +1,6 @@
 """fairseq-train in two processes on the CPU."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,10 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.process
-def test_two_processes_train_one_team(corpus, shell, tmp_path):
+def test_two_processes_train_one_team(corpus, shell, warm, tmp_path):
     """legacy_ddp: fairseq's default wrapper names a GPU even with --cpu, which torch refuses."""
     command = [
-        *(sys.executable, "-W", "ignore", Path(sys.executable).with_name("fairseq-train")),
+        warm("translation") / "fairseq-train",
         *(corpus.binary, *shell.PLUGIN, *shell.TRAIN, *shell.TEAM, "--max-update", "4"),
         *("--save-dir", tmp_path, "--disable-validation", "--ddp-backend", "legacy_ddp"),
         *("--distributed-world-size", "2", "--distributed-no-spawn"),

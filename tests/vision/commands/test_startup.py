@@ -8,6 +8,8 @@ import shutil
 import pytest
 from PIL import Image
 
+TINY = ["data.train_fraction=0.1", "train.batch_size=32", "num_experts=2", "controls={}"]
+
 
 def test_what_needs_no_networks_loads_no_torch(loaded_after, tmp_path):
     calls = [["--help"], ["--version"], ["train", "--help"], ["recipes"]]
@@ -35,3 +37,16 @@ def test_what_predicts_and_fits(loaded_after, trained, picture, tmp_path):
             ["evaluate", run, "--no-time", "--out", results],
         ],
     ) == [{"torch"}, {"torch"}, {"torch", "scipy"}, {"torch", "scipy", "matplotlib"}]
+
+
+def test_what_serves_and_trains(loaded_after, trained, tmp_path):
+    """A server is light; a trainer brings torch's compiler, which torch's own optimizers import, too."""
+    serving, training = loaded_after(
+        "vision",
+        [
+            ["serve", trained, "--port", 0],
+            ["train", "digits", *TINY, "train.epochs=1", "--out", tmp_path / "run"],
+        ],
+    )
+    assert serving == {"torch", "fastapi"}
+    assert training == serving | {"lightning", "torch._dynamo", "sympy", "scipy", "tensorboard"}

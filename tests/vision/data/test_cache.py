@@ -1,6 +1,7 @@
 """Decoded images kept for the next command: the same pixels, whole or not at all, bounded, shared."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -282,14 +283,14 @@ def test_two_threads_decode_once(data, monkeypatch, capsys):
 
 
 @pytest.mark.process
-def test_a_killed_process_leaves_no_half_entry_and_no_lock(data, capsys):
+def test_a_killed_process_leaves_no_half_entry_and_no_lock(data, warm, capsys):
     script = (
         "import sys, time, os\n"
         "from vision.data import cache, load, section\n"
         "each = cache.decode_each\n"
         "def slow(*a):\n"
         "    for i, d in enumerate(each(*a)):\n"
-        "        if i == 5: print('half', flush=True); time.sleep(60)\n"
+        "        if i == 5: print(os.getpid(), flush=True); time.sleep(60)\n"
         "        yield d\n"
         "cache.decode_each = slow\n"
         "name, path, folder = sys.argv[1:]\n"
@@ -297,15 +298,15 @@ def test_a_killed_process_leaves_no_half_entry_and_no_lock(data, capsys):
     )
     root = Path(__file__).parents[3]
     with subprocess.Popen(
-        [sys.executable, "-c", script, "folder", data.path, data.cache],
+        [warm("vision") / "python", "-c", script, "folder", data.path, data.cache],
         stdout=subprocess.PIPE,
         text=True,
         cwd=root,
     ) as process:
-        assert process.stdout.readline() == "half\n"
+        number = int(process.stdout.readline())
         with pytest.raises(ValueError, match="is being written by"), locked_entry(data):
             pass
-        process.kill()
+        os.kill(number, signal.SIGKILL)
     assert entries(data) == []
     same(load_data(replace(data, cache="off")), load_data(data))
     assert "kept in" in capsys.readouterr().err

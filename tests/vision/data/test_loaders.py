@@ -415,7 +415,7 @@ def test_more_views_leave_the_set_as_it_is():
     assert torch.equal(several[0, 5]["image"], data[0, 5]["image"])
 
 
-def test_index_outside_the_set():
+def test_index_outside_the_set(unchecked):
     with pytest.raises(IndexError, match="index 22 in a set of 22"):
         images()[22]
     with pytest.raises(ValueError, match="images or paths"):

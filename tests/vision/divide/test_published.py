@@ -75,6 +75,7 @@ def test_the_golden_sizes_are_all_of_section_7():
     assert set(GOLDEN) <= set(PUBLISHED)
 
 
+@pytest.mark.slow
 def test_se_resnext_at_416_pixels():
     division = divide_network("paper/se_resnext_101_64x4d", 2, image_size=416)
     assert division.total.macs / 1e9 == pytest.approx(60.69, rel=0.01)

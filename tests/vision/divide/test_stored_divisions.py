@@ -60,6 +60,7 @@ def test_a_stored_division_is_data(change, message):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_division_of_the_paper_survives():
     for name in ("wrn_16_8", "resnet_50", "efficientnet_b0_cifar"):
         division = divide_network(f"paper/{name}", 2, weight_decay=1e-4)

@@ -71,6 +71,7 @@ def test_channels_are_multiples_of_eight_where_the_budget_allows():
     assert all(dim % 8 == 0 for dim in dims)
 
 
+@pytest.mark.slow
 def test_attention_heads_keep_dividing_the_width():
     division = divide_network(net("vit_tiny_patch16_224", depth=2), 3, image_size=224)
     assert division.divided.options["embed_dim"] % 3 == 0
@@ -84,6 +85,7 @@ def test_swin_is_mended_by_its_mlps():
     assert division.total.macs == pytest.approx(division.undivided_size.macs, rel=0.03)
 
 
+@pytest.mark.slow
 def test_a_knob_may_be_chosen():
     division = divide_network(net("resnet26"), 2, image_size=64, knob="base_width")
     assert [*division.changed] == ["base_width"]

@@ -36,6 +36,7 @@ def test_presets_land_on_their_multiply_adds(name):
     assert abs(macs / (1e6 * int(name.removesuffix("m"))) - 1) < 0.03
 
 
+@pytest.mark.slow
 def test_every_choice_counts():
     def macs(**options):
         return network_size(Network("ofa_mobilenetv3", options=options), 10, 64).macs

@@ -1,5 +1,7 @@
 """Images that are none: without a run."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,4 +47,4 @@ def test_a_limit_above_pillows(preprocess, tmp_path, monkeypatch):
 
 def test_the_error_of_a_network_that_diverged():
     line = "runs/a: expert 2 gives values that are not finite; it has diverged: train it again with"
-    assert str(diverged("runs/a", "expert 2")).startswith(line)
+    assert str(diverged(Path("runs/a"), "expert 2")).startswith(line)

@@ -6,7 +6,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -115,13 +114,14 @@ def test_full_disk(apart, cli, tmp_path):
     assert cli("train", *SHORT, "--out", run, "--resume") == 0
 
 
-def node(number, port, *arguments):
+def node(python, number, port, *arguments):
     """What a user starts on one of two nodes, with one process each."""
     torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
     torchrun += ["--node_rank", number, "--master_addr", "127.0.0.1", "--master_port", port]
+    torchrun += ["--no_python", python]  # not the interpreter, whose imports take seconds
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
-        [sys.executable, *map(str, [*torchrun, *arguments])],
+        [python, *map(str, [*torchrun, *arguments])],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -131,7 +131,7 @@ def node(number, port, *arguments):
 
 @pytest.mark.process
 @pytest.mark.slow
-def test_two_nodes_do_what_one_process_does_lose_one_and_one_goes_on(cli, tmp_path):
+def test_two_nodes_do_what_one_process_does_lose_one_and_one_goes_on(cli, warm, tmp_path):
     """Same losses and weights on two nodes; one is killed; what was kept is continued by one process."""
     # No batch normalisation: its statistics are those of a process.
     network = "{name: test_resnet, options: {norm_layer: groupnorm1, drop_rate: 0}}"
@@ -144,16 +144,17 @@ def test_two_nodes_do_what_one_process_does_lose_one_and_one_goes_on(cli, tmp_pa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    nodes = [node(n, port, script, 7, "train", *recipe, "--out", parts) for n in (0, 1)]
+    python = warm("vision") / "python"
+    nodes = [node(python, n, port, script, 7, "train", *recipe, "--out", parts) for n in (0, 1)]
     assert cli("train", *recipe, "--out", whole) == 0
-    (first, told), _ = [each.communicate(timeout=500) for each in nodes]
+    (first, errors), _ = [each.communicate(timeout=500) for each in nodes]
     assert nodes[0].returncode != 0
     assert nodes[1].returncode != 0
-    assert first.count("epoch 2/3") == 1, told
+    assert first.count("epoch 2/3") == 1, errors
     assert re.search(
         r"coe-vision train: training into \S+ stopped: rank 0 of 2 processes lost another one; the last "
         r"whole state is in \S+/last.ckpt; continue with --resume, on any number of processes\n",
-        told,
+        errors,
     )
     content = torch.load(parts / "checkpoints/last.ckpt", weights_only=True)
     assert (content["epoch"], content["global_step"]) == (2, 7)  # inside the third epoch

@@ -166,7 +166,7 @@ def cifar_densenet(
     num_classes: int,
     in_chans: int = 3,
     growth_rate: int = 40,
-    blocks: tuple[int, ...] = (31, 31, 31),
+    blocks: Sequence[int] = (31, 31, 31),
     drop_rate: float = 0.0,
 ) -> nn.Module:
     """DenseNet-BC for small images: timm's, with a 3x3 stem of 2 * growth_rate and no pooling. PAPER.
