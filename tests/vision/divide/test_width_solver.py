@@ -265,7 +265,9 @@ def test_command_prints_sizes_and_regularisers(cli, capsys):
 
 
 def test_command_on_a_paper_network(cli, capsys):
-    assert cli("divide", "paper/wrn_16_8", "-s", 2, "--match", "parameters") == 0
+    assert cli("divide", "paper/wrn_16_8", "-s", 2, "--match", "parameters") == 2
+    assert "--match has no effect" in capsys.readouterr().err
+    assert cli("divide", "paper/wrn_16_8", "-s", 2) == 0
     shown = capsys.readouterr().out
     assert "by rule widening" in shown
     assert "options: {depth: 16, width: 96, stem: 16, bottleneck: false}" in shown
