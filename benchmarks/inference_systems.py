@@ -319,7 +319,7 @@ def trained(mode: str, path: str) -> tuple[list[System], Tensor]:
         for name, compute in plain.items()
     ]
     coe = Stages(delegate, answers, every.selected_expert, team.num_classes, mode)
-    for name, point in loaded.operating_points.items():
+    for name, point in loaded.stored.named().items():
         weight = point.rough_weight
         stage = stage_of(every, coe_logits(every, macs), weight)
         systems.append(coe.system(f"CoE at {name}", stage, point.threshold, weight, size))
@@ -327,7 +327,7 @@ def trained(mode: str, path: str) -> tuple[list[System], Tensor]:
     if fitted is not None:
         curve, only = fitted.validation.curve(), torch.zeros(len(test))
         cascade = Stages(plain["delegator"], [plain["expert"]], only, team.num_classes, mode)
-        for name, point in loaded.operating_points.items():
+        for name, point in loaded.stored.named().items():
             if point.cost_unit == "macs":
                 index = fit_threshold(curve, "macs", max(point.cost, float(curve.cost.min())))
                 at = (float(curve.threshold[index]), fitted.rough_weight, size)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         ramped_agreement,
     )
     from coe_core.calibration import controlled_threshold, fit_rough_weight, fit_threshold
+    from coe_core.choice import Candidate, choose, choose_guaranteed, fit_systems
+    from coe_core.chosen import Choice, Rival
     from coe_core.clusters import ClusterPortions, Clusters, balanced_clusters, balanced_kmeans
     from coe_core.distributed import gather_rows
     from coe_core.ensembling import (
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from coe_core.macs import count_macs, mixture_macs
     from coe_core.objective import CoTrainingLoss, CoTrainingObjective
     from coe_core.operating_points import CalibratedCurve, OperatingPoint, check_fitted_with
+    from coe_core.paired import PairedDifference, paired_difference, resampled_difference
     from coe_core.portions import (
         PortionCounts,
         experts_of_groups,
@@ -56,9 +59,9 @@ if TYPE_CHECKING:
     from coe_core.shared_start import are_one, check_one, share_gradient, start_as_one
     from coe_core.stored_points import (
         StoredPoints,
-        load_curve,
+        load_curves,
         load_points,
-        save_curve,
+        save_curves,
         save_points,
         stored_point,
     )
@@ -84,6 +87,16 @@ _HOMES = {  # module -> the public names that it defines
         "Clusters",
         "balanced_clusters",
         "balanced_kmeans",
+    ),
+    "choice": (
+        "Candidate",
+        "choose",
+        "choose_guaranteed",
+        "fit_systems",
+    ),
+    "chosen": (
+        "Choice",
+        "Rival",
     ),
     "distributed": ("gather_rows",),
     "ensembling": (
@@ -145,6 +158,11 @@ _HOMES = {  # module -> the public names that it defines
         "handed_to_evidence",
         "shared_information",
     ),
+    "paired": (
+        "PairedDifference",
+        "paired_difference",
+        "resampled_difference",
+    ),
     "routing": (
         "Groups",
         "group_rows",
@@ -162,9 +180,9 @@ _HOMES = {  # module -> the public names that it defines
     ),
     "stored_points": (
         "StoredPoints",
-        "load_curve",
+        "load_curves",
         "load_points",
-        "save_curve",
+        "save_curves",
         "save_points",
         "stored_point",
     ),
@@ -220,6 +238,8 @@ __all__ = [
     "AimNotReachableError",
     "Assignment",
     "CalibratedCurve",
+    "Candidate",
+    "Choice",
     "ClusterPortions",
     "Clusters",
     "CoEError",
@@ -235,9 +255,11 @@ __all__ = [
     "Law",
     "NotConvergedError",
     "OperatingPoint",
+    "PairedDifference",
     "Partitioner",
     "PortionCounts",
     "Reached",
+    "Rival",
     "StageCost",
     "StageQuality",
     "StoredPoints",
@@ -253,6 +275,8 @@ __all__ = [
     "check_fitted_with",
     "check_one",
     "choice_variance",
+    "choose",
+    "choose_guaranteed",
     "confidence",
     "confusion_families",
     "controlled_threshold",
@@ -268,6 +292,7 @@ __all__ = [
     "experts_of_groups",
     "fit_gain",
     "fit_rough_weight",
+    "fit_systems",
     "fit_threshold",
     "gain_law",
     "gather_rows",
@@ -275,16 +300,18 @@ __all__ = [
     "handed_to_evidence",
     "infer",
     "js_divergence",
-    "load_curve",
+    "load_curves",
     "load_points",
     "mean_quality",
     "mixture_macs",
     "mutual_learning",
     "negative_log_likelihood",
+    "paired_difference",
     "ramped_agreement",
     "ramped_focus",
+    "resampled_difference",
     "sample_weights",
-    "save_curve",
+    "save_curves",
     "save_points",
     "scale_gradient",
     "select_expert",

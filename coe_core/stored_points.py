@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from coe_core.chosen import Choice
 from coe_core.operating_points import CalibratedCurve, OperatingPoint, check_type
 from coe_core.support.files import read_json, write_json
 
@@ -15,12 +17,24 @@ COE = "CoE"  # the system of a file that names none
 class StoredPoints(NamedTuple):
     """A file of operating points."""
 
-    points: dict[str, list[OperatingPoint]]  # by system: "CoE", "cascade"
+    points: dict[str, list[OperatingPoint]]  # by system: "CoE", "cascade", "single:expert"
     provenance: dict[str, Any]  # of the file; often empty
+    choices: Mapping[str, Choice] = MappingProxyType(
+        {}
+    )  # by name of a point: which system's to use
 
     def named(self, system: str = COE) -> dict[str, OperatingPoint]:
         """One system's by their names; of equal names the last counts."""
         return {point.name: point for point in self.points.get(system, [])}
+
+    def deployed(self, name: str) -> str:
+        """The system whose point of this name is to be used; where none was chosen, the collaboration.
+
+        Example:
+            >>> StoredPoints({}, {}).deployed("best")
+            'CoE'
+        """
+        return self.choices[name].deployed if name in self.choices else COE
 
 
 def save_points(path: str | Path, task: str, stored: StoredPoints) -> None:
@@ -38,7 +52,10 @@ def save_points(path: str | Path, task: str, stored: StoredPoints) -> None:
     points = {
         system: [point.to_dict() for point in entries] for system, entries in stored.points.items()
     }
-    write_json(path, {"task": task, "points": points, "provenance": stored.provenance})
+    content = {"task": task, "points": points, "provenance": stored.provenance}
+    if stored.choices:
+        content["choices"] = {name: choice.to_dict() for name, choice in stored.choices.items()}
+    write_json(path, content)
 
 
 def load_points(path: str | Path, task: str) -> StoredPoints:
@@ -56,7 +73,7 @@ def load_points(path: str | Path, task: str) -> StoredPoints:
         >>> path = Path(tempfile.mkdtemp()) / "points.json"
         >>> save_points(path, "vision", StoredPoints({"CoE": []}, {"commit": "1234"}))
         >>> load_points(path, "vision")
-        StoredPoints(points={'CoE': []}, provenance={'commit': '1234'})
+        StoredPoints(points={'CoE': []}, provenance={'commit': '1234'}, choices={})
     """
     values = read_json(path)
     try:
@@ -81,7 +98,15 @@ def _points_from(task: str, values: dict[str, Any]) -> StoredPoints:
         for point in entries:
             check_type(f"a point of {system}", point, dict, "an object")
         points[system] = [OperatingPoint.from_dict(point) for point in entries]
-    return StoredPoints(points, provenance)
+    choices = values.get("choices", {})
+    check_type("choices", choices, dict, "an object")
+    chosen = {name: Choice.from_dict(choice) for name, choice in choices.items()}
+    for name, choice in chosen.items():
+        if all(point.name != name for point in points.get(choice.deployed, [])):
+            raise ValueError(
+                f"{name!r:.60} is to be served by {choice.deployed!r:.60}, which has no such point"
+            )
+    return StoredPoints(points, provenance, chosen)
 
 
 def stored_point(text: str, task: str, system: str = COE) -> OperatingPoint:
@@ -111,40 +136,46 @@ def stored_point(text: str, task: str, system: str = COE) -> OperatingPoint:
     return points[name]
 
 
-def save_curve(path: str | Path, task: str, curve: CalibratedCurve) -> None:
-    """Write a stored curve as JSON, whole or not at all.
+def save_curves(path: str | Path, task: str, curves: Mapping[str, CalibratedCurve]) -> None:
+    """Write stored curves as JSON, whole or not at all.
 
     Args:
         path: of the file; one that is there is replaced.
         task: see `save_points`.
-        curve: what to write.
+        curves: by system.
 
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "curve.json"
         >>> curve = CalibratedCurve([0.9], [1.0], [0.5], [1.0], 0.3, 2, "v", "2026-01-01")
-        >>> save_curve(path, "vision", curve)
-        >>> load_curve(path, "vision") == curve
+        >>> save_curves(path, "vision", {"CoE": curve})
+        >>> load_curves(path, "vision") == {"CoE": curve}
         True
     """
-    write_json(path, {"task": task, **curve.to_dict()}, indent=None)
+    content = {system: curve.to_dict() for system, curve in curves.items()}
+    write_json(path, {"task": task, "curves": content}, indent=None)
 
 
-def load_curve(path: str | Path, task: str) -> CalibratedCurve:
-    """Inverse of `save_curve`; older files name no task.
+def load_curves(path: str | Path, task: str) -> dict[str, CalibratedCurve]:
+    """Inverse of `save_curves`; older files hold one curve, the collaboration's, or name no task.
 
     Raises:
-        ValueError: no such file, a damaged one, or a curve of another task.
+        ValueError: no such file, a damaged one, or curves of another task.
 
     Example:
-        >>> load_curve("nowhere.json", "vision")
+        >>> load_curves("nowhere.json", "vision")
         Traceback (most recent call last):
         ValueError: nowhere.json cannot be read: No such file or directory
     """
     values = read_json(path)
     try:
         _check_task(task, values)
-        return CalibratedCurve.from_dict({k: v for k, v in values.items() if k != "task"})
+        if "curves" not in values:
+            values = {"curves": {COE: {k: v for k, v in values.items() if k != "task"}}}
+        check_type("curves", values["curves"], dict, "an object")
+        for system, curve in values["curves"].items():
+            check_type(f"the curve of {system}", curve, dict, "an object")
+        return {s: CalibratedCurve.from_dict(curve) for s, curve in values["curves"].items()}
     except ValueError as error:
         raise ValueError(f"{path} holds no trade-off curve of ours: {error}") from error
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from coe_core._checks import real
@@ -24,7 +24,8 @@ class StageQuality(NamedTuple):
 
     rough: Float[Tensor, "n d"]
     final: Float[Tensor, "n d"]
-    score: Callable[[Float[Tensor, "m d"]], Float[Tensor, " m"]]  # sums over all samples -> quality
+    score: Callable[[Float[Tensor, "m d"]], Float[Tensor, " m"]]  # sums over samples -> quality
+    is_mean: bool = False  # of the first column over the samples, see `mean_quality`
 
 
 def mean_quality(rough: Float[Tensor, " n"], final: Float[Tensor, " n"]) -> StageQuality:
@@ -38,9 +39,17 @@ def mean_quality(rough: Float[Tensor, " n"], final: Float[Tensor, " n"]) -> Stag
         >>> quality = mean_quality(torch.ones(4), torch.zeros(4))
         >>> quality.score(quality.rough.sum(0, keepdim=True)).tolist()
         [1.0]
+        >>> quality.rough[0].tolist()  # its value, and 1 to count it
+        [1.0, 1.0]
     """
-    n = len(rough)
-    return StageQuality(rough[:, None], final[:, None], lambda sums: sums[:, 0] / n)
+    ones = torch.ones_like(rough)
+    return StageQuality(
+        torch.stack([rough, ones], 1), torch.stack([final, ones], 1), _mean, is_mean=True
+    )
+
+
+def _mean(sums: Tensor) -> Tensor:
+    return sums[:, 0] / sums[:, 1]
 
 
 class StageCost(NamedTuple):
@@ -88,6 +97,45 @@ class TwoStage:
     qualities: Mapping[str, StageQuality]
     costs: Mapping[str, StageCost]
 
+    @classmethod
+    def alone(cls, qualities: Mapping[str, StageQuality], costs: Mapping[str, float]) -> TwoStage:
+        """A predictor of one stage, which all samples run: a single network, an ensemble.
+
+        Args:
+            qualities: whose rough answers are the final ones.
+            costs: of each sample, by unit.
+
+        Example:
+            >>> right = torch.tensor([1.0, 0.0])
+            >>> single = TwoStage.alone({"accuracy": mean_quality(right, right)}, {"macs": 7.0})
+            >>> single.at(torch.inf).quality, single.at(torch.inf).cost
+            (0.5, {'macs': 7.0})
+        """
+        n = len(next(iter(qualities.values())).final)
+        nothing = torch.zeros(n, dtype=torch.float64)
+        return cls(nothing, qualities, {u: StageCost(c, nothing) for u, c in costs.items()})
+
+    def of(self, rows: Int[Tensor, " m"]) -> TwoStage:
+        """The same predictor on some of the samples.
+
+        Args:
+            rows: their numbers.
+
+        Example:
+            >>> right = torch.tensor([1.0, 0.0])
+            >>> single = TwoStage.alone({"accuracy": mean_quality(right, right)}, {"macs": 7.0})
+            >>> single.of(torch.tensor([0])).curve().quality.tolist()
+            [1.0, 1.0]
+        """
+        return TwoStage(
+            self.confidence[rows],
+            {
+                name: quality._replace(rough=quality.rough[rows], final=quality.final[rows])
+                for name, quality in self.qualities.items()
+            },
+            {unit: cost._replace(second=cost.second[rows]) for unit, cost in self.costs.items()},
+        )
+
     def curve(self, quality: str | None = None, cost: str | None = None) -> TradeOffCurve:
         """Quality and mean cost at every threshold, see `trade_off_curve`.
 
@@ -98,7 +146,7 @@ class TwoStage:
         Raises:
             ValueError: no quality or cost of that name, or as `corpus_trade_off_curve`.
         """
-        rough, final, score = _named("quality", self.qualities, quality)
+        rough, final, score, _ = self.quality(quality)
         spent = _named("cost", self.costs, cost)
         curve = corpus_trade_off_curve(
             self.confidence, rough, final, score, spent.first, spent.second
@@ -106,6 +154,32 @@ class TwoStage:
         if spent.first_without_exits is not None:
             curve.cost[0] = spent.first_without_exits + float(spent.second.mean())
         return curve
+
+    def quality(self, name: str | None = None) -> StageQuality:
+        """A quality by its name; None: the first.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        return _named("quality", self.qualities, name)
+
+    def each(
+        self, threshold: float, quality: str | None = None, cost: str | None = None
+    ) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+        """The numbers behind a quality, and the cost, of every sample at a threshold.
+
+        Args:
+            threshold: see `at`.
+            quality: name of one; None: the first.
+            cost: name of one; None: the first.
+        """
+        kind, spent = self.quality(quality), _named("cost", self.costs, cost)
+        exits = self.confidence >= threshold
+        first = _first_cost(spent, threshold < torch.inf)
+        return (
+            torch.where(exits[:, None], kind.rough, kind.final),
+            first + torch.where(exits, 0.0, spent.second.double()),
+        )
 
     def at(self, threshold: float, quality: str | None = None) -> Reached:
         """What a threshold leads to on these samples; an infinite one ends none of them.
@@ -117,7 +191,7 @@ class TwoStage:
         Raises:
             ValueError: no quality of that name, no samples, or a threshold that is NaN.
         """
-        rough, final, score = _named("quality", self.qualities, quality)
+        rough, final, score, _ = self.quality(quality)
         threshold = real("threshold", threshold)
         if len(self.confidence) == 0:
             raise ValueError("no samples: a threshold leads to nothing")
@@ -133,10 +207,13 @@ class TwoStage:
 
 
 def _mean_cost(spent: StageCost, exits: Tensor, can_exit: bool) -> float:
-    first = spent.first
+    return _first_cost(spent, can_exit) + float(torch.where(exits, 0.0, spent.second).mean())
+
+
+def _first_cost(spent: StageCost, can_exit: bool) -> float:
     if not can_exit and spent.first_without_exits is not None:
-        first = spent.first_without_exits
-    return first + float(torch.where(exits, 0.0, spent.second).mean())
+        return spent.first_without_exits
+    return spent.first
 
 
 def _named(what: str, known: Mapping[str, _Kind], name: str | None) -> _Kind:

@@ -11,5 +11,5 @@ say "1/3 training delegator, 4 experts and the controls on digits"
 say "2/3 the table: the collaboration beside every control, on test data"
 "$BIN/coe-vision" evaluate "$RUN"
 say "3/3 predicting image files, each with its route, at half of the experts' cost"
-"$BIN/coe-vision" predict "$RUN" "$RUN/evaluation/examples" --at half
+"$BIN/coe-vision" predict "$RUN" "$RUN/evaluation/examples" --at half --system coe
 say "look at $RUN/evaluation/trade_off.png and $RUN/evaluation/classes_per_expert.png"

@@ -270,10 +270,18 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
             holds a text, else YAML.
 
     Raises:
-        ValueError: unknown recipe or key (names the nearest), or a value of the wrong type.
+        ValueError: unknown recipe or key (names the nearest), a value of the wrong type, or a network that
+            asks for more pixels than the images have.
     """
     path = find_recipe(name)
-    return recipe_from_dict(read_recipe(Recipe, path, overrides), str(path))
+    recipe = recipe_from_dict(read_recipe(Recipe, path, overrides), str(path))
+    for key, network in recipe.named_networks():
+        if network.size is not None and network.size > recipe.data.size:
+            raise ValueError(
+                f"{path}: {key}.size={network.size} is above data.size={recipe.data.size}, at which the "
+                "images are decoded: raise data.size, or lower it"
+            )
+    return recipe
 
 
 def recipe_from_dict(values: Mapping[str, Any], source: str = "recipe") -> Recipe:

@@ -17,7 +17,7 @@ from vision.data.preprocess import Preprocess
 from vision.divide.division import Division
 from vision.divide.ensemble import EnsembleNetworks
 from vision.errors import RunError
-from vision.networks.network import Network, build_network
+from vision.networks.network import AtSize, Network, build_network
 from vision.networks.outputs import check_outputs
 from vision.networks.size import with_zeros
 from vision.networks.team import Team, Trunked
@@ -262,9 +262,11 @@ def run_macs(networks: Networks) -> RunMacs:
             counts.append(count_macs(part.network, part.images))
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            own = part.network.size if isinstance(part.network, AtSize) else None
+            size, key = (prepare.size, "data.size") if own is None else (own, "its size")
             raise ValueError(
-                f"{part.label} cannot take images of {prepare.channels} x {prepare.size} x "
-                f"{prepare.size}: {reason}; change data.size, or the network's options"
+                f"{part.label} cannot take images of {prepare.channels} x {size} x {size}: {reason}; "
+                f"change {key}, or the network's options"
             ) from error
     next_count = iter(counts)
     team = networks.team

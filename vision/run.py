@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from coe_core import CalibratedCurve, ExitRule, OperatingPoint, StoredPoints
-from coe_core.stored_points import COE, load_curve, load_points, save_curve, save_points
+from coe_core import CalibratedCurve, Choice, ExitRule, OperatingPoint, StoredPoints
+from coe_core.stored_points import COE, load_curves, load_points, save_curves, save_points
 from coe_core.support import provenance as support
 from coe_core.support.files import sha256_of
 from vision.checkpoints import LAST, PARAMETERS, find_checkpoint, load_checkpoint
@@ -37,15 +37,15 @@ class Run:
         folder: where results belong.
         checkpoint: the file the weights came from.
         networks: in evaluation mode.
-        operating_points: stored thresholds by name.
-        curve: trade-off on the validation split, for budgets that were not stored.
+        stored: operating points of every system, and which system's is used for each.
+        curves: of each system the trade-off on the validation split, for budgets that were not stored.
     """
 
     folder: Path
     checkpoint: Path
     networks: Networks
-    operating_points: dict[str, OperatingPoint] = field(default_factory=dict)
-    curve: CalibratedCurve | None = None
+    stored: StoredPoints = field(default_factory=lambda: StoredPoints({}, {}, {}))
+    curves: dict[str, CalibratedCurve] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:
@@ -63,27 +63,54 @@ class Run:
         """
         return {"checkpoint": self._digest, "confidence": (rule or ExitRule()).kind}
 
-    def operating_point(self, name: str) -> OperatingPoint:
-        """A stored operating point.
+    @property
+    def operating_points(self) -> dict[str, OperatingPoint]:
+        """By its name the point that is used: that of the system chosen for it."""
+        points = [point for entries in self.stored.points.values() for point in entries]
+        names = dict.fromkeys([*self.stored.choices, *(point.name for point in points)])
+        used = {name: self.stored.named(self.stored.deployed(name)).get(name) for name in names}
+        return {name: point for name, point in used.items() if point is not None}
 
-        Raises:
-            RunError: there is none of this name; lists those there are.
+    @property
+    def curve(self) -> CalibratedCurve | None:
+        """The collaboration's trade-off curve."""
+        return self.curves.get(COE)
+
+    def store(
+        self, name: str, points: Mapping[str, OperatingPoint], choice: Choice | None = None
+    ) -> None:
+        """Keep what is used at a name with the run, replacing what was there.
+
+        Args:
+            name: of all the points.
+            points: by system.
+            choice: of one of these systems; None: the collaboration.
         """
-        if name not in self.operating_points:
-            known = ", ".join(self.operating_points) or "none; run `coe-vision calibrate` first"
-            raise RunError(f"{self.folder} has no operating point {name!r}; stored: {known}")
-        return self.operating_points[name]
+        kept: dict[str, dict[str, OperatingPoint]] = {}
+        for system in dict.fromkeys([*self.stored.points, *points]):
+            kept[system] = self.stored.named(system)
+            if system in points:
+                kept[system][name] = points[system]  # in its place
+            else:
+                kept[system].pop(name, None)
+        choices = dict(self.stored.choices)
+        if choice is None:
+            choices.pop(name, None)
+        else:
+            choices[name] = choice  # in its place
+        order = [*choices, *dict.fromkeys(n for entries in kept.values() for n in entries)]
+        by_system = {
+            system: sorted(entries.values(), key=lambda point: order.index(point.name))
+            for system, entries in kept.items()
+            if entries
+        }
+        self.stored = StoredPoints(by_system, {}, choices)
+        save_points(self.folder / POINTS, TASK, self.stored)
 
-    def store(self, point: OperatingPoint) -> None:
-        """Keep an operating point with the run, replacing one of the same name."""
-        self.operating_points[point.name] = point
-        stored = StoredPoints({COE: list(self.operating_points.values())}, {})
-        save_points(self.folder / POINTS, TASK, stored)
-
-    def store_curve(self, curve: CalibratedCurve) -> None:
-        """Keep the trade-off curve with the run."""
-        self.curve = curve
-        save_curve(self.folder / CURVE, TASK, curve)
+    def store_curves(self, curves: Mapping[str, CalibratedCurve]) -> None:
+        """Keep trade-off curves with the run, replacing those of the same systems."""
+        self.curves |= curves
+        save_curves(self.folder / CURVE, TASK, self.curves)
 
 
 def load_run(path: str | PathLike[str], team: bool = True) -> Run:
@@ -119,10 +146,8 @@ def load_run(path: str | PathLike[str], team: bool = True) -> Run:
     networks.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     in_run = checkpoint.parent.name == LAST.parent.name
     run = Run(checkpoint.parent.parent if in_run else checkpoint.parent, checkpoint, networks)
-    run.operating_points = _stored(
-        run.folder / POINTS, lambda path: load_points(path, TASK).named(), {}
-    )
-    run.curve = _stored(run.folder / CURVE, lambda path: load_curve(path, TASK), None)
+    run.stored = _stored(run.folder / POINTS, lambda path: load_points(path, TASK), run.stored)
+    run.curves = _stored(run.folder / CURVE, lambda path: load_curves(path, TASK), {})
     return run
 
 

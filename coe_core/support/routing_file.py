@@ -7,6 +7,7 @@ Standard library only: every export carries this file inside its runner.py (see 
 | format | 2; exports of format 1 are read too |
 | task | "vision" or "translation" |
 | confidence | "max_probability", "margin", "entropy" or "gain"; "probability" or "log_probability" |
+| system | which of the run's systems it is: CoE, cascade, single:NAME, ensemble:NAME (vision) |
 | delegator, experts | of each network: file (or folder), macs (or null), weights: "float32" or "int8" |
 | default | name, threshold and rough_weight that hold if none is asked for |
 | operating_points | by name: threshold, rough_weight, and what they were fitted for |
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 FORMAT = 2
+ALONE = ("single:", "ensemble:")  # systems without a delegator: one network, which is in its place
 CONFIDENCES = {
     "vision": ("max_probability", "margin", "entropy", "gain"),
     "translation": ("probability", "log_probability"),
@@ -257,7 +259,8 @@ def _check_common(routing: dict[str, Any]) -> None:
     kind, known = _typed(routing, "confidence", str), CONFIDENCES[routing["task"]]
     _check(kind in known, f"is damaged: confidence is {_shown(kind)}, known: {', '.join(known)}")
     experts = _typed(routing, "experts", list)
-    _check(bool(experts), "is damaged: it has no experts")
+    system = _typed(routing, "system", str) if "system" in routing else ""
+    _check(bool(experts) or system.startswith(ALONE), "is damaged: it has no experts")
     networks = [("delegator.", _typed(routing, "delegator", dict))]
     for j, expert in enumerate(experts):
         _check(type(expert) is dict, f"is damaged: experts[{j}] is {_shown(expert)}, not a table")

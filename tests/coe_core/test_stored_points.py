@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 
 from coe_core import (
     CalibratedCurve,
+    Choice,
     OperatingPoint,
+    PairedDifference,
+    Rival,
     StoredPoints,
     check_fitted_with,
-    load_curve,
+    load_curves,
     load_points,
-    save_curve,
+    save_curves,
     save_points,
     stored_point,
 )
@@ -58,10 +61,10 @@ def test_both_tasks_have_one_schema(path, task):
         load_points(path, other)
     with pytest.raises(ValueError, match=r"has no threshold named 'slow'; it has: fast"):
         stored_point(f"{path}:slow", task)
-    save_curve(path, task, CURVE)
-    assert load_curve(path, task) == CURVE
+    save_curves(path, task, {"CoE": CURVE, "cascade": CURVE})
+    assert load_curves(path, task) == {"CoE": CURVE, "cascade": CURVE}
     with pytest.raises(ValueError, match=rf"it is of the task {task}"):
-        load_curve(path, other)
+        load_curves(path, other)
 
 
 def without_fitted(record):
@@ -75,7 +78,44 @@ def test_files_of_older_versions(path):
     path.write_text(json.dumps({"points": {"CoE": [older]}, "provenance": {"beam": 5}}))
     assert load_points(path, "translation").provenance == {"beam": 5}
     path.write_text(json.dumps(without_fitted(CURVE)))
-    assert load_curve(path, "vision").macs == [2.0, 1.0]
+    assert load_curves(path, "vision")["CoE"].macs == [2.0, 1.0]
+    path.write_text(json.dumps({"task": "vision", **CURVE.to_dict()}))  # with a task, of one system
+    assert load_curves(path, "vision") == {"CoE": CURVE}
+
+
+def chosen(system):
+    rival = Rival(1, 0.9, 10.0, PairedDifference(0.0, -0.1, 0.1, 1.0), False)
+    return Choice(system, system, "quality", 0.05, 50, {system: rival})
+
+
+def test_which_system_a_point_is_to_be_used_of(path):
+    stored = StoredPoints({"CoE": [POINT], "single": [POINT]}, {}, {"fast": chosen("single")})
+    save_points(path, "vision", stored)
+    assert load_points(path, "vision") == stored
+    assert stored.deployed("fast") == "single"
+    assert stored.deployed("slow") == "CoE"  # of an older version, which chose none
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"deployed": "other"}, "deployed is 'other', which is none of its rivals"),
+        ({"level": "x"}, "level must be a number, got 'x'"),
+        ({"rivals": []}, r"rivals must be an object, got \[\]"),
+        ({"rivals": {"single": {}}}, r"not a rival: it has the fields \[\], not \["),
+        ({"more": 1}, r"not a choice: it has the fields"),
+        (None, "a choice must be an object, got None"),
+        ({}, "'fast' is to be served by 'single', which has no such point"),
+    ],
+)
+def test_no_choice(path, change, message):
+    save_points(path, "vision", StoredPoints({"CoE": [POINT]}, {}, {"fast": chosen("single")}))
+    content = json.loads(path.read_text())
+    choice = content["choices"]["fast"]
+    content["choices"]["fast"] = None if change is None else {**choice, **change}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        load_points(path, "vision")
 
 
 JSON = st.recursive(
@@ -106,13 +146,16 @@ def test_a_field_of_any_other_value(tmp_path_factory, name, value):
 
 
 @given(
-    value=JSON, key=st.sampled_from(["points", "task", "provenance", "CoE", "threshold", "macs"])
+    value=JSON,
+    key=st.sampled_from(
+        ["points", "task", "provenance", "CoE", "threshold", "macs", "choices", "curves"]
+    ),
 )
 def test_any_other_file(tmp_path_factory, value, key):
     path = tmp_path_factory.mktemp("x") / "x.json"
     for content in (value, {key: value}, {"points": {"CoE": value}}):
         path.write_text(json.dumps(content))
-        for read in (load_points, load_curve):
+        for read in (load_points, load_curves):
             try:
                 read(path, "vision")
             except ValueError as error:
@@ -135,7 +178,7 @@ def test_any_other_file(tmp_path_factory, value, key):
 def test_no_curve(path, changes, message):
     path.write_text(json.dumps({**CURVE.to_dict(), **changes}))
     with pytest.raises(ValueError, match=message):
-        load_curve(path, "vision")
+        load_curves(path, "vision")
 
 
 def test_fitted_elsewhere():

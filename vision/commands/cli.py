@@ -18,6 +18,7 @@ COMMANDS = [
         ("evaluate", "Table and pictures of one run, or of several seeds."),
         ("calibrate", "Fit thresholds on held-out data, keep them in the run."),
         ("predict", "Predict image files, each with its route."),
+        ("report", "One page to look at: what is deployed and why, errors, reliability, routes."),
         ("export", "Write a run for use elsewhere: ONNX or torch.export."),
         ("serve", "Serve a run over HTTP, with a page to try it."),
         ("recipes", "List the shipped recipes and studies, or copy one to change it."),

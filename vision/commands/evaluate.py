@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from coe_core.support.command import at_least, refuse_unused
+from vision.commands.serve import add_system
 
 TIMED_IMAGES = 512  # that time is measured on
 
@@ -24,12 +25,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="what exits are decided by, as in calibrate",
     )
     parser.add_argument("--no-time", action="store_true", help="measure no time")
+    parser.add_argument(
+        "--at",
+        action="append",
+        metavar="NAME",
+        help="operating point, or multiply-adds, to be evaluated as deployed; may be repeated (default: "
+        "all that are stored)",
+    )
+    add_system(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate, print the tables, and say where pictures and tables are."""
     from coe_core.support.reports import print_table
-    from vision.evaluation import ensemble_table
+    from vision.evaluation import deployed, ensemble_table
     from vision.evaluation.evaluate import evaluate
     from vision.evaluation.summary import rich_table
     from vision.run import load_run
@@ -39,29 +48,37 @@ def run(arguments: argparse.Namespace) -> None:
     runs = [load_run(path, team=False) for path in arguments.runs]
     recipe = runs[0].recipe
     folder = Path(arguments.out) if arguments.out else runs[0].folder / "evaluation"
-    lines, ensembles, diverged, laws = evaluate(
+    evaluation = evaluate(
         runs,
         folder,
         data_path=arguments.data,
         batch_size=arguments.batch_size or 64,
         time_images=0 if arguments.no_time else TIMED_IMAGES,
         exits_by=arguments.confidence,
+        at=arguments.at,
+        system=arguments.system,
     )
+    lines, ensembles = evaluation.lines, evaluation.ensembles
     names = ", ".join(run.folder.name for run in runs)
     print_table(rich_table(lines, f"{names} on test data; thresholds fitted on validation data"))
     if ensembles:
         print_table(ensemble_table.rich_table(ensembles))
-    for run, law in zip(runs, laws, strict=False):
+    for run, law in zip(runs, evaluation.laws, strict=False):
         print(f"law of {run.folder.name}: {law.shown}")
-    for line in diverged:
+    if evaluation.deployed:
+        print_table(deployed.rich_table(evaluation.deployed))
+    for line in evaluation.left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    for line in evaluation.diverged:
         print(f"failed: {line}", file=sys.stderr)
     for name in recipe.without_control:
         print(
             f"ensemble {name} has no control: train its undivided network (s = 1) in the same run"
         )
     pictures = ["trade_off.png", *["classes_per_expert.png"] * recipe.has_team]
-    tables = ["table.csv", "table.md", *["law.csv"] * bool(laws)]
+    tables = ["table.csv", "table.md", *["law.csv"] * bool(evaluation.laws)]
     tables += ["ensembles.csv", "ensembles.md"] * bool(ensembles)
+    tables += ["deployed.csv", "deployed.md"] * bool(evaluation.deployed)
     for what, files in (("pictures", pictures), ("tables", tables)):
         print(f"{what}: {', '.join(str(folder / name) for name in files)}")
     print(f"images to try: {folder / 'examples'}")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from coe_core.support.command import at_least, refuse_unused
+from vision.commands.serve import add_system
 
 INT8_IMAGES = 256  # that ranges of activations are measured on: the first, of the validation data
 
@@ -20,9 +21,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--at", help="the export's own operating point (default: best), or mean multiply-adds"
     )
     parser.add_argument("--threshold", type=float, help="the export's own, instead of --at")
+    add_system(parser)
     parser.add_argument("--data", help="where the data lie now")
     parser.add_argument(
-        "--int8", action="store_true", help="experts in 8 bits (onnx): measure whether it pays"
+        "--int8",
+        action="store_true",
+        help="experts, or a network alone, in 8 bits (onnx): measure whether it pays",
     )
     parser.add_argument(
         "--check", type=at_least(1), default=1000, metavar="N", help="images compared with the run"
@@ -31,17 +35,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Export, compare with the run, and say how large and how fast."""
+    from vision.budgets import resolve_budget
     from vision.export import check as export_check
     from vision.export.export import export_run
-    from vision.prediction.budgets import resolve_budget
     from vision.run import load_run
 
     if arguments.to != "onnx":
         refuse_unused("it is for --to onnx", int8=arguments.int8, opset=arguments.opset)
-    run = load_run(arguments.run)
+    run = load_run(arguments.run, team=False)
     kind = arguments.to
     folder = Path(arguments.out) if arguments.out else run.folder / f"export_{kind}"
-    choice = {"budget": arguments.at, "threshold": arguments.threshold}
+    choice = {
+        "budget": arguments.at,
+        "threshold": arguments.threshold,
+        "system": arguments.system,
+    }
     budget = resolve_budget(run, **choice)
     pixels, what, images = export_check.images_to_check(
         run, arguments.check, arguments.data, required=arguments.int8
@@ -59,6 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
             tolerance=1.0 if arguments.int8 else export_check.TOLERANCE,
             files=images,
             rule=budget.rule,
+            system=budget.system,
         )
         said.extend(f"{parity.line('probabilities')}; {what}" for parity in parities)
 
@@ -66,6 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     files = export_run(
         run, folder, kind, opset=arguments.opset, int8_pixels=ranges, check=check, **choice
     )
+    print(f"exported {budget.system}, at {budget.name}")
     for path in files:
         print(f"{path}  {path.stat().st_size:,} bytes")
     if kind == "onnx":

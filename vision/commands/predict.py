@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coe_core.support.command import DONE, IN_PART, at_least
-from vision.commands.serve import add_arithmetic
+from vision.commands.serve import add_arithmetic, add_system
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from vision.budgets import ResolvedBudget
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="(default: table, or by the ending of --out)",
     )
     parser.add_argument("--batch-size", type=at_least(1), default=64)
-    parser.add_argument(
-        "--ensemble", metavar="NAME", help="predict with this ensemble of the run, not the experts"
-    )
+    add_system(parser)
     parser.add_argument(
         "--max-pixels",
         type=at_least(1),
@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from coe_core.support.progress import progress
     from coe_core.support.reports import print_table
     from vision.prediction.files import find_images, predict_files
+    from vision.prediction.predictor import Predictor
     from vision.prediction.results import open_results
 
     path = arguments.out and Path(arguments.out)
@@ -63,18 +64,25 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--format table is for the terminal; --out writes csv or jsonl")
     if arguments.resume and not path:
         raise ValueError("--resume continues a file: give it as --out FILE")
-    predictor = _predictor(arguments)
+    predictor = Predictor(
+        arguments.run,
+        system=arguments.system,
+        batch_size=arguments.batch_size,
+        precision=arguments.precision,
+        compiled=arguments.compiled,
+        max_pixels=arguments.max_pixels,
+    )
     _set_threads(predictor, arguments.batch_size)
     files = find_images(arguments.images)
     budget = predictor.resolve(arguments.at, arguments.threshold)
     if kind == "table":
         outcomes = predict_files(predictor, files, budget)
         rows = list(progress(outcomes, len(files), "predicting"))
-        print_table(_predictions_table(rows, budget.threshold))
+        print_table(_predictions_table(rows, budget))
         failed = sum(outcome.error is not None for outcome in rows)
     else:
         failed = 0
-        with open_results(path, kind, budget.threshold, arguments.resume) as results:
+        with open_results(path, kind, budget.threshold, arguments.resume, budget.system) as results:
             files = [file for file in files if str(file) not in results.done]
             outcomes = predict_files(predictor, files, budget)
             for outcome in progress(outcomes, len(files), "predicting"):
@@ -91,46 +99,25 @@ def run(arguments: argparse.Namespace) -> int:
     return IN_PART if failed else DONE
 
 
-def _predictor(arguments: argparse.Namespace):
-    """The team's, or an ensemble's where one is named or the run trained nothing else."""
-    from vision.prediction.ensemble_predictor import EnsemblePredictor
-    from vision.prediction.predictor import Predictor
-    from vision.run import load_run
-
-    run = load_run(arguments.run, team=False)
-    options = {
-        "batch_size": arguments.batch_size,
-        "precision": arguments.precision,
-        "max_pixels": arguments.max_pixels,
-    }
-    if arguments.ensemble is None and run.recipe.has_team:
-        return Predictor(run, compiled=arguments.compiled, **options)
-    if arguments.compiled:
-        raise ValueError("--compiled is for delegator and experts, not for an ensemble")
-    return EnsemblePredictor(run, arguments.ensemble, **options)
-
-
 def _set_threads(predictor, batch_size: int) -> None:
     """As many threads as predict fastest; said where that was measured, beside the predictions."""
     import torch
 
-    from vision.prediction.predictor import Predictor
     from vision.serve.start import serving_threads
 
-    if type(predictor) is Predictor:  # not of an ensemble, whose networks all see every image
-        threads = serving_threads(predictor, batch_size)
-        torch.set_num_threads(threads.count)
-        if threads.measured:
-            print(f"computing with {threads}", file=sys.stderr)
+    threads = serving_threads(predictor, batch_size)
+    torch.set_num_threads(threads.count)
+    if threads.measured:
+        print(f"computing with {threads}", file=sys.stderr)
 
 
-def _route(exited: bool | None, expert: int | None) -> str:
+def _route(exited: bool | None, expert: int | None, system: str) -> str:
     if exited is None:
-        return "ensemble"
+        return system
     return "ended early" if exited else f"expert {expert}"
 
 
-def _predictions_table(outcomes: Sequence, threshold: float) -> Table:
+def _predictions_table(outcomes: Sequence, budget: ResolvedBudget) -> Table:
     from rich.text import Text
 
     from coe_core.support.reports import rich_table
@@ -143,12 +130,14 @@ def _predictions_table(outcomes: Sequence, threshold: float) -> Table:
             printable(outcome.file),
             outcome.label,
             f"{outcome.probability:.3f}",
-            _route(outcome.exited, outcome.expert),
+            _route(outcome.exited, outcome.expert, budget.system),
             f"{outcome.confidence:.3f}",
             f"{outcome.macs / 1e6:.3g}",
         ]
         for outcome in outcomes
     ]
-    title = None if all(o.exited is None for o in outcomes) else f"threshold {threshold:.4f}"
+    title = budget.system
+    if any(outcome.exited is not None for outcome in outcomes):
+        title = f"{budget.system}, threshold {budget.threshold:.4f}"
     headings = ("file", "label", "probability", "route", "confidence", "MMACs")
     return rich_table(headings, rows, title, left=(0, 1, 3))

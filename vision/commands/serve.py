@@ -27,7 +27,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="for images while they are decoded, all together",
     )
     parser.add_argument("--max-pixels", type=at_least(1), default=50_000_000, help="of an image")
+    add_system(parser)
     add_arithmetic(parser)
+
+
+def add_system(parser: argparse.ArgumentParser) -> None:
+    """The option of the commands that use a run's systems."""
+    parser.add_argument(
+        "--system",
+        metavar="NAME",
+        help="coe, cascade, single:NAME or ensemble:NAME (default: the one that calibrate chose)",
+    )
 
 
 def add_arithmetic(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
         predictor = Predictor(
             arguments.run,
             budget=arguments.at,
+            system=arguments.system,
             batch_size=arguments.batch_size,
             precision=arguments.precision,
             compiled=arguments.compiled,

@@ -29,8 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, store the default operating points, and say where the run is, and what of it failed."""
-    from coe_core.support.reports import print_table
-    from vision.commands.calibrate import points_table
+    from vision.commands.calibrate import print_points
     from vision.evaluation.calibrate import default_points
     from vision.recipe import load_recipe, unused_settings
     from vision.run import load_run
@@ -53,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"trained in {time.monotonic() - start:.0f} s; run folder: {folder}")
     trained = load_run(folder, team=False)
     if recipe.has_team:
-        print_table(points_table(default_points(trained, data)))
+        print_points(trained, default_points(trained, data))
     failed = trained.networks.diverged()
     for part in failed:
         print(f"failed: {part} diverged (train.lr={recipe.train.lr:g}), its results mean nothing")

@@ -18,17 +18,19 @@ from coe_core.support.files import write_json, write_text
 from vision.data.load import ImageData
 from vision.data.shards import Member
 from vision.errors import RunError
-from vision.evaluation import ensemble_table, pictures
+from vision.evaluation import deployed, ensemble_table, pictures
+from vision.evaluation.deployed import DeployedRow, chosen_budgets, deployed_rows
 from vision.evaluation.ensemble_table import EnsembleRow
 from vision.evaluation.law import law_table, team_law
 from vision.evaluation.predictions import Predictions, diverged_line, predict_all
-from vision.evaluation.stages import COE, fit_stages
+from vision.evaluation.stages import fit_stages
 from vision.evaluation.summary import SummaryRow, csv_table, markdown_table, summarise
 from vision.evaluation.table import PredictorRow, table_rows
 from vision.evaluation.timing import milliseconds_per_image
 from vision.precision import choose_precision, under_autocast
 from vision.recipe_networks import run_macs
 from vision.run import Run, load_run_data, provenance
+from vision.systems import COE
 
 NUM_EXAMPLES = 8
 LONGEST_NAME = 100  # bytes of a class in the name of an example
@@ -41,6 +43,8 @@ class Evaluation(NamedTuple):
     ensembles: list[EnsembleRow]  # in detail; none without ensembles
     diverged: list[str]  # a line about each control or ensemble whose logits are not finite
     laws: list[Law]  # of each run with a team, in their order
+    deployed: list[DeployedRow]  # what users get at each operating point
+    left_out: list[str]  # a line about each stored point that is of other weights
 
 
 def evaluate(
@@ -51,6 +55,8 @@ def evaluate(
     batch_size: int = 64,
     time_images: int = 512,
     exits_by: ExitKind = "max_probability",
+    at: Sequence[str] | None = None,
+    system: str | None = None,
 ) -> Evaluation:
     """Table over the runs; writes it, the law of each, pictures and examples to ``folder``.
 
@@ -64,12 +70,16 @@ def evaluate(
         batch_size: for measured time.
         time_images: test images that time is measured on; 0 measures none.
         exits_by: what exits are decided by, of the collaboration and of the cascade.
+        at: operating points, or multiply-adds, whose deployed system is evaluated; None: all stored ones.
+        system: in place of the one that was chosen, see `vision.systems`.
 
     Raises:
-        RunError: runs of different classes, or a team whose logits are not finite.
+        RunError: runs of different classes, a team whose logits are not finite, or an operating point or
+            a system that a run does not have.
     """
     first = runs[0]
     _check_alike(runs)
+    chosen = [chosen_budgets(run, at, system) for run in runs]
     data = load_run_data(first, data_path)
     folder.mkdir(parents=True, exist_ok=True)
     tables: list[list[PredictorRow]] = []
@@ -78,14 +88,7 @@ def evaluate(
     diverged: list[str] = []
     laws: list[Law] = []
     for number, run in enumerate(runs):
-        precision = choose_precision(run.recipe.train.precision)
-        show = f"run {number + 1}/{len(runs)}: {run.folder.name}, {{}} data"
-        validation, test = (
-            predict_all(run.networks, getattr(data, split), precision, show.format(split))
-            for split in ("validation", "test")
-        )
-        for split in (validation, test):
-            split.check_team(str(run.folder))
+        validation, test = _predicted(run, data, f"run {number + 1}/{len(runs)}")
         diverged += [
             diverged_line(str(run.folder), name, count, len(test.target))
             for name, count in test.diverged().items()
@@ -95,7 +98,7 @@ def evaluate(
             validation, test, macs, run.networks, seed=run.recipe.seed, confidence=exits_by
         )
         if time_images:
-            rows = _timed(run, rows, data, batch_size, time_images, precision)
+            rows = _timed(run, rows, data, batch_size, time_images)
         tables.append(rows)
         tests.append(test)
         stages = fit_stages(validation, test, macs, exits_by)
@@ -109,7 +112,11 @@ def evaluate(
     pictures.draw_trade_off(folder / "trade_off.png", title, curves, lines)
     has_ensembles, macs = bool(first.recipe.ensembles), run_macs(first.networks)
     detail = ensemble_table.ensemble_rows(tests, macs) if has_ensembles else []
-    evaluation = Evaluation(lines, detail, diverged, laws)
+    at_points = deployed_rows(
+        [budgets for budgets, _ in chosen], tests, [run_macs(run.networks) for run in runs]
+    )
+    left_out = [line for _, lines_of_run in chosen for line in lines_of_run]
+    evaluation = Evaluation(lines, detail, diverged, laws, at_points, left_out)
     _write_tables(evaluation, runs, tables, folder)
     about = provenance(
         data,
@@ -119,6 +126,16 @@ def evaluate(
     )
     write_json(folder / "provenance.json", about)
     return evaluation
+
+
+def _predicted(run: Run, data: ImageData, number: str) -> list[Predictions]:
+    """On validation and on test data."""
+    precision, predictions = choose_precision(run.recipe.train.precision), []
+    for split in ("validation", "test"):
+        show = f"{number}: {run.folder.name}, {split} data"
+        predictions.append(predict_all(run.networks, getattr(data, split), precision, show))
+        predictions[-1].check_team(str(run.folder))
+    return predictions
 
 
 def _check_alike(runs: Sequence[Run]) -> None:
@@ -164,6 +181,9 @@ def _write_tables(
     if evaluation.ensembles:
         write_text(folder / "ensembles.csv", ensemble_table.csv_table(evaluation.ensembles))
         write_text(folder / "ensembles.md", ensemble_table.markdown_table(evaluation.ensembles))
+    if evaluation.deployed:
+        write_text(folder / "deployed.csv", deployed.csv_table(evaluation.deployed))
+        write_text(folder / "deployed.md", deployed.markdown_table(evaluation.deployed))
     write_text(folder / "table.csv", csv_table(evaluation.lines))
     write_text(folder / "table.md", markdown_table(evaluation.lines))
     if evaluation.laws:
@@ -182,10 +202,10 @@ def _images(run: Run, data: ImageData, count: int) -> Tensor:
 
 
 def _timed(
-    run: Run, rows: list[PredictorRow], data: ImageData, batch_size: int, count: int, precision: str
+    run: Run, rows: list[PredictorRow], data: ImageData, batch_size: int, count: int
 ) -> list[PredictorRow]:
     """Rows with measured time: real early termination, in batches, all predictors in turns."""
-
+    precision = choose_precision(run.recipe.train.precision)
     images = _images(run, data, count)
     predictors = {
         row.name: under_autocast(row.predictor, precision)

@@ -35,7 +35,7 @@ def law_table(seeds: Sequence[int], laws: Sequence[Law]) -> str:
 
     Example:
         >>> print(law_table([3], [Law(0.5, 0.5, 0.2, 0.1, 0.0, None)]).splitlines()[1])
-        3,0.5,0.5,0.2,0.1,0.0,,0.1,
+        3,0.5,0.5,0.2,0.1,0,,0.1,
     """
     rows = [
         [seed, *law, law.above_mean_expert, law.above_single]

@@ -1,4 +1,4 @@
-"""The two-stage predictors of a run: the collaboration, and the cascade of its two controls."""
+"""The systems of a run on samples whose answers are known: collaboration, cascade, single networks."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from coe_core import ExitRule, StageCost, TwoStage, fit_gain, fit_rough_weight, mean_quality
 from coe_core.exit_rules import ExitKind
 from vision.evaluation.predictions import Predictions
-from vision.networks.team import Team
 from vision.recipe_networks import RunMacs
-
-COE, CASCADE = "CoE", "cascade"
-FIRST, SECOND = "delegator", "expert"  # names of the controls that form the cascade
+from vision.systems import CASCADE, COE, ENSEMBLE, FIRST, SECOND, SINGLE
 
 
 class StageLogits(NamedTuple):
@@ -176,29 +173,95 @@ def _is_finite(logits: StageLogits) -> bool:
     return bool(logits.rough.isfinite().all() and logits.final.isfinite().all())
 
 
-class _WithoutSelection(nn.Module):
-    """A classifier as the delegator of one expert: there is nothing to select, so 0 is its score."""
+class HeldOutSystem(NamedTuple):
+    """A system with its pooling fitted, on the data that thresholds may be fitted on."""
 
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Float[Tensor, "n ch h w"]) -> Float[Tensor, "n c_plus_1"]:
-        logits = self.network(images)
-        return torch.cat([logits, logits.new_zeros(len(logits), 1)], 1)
+    rough_weight: float  # 0 where there is nothing to pool
+    rule: ExitRule  # what exits are decided by; the default where nothing can exit
+    stage: TwoStage
+    parts: int  # networks that it consists of
 
 
-def cascade_team(small: nn.Module, large: nn.Module, num_classes: int) -> Team:
-    """The hard baseline: a small and a large network trained alone, that is a team of one expert.
+def held_out_systems(
+    predictions: Predictions, macs: RunMacs, kind: ExitKind = "max_probability"
+) -> tuple[dict[str, HeldOutSystem], Predictions]:
+    """Every system that the run holds, by its name (see `vision.systems`); those that diverged are left out.
 
     Args:
-        small: runs on every image.
-        large: runs on those that do not exit.
-        num_classes: c, outputs of both.
+        predictions: on held-out data.
+        macs: of the same run.
+        kind: what exits are decided by, see `fit_held_out`.
 
-    Example:
-        >>> half = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
-        >>> cascade_team(half, half, 2).infer(torch.zeros(4, 3, 1, 1), 2.0).selected_expert.tolist()
-        [0, 0, 0, 0]
+    Returns:
+        The systems, and the samples that they all are of.
     """
-    return Team(_WithoutSelection(small), [large], num_classes)
+    systems, left = {}, predictions
+    if kind == "gain":
+        left = predictions.select(torch.arange(len(predictions.target))[1::2])
+    for name, count in _parts(predictions, macs).items():
+        if not _is_finite(system_logits(predictions, macs, name)):
+            continue
+        weight, rule, stage = 0.0, ExitRule(), system_stage(left, macs, name)
+        if name in (COE, CASCADE):
+            answers = partial(system_logits, macs=macs, name=name)
+            weight, rule, _, stage = fit_held_out(predictions, answers, kind)
+        systems[name] = HeldOutSystem(weight, rule, stage, count)
+    return systems, left
+
+
+def _parts(predictions: Predictions, macs: RunMacs) -> dict[str, int]:
+    """Of how many networks each system consists."""
+    parts = {}
+    if predictions.rough_logits is not None:
+        parts[COE] = 1 + len(macs.experts)
+    if has_cascade(predictions):
+        parts[CASCADE] = 2
+    parts |= {f"{SINGLE}{name}": 1 for name in predictions.control_logits}
+    return parts | {f"{ENSEMBLE}{n}": x.shape[1] for n, x in predictions.ensemble_logits.items()}
+
+
+def system_logits(predictions: Predictions, macs: RunMacs, name: str) -> StageLogits:
+    """Both answers of a system; of one that answers at once they are the same.
+
+    Args:
+        predictions: on any data.
+        macs: of the same run.
+        name: of the system.
+    """
+    if name == COE:
+        return coe_logits(predictions, macs)
+    if name == CASCADE:
+        return cascade_logits(predictions, macs)
+    kind, _, own = name.partition(":")
+    if f"{kind}:" == SINGLE:
+        logits, cost = predictions.control_logits[own], macs.controls[own]
+    else:
+        members = predictions.ensemble_logits[own]
+        logits, cost = members.mean(1), members.shape[1] * macs.ensembles[own]
+    nothing = torch.zeros(len(logits), dtype=torch.float64)
+    return StageLogits(logits, _nothing_to_select(logits), logits, cost, nothing)
+
+
+def system_stage(
+    predictions: Predictions,
+    macs: RunMacs,
+    name: str,
+    rough_weight: float = 0.0,
+    rule: ExitRule | None = None,
+) -> TwoStage:
+    """A system on samples whose answers are known.
+
+    Args:
+        predictions: see `system_logits`.
+        macs: of the same run.
+        name: of the system.
+        rough_weight: of the rough logits in its final prediction.
+        rule: what exits are decided by; None: the default.
+    """
+    both = system_logits(predictions, macs, name)
+    if name in (COE, CASCADE):
+        return two_stage(predictions, both, rough_weight, rule)
+    right = predictions.right(both.final)
+    return TwoStage.alone(
+        {"accuracy": mean_quality(right, right)}, {"macs": float(both.first_macs)}
+    )

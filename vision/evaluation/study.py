@@ -313,7 +313,7 @@ def _point(
     curve = stage.validation.curve()
     index = int((curve.exit_rate <= exits + 1e-9).sum()) - 1
     reached = stage.test.at(float(curve.threshold[index]))
-    rough, final, _ = stage.test.qualities["accuracy"]
+    rough, final = stage.test.qualities["accuracy"][:2]
     right = torch.where(reached.exits, rough[:, 0], final[:, 0])
     cost = reached.cost["macs"]
     beside = beside_line(right, cost, singles, single_macs)

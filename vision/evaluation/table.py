@@ -13,18 +13,14 @@ from coe_core import fit_threshold
 from coe_core.exit_rules import ExitKind
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.stages import (
-    CASCADE,
-    COE,
-    FIRST,
-    SECOND,
     FittedStage,
     cascade_logits,
-    cascade_team,
     fit_stages,
     has_cascade,
 )
 from vision.networks.team import Team
 from vision.recipe_networks import Networks, RunMacs
+from vision.systems import CASCADE, COE, FIRST, SECOND, cascade_team
 
 EXPERT_PARTS = (0.25, 0.5, 0.75)  # part of the samples that may run an expert, on average
 NEAR = 1.2  # a budget moves to the MACs of a single network that is no further off than this factor

@@ -27,7 +27,9 @@ from vision.export.sessions import (
     scalar,
     team_session,
 )
+from vision.recipe_networks import run_macs
 from vision.run import Run, load_run_data
+from vision.systems import COE, System, build_system
 
 TIE = 1e-5  # confidences this near to the threshold may fall on either side of it
 TOLERANCE = 1e-4  # of probabilities
@@ -78,6 +80,7 @@ def check_export(
     tolerance: float = TOLERANCE,
     files: Sequence[Path] = (),
     rule: ExitRule | None = None,
+    system: str = COE,
 ) -> list[Parity]:
     """Compare every form of an export with the run in fp32; the run and random numbers stay as they are.
 
@@ -94,29 +97,30 @@ def check_export(
         tolerance: of probabilities; 1 compares routes only.
         files: images to decode.
         rule: that exits are decided by; None: the default.
+        system: that was exported.
 
     Raises:
         ExportError: other pixels, another route, or other probabilities.
         DamagedExportError: a file of the export is missing or damaged; names it.
     """
     with undisturbed(), torch.inference_mode():
-        copied, weight = own_run(run), exported_weight(run, rough_weight)
+        copied, weight = own_run(run), exported_weight(run, system, rough_weight)
         rule = rule or ExitRule()
-        eager = _eager(copied, pixels, threshold, rough_weight, rule)
+        exported = build_system(copied.networks, run_macs(copied.networks), system)
+        eager = _eager(copied, exported, pixels, threshold, rough_weight, rule)
         answers: dict[str, tuple[Routed, Routed]] = {}
         if kind == "pt2":
-            programs = load_programs(folder, run.recipe.num_experts)
+            programs = load_programs(folder, len(exported.expert_macs))
             answers["programs"] = eager, run_programs(*programs, pixels, threshold, weight)
         else:
-            runner, team = Runner(folder, threads=torch.get_num_threads()), team_session(folder)
+            runner = Runner(folder, threads=torch.get_num_threads())
             answers["runner.py"] = eager, runner.infer(pixels.numpy(), threshold, weight)
-            answers["team.onnx"] = (
-                eager,
-                run_one_by_one(team, pixels, threshold, weight),
-            )
+            if runner.experts:
+                team = team_session(folder)
+                answers["team.onnx"] = eager, run_one_by_one(team, pixels, threshold, weight)
             decoded = _decoded_alike(copied, runner, pixels, files)
             answers["runner.py, from files"] = (
-                _eager(copied, decoded, threshold, rough_weight, rule),
+                _eager(copied, exported, decoded, threshold, rough_weight, rule),
                 runner.infer(decoded.numpy(), threshold, weight),
             )
     parities = [_compare(form, *both, threshold, tolerance) for form, both in answers.items()]
@@ -131,11 +135,16 @@ def check_export(
 
 
 def _eager(
-    run: Run, pixels: Tensor, threshold: float, rough_weight: float, rule: ExitRule
+    run: Run,
+    system: System,
+    pixels: Tensor,
+    threshold: float,
+    rough_weight: float,
+    rule: ExitRule,
 ) -> Routed:
     """What the run itself says."""
     prepared = run.networks.prepare(pixels)
-    result = run.networks.required_team.infer(prepared, threshold, rule, rough_weight)
+    result = system.infer(prepared, threshold, rule, rough_weight)
     return Routed(result.prediction.softmax(1).numpy(), *(column.numpy() for column in result[1:4]))
 
 
@@ -191,9 +200,12 @@ def milliseconds_per_route(folder: Path, pixels: Tensor, rounds: int = 30) -> di
     That team.onnx takes as long as the networks on its route shows that the others cost nothing.
     A route that none of the images takes is left out.
     """
-    runner, team = Runner(folder, threads=torch.get_num_threads()), team_session(folder)
-    selected = runner.infer(pixels.numpy(), np.inf).selected_expert
+    runner = Runner(folder, threads=torch.get_num_threads())
     first = pixels[:1].numpy()
+    if not runner.experts:
+        return _medians({"network": lambda: runner.delegator.run(None, {"images": first})}, rounds)
+    team = team_session(folder)
+    selected = runner.infer(pixels.numpy(), np.inf).selected_expert
     calls: dict[str, Callable] = {
         "delegator": lambda: runner.delegator.run(None, {"images": first})
     }
@@ -208,6 +220,11 @@ def milliseconds_per_route(folder: Path, pixels: Tensor, rounds: int = 30) -> di
         seen = {expert.get_inputs()[0].name: features[0] if features else image}
         calls[f"expert {j}"] = lambda e=expert, s=seen: e.run(None, s)
         calls[f"team.onnx: expert {j}"] = lambda i=image: team.run(None, {"images": i, **never})
+    return _medians(calls, rounds)
+
+
+def _medians(calls: dict[str, Callable], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each call."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for counted in [False, *[True] * rounds]:
         for name, call in calls.items():  # in turns, so that drift hits all alike

@@ -14,6 +14,7 @@ from torch import Tensor
 from coe_core import CalibratedCurve, ExitRule, OperatingPoint
 from coe_core.support.exports import provenance_of, write_routing
 from coe_core.support.files import whole_folder
+from vision.budgets import ResolvedBudget, has_exits, resolve_budget
 from vision.errors import RunError
 from vision.export.convert import (
     MAX_BYTES,
@@ -30,12 +31,12 @@ from vision.export.graphs import (
     exported_weight,
     own_run,
     seen_by,
-    team_graphs,
+    system_graphs,
     undisturbed,
 )
-from vision.prediction.budgets import ResolvedBudget, resolve_budget
 from vision.recipe_networks import run_macs
 from vision.run import Run
+from vision.systems import build_system
 
 __all__ = ["ExportError", "Kind", "example_pixels", "export_run", "require", "routing_of"]
 
@@ -48,14 +49,16 @@ def export_run(
     opset: int = OPSET,
     budget: str | float | None = None,
     threshold: float | None = None,
+    system: str | None = None,
     int8_pixels: UInt8[Tensor, "n ch size size"] | None = None,
     check: Callable[[Path], Any] | None = None,
 ) -> list[Path]:
-    """Write a run to a folder that needs neither this package nor the run.
+    """Write a system of a run to a folder that needs neither this package nor the run.
 
     "onnx" writes delegator.onnx, expert_0.onnx, ... for batches, team.onnx for single images (an `If`
     chooses whether and which expert runs), routing.json and runner.py, which needs numpy, Pillow
-    and onnxruntime alone. "pt2" writes the networks as torch.export programs, and routing.json.
+    and onnxruntime alone. Of a system that is a network alone, or an ensemble, there is network.onnx in
+    place of the first three. "pt2" writes the networks as torch.export programs, and routing.json.
     The folder is there once all of it is written and checked, or not at all. The run stays as it is,
     as do the caller's random numbers.
 
@@ -66,7 +69,9 @@ def export_run(
         opset: of ONNX, at least 18.
         budget: default of the export, see `resolve_budget`.
         threshold: default of the export, instead of a budget.
-        int8_pixels: images to quantise the experts by, see `quantise`; None leaves them in fp32.
+        system: to be exported; None: the one that is used for the budget. The export holds no other.
+        int8_pixels: images to quantise the experts (or the network) by, see `quantise`; None leaves
+            them in fp32.
         check: called with the folder before it takes its place; where it raises, nothing stays.
 
     Returns:
@@ -78,11 +83,12 @@ def export_run(
         RunError: a folder in use, a package that is missing, or a budget the run cannot resolve.
         ValueError: an opset that cannot be written, or int8 of another kind than "onnx".
     """
-    default = resolve_budget(run, budget, threshold)
-    _check_arguments(run, folder, kind, opset, int8_pixels is not None)
+    default = resolve_budget(run, budget, threshold, system)
+    _check_arguments(folder, kind, opset, int8_pixels is not None)
     with undisturbed():
         run = own_run(run)
-        graphs = team_graphs(run, default.rule)
+        _refuse_int8(run, default.system, int8_pixels is not None)
+        graphs = system_graphs(run, default.system, default.rule)
         if int8_pixels is not None:
             _refuse_large(graphs)
         saves = converted(kind, opset, graphs, seen_by(graphs, example_pixels(run, 2)))
@@ -99,15 +105,18 @@ def export_run(
     return _files(folder, [f"{name}.{kind}" for name in saves])
 
 
-def _check_arguments(run: Run, folder: Path, kind: Kind, opset: int, int8: bool) -> None:
-    """What can be known before the networks are converted, which takes a while."""
-    if int8 and kind != "onnx":
-        raise ValueError("int8 is for onnx")
-    if int8 and run.recipe.hand_over.trunk is not None:
+def _refuse_int8(run: Run, system: str, int8: bool) -> None:
+    if int8 and has_exits(system) and run.recipe.hand_over.trunk is not None:
         raise ExportError(
             "int8 is of experts that are whole networks: those of this run go on from a shared trunk "
             "(hand_over.trunk in its recipe); export without --int8"
         )
+
+
+def _check_arguments(folder: Path, kind: Kind, opset: int, int8: bool) -> None:
+    """What can be known before the networks are converted, which takes a while."""
+    if int8 and kind != "onnx":
+        raise ValueError("int8 is for onnx")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is not empty; choose another folder with --out")
     if kind == "onnx":
@@ -132,12 +141,14 @@ def _finish_onnx(part: Path, routing: dict[str, Any], int8_pixels: Tensor | None
     from vision.export.team_graph import join_team
 
     if int8_pixels is not None:
-        for expert in routing["experts"]:
-            quantise(part / expert["file"], int8_pixels)
-    join_team(part, routing)
+        for network in routing["experts"] or [routing["delegator"]]:
+            quantise(part / network["file"], int8_pixels)
+    if routing["experts"]:
+        join_team(part, routing)
     write_routing(part, routing, runner)
     runner.Runner(part, threads=1)  # loads every network: onnxruntime checks them
-    team_session(part)
+    if routing["experts"]:
+        team_session(part)
 
 
 def _files(folder: Path, networks: list[str]) -> list[Path]:
@@ -160,37 +171,39 @@ def routing_of(
 ) -> dict[str, Any]:
     """What a runner must know beside the networks, see `coe_core.support.routing_file`.
 
-    Of the stored operating points and the curve those that go by the same rule as the default: the exported
-    delegator knows no other.
+    Of the system's operating points and its curve those that go by the same rule as the default: the
+    exported delegator knows no other.
     """
-    macs = run_macs(run.networks)
+    system = build_system(run.networks, run_macs(run.networks), default.system)
     weights = "int8" if int8 else "float32"
+    alone, curve = system.team is None, run.curves.get(system.name)
     return {
         "task": "vision",
+        "system": system.name,
         "classes": run.networks.classes,
         "preprocess": run.networks.preprocess.to_dict(),
         "confidence": default.rule.kind,
         "delegator": {
-            "file": f"delegator.{kind}",
-            "macs": int(macs.delegator),
-            "weights": "float32",
+            "file": f"{'network' if alone else 'delegator'}.{kind}",
+            "macs": int(system.first_macs),
+            "weights": weights if alone else "float32",
         },
         "experts": [
             {"file": f"expert_{j}.{kind}", "macs": int(cost), "weights": weights}
-            for j, cost in enumerate(macs.experts)
+            for j, cost in enumerate(system.expert_macs)
         ],
         "default": {
             "name": default.name,
             "threshold": default.threshold,
-            "rough_weight": exported_weight(run, default.rough_weight),
+            "rough_weight": exported_weight(run, system.name, default.rough_weight),
         },
         "operating_points": {
-            name: _fitted(run, point)
-            for name, point in run.operating_points.items()
+            name: _fitted(run, system.name, point)
+            for name, point in run.stored.named(system.name).items()
             if point.exit_rule == default.rule
         },
-        "curve": _fitted(run, run.curve)
-        if run.curve is not None and run.curve.exit_rule == default.rule
+        "curve": _fitted(run, system.name, curve)
+        if curve is not None and curve.exit_rule == default.rule
         else None,
         "opset": opset if kind == "onnx" else None,
         "provenance": provenance_of(
@@ -200,7 +213,7 @@ def routing_of(
     }
 
 
-def _fitted(run: Run, fitted: OperatingPoint | CalibratedCurve) -> dict[str, Any]:
+def _fitted(run: Run, system: str, fitted: OperatingPoint | CalibratedCurve) -> dict[str, Any]:
     """What was fitted, as an export has it: its rule is in the delegator's graph."""
-    weight = exported_weight(run, fitted.rough_weight)
+    weight = exported_weight(run, system, fitted.rough_weight)
     return replace(fitted, rough_weight=weight, exit_rule=ExitRule()).to_dict()

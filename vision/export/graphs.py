@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from coe_core import ExitRule
+from coe_core import ExitRule, confidence
 from vision.data.preprocess import Preprocess
 from vision.networks.team import Team, Trunked
 from vision.run import Run
+from vision.systems import answering
 
 Kind = Literal["onnx", "pt2"]
-Graph: TypeAlias = "DelegatorGraph | ExpertGraph | RestGraph"
+Graph: TypeAlias = "DelegatorGraph | ExpertGraph | RestGraph | NetworkGraph"
 IMAGES, FEATURES = (
     "images",
     "features",
@@ -79,40 +80,68 @@ class RestGraph(nn.Module):
         return self.expert(features)
 
 
+class NetworkGraph(nn.Module):
+    """Pixels -> logits and confidence, of a network that answers alone; normalisation included."""
+
+    seen, outputs = IMAGES, ("logits", "confidence")
+
+    def __init__(self, network: nn.Module, preprocess: Preprocess):
+        super().__init__()
+        self.network, self.preprocess = network, preprocess
+
+    def forward(
+        self, images: UInt8[Tensor, "n ch size size"]
+    ) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"]]:
+        logits = self.network(self.preprocess.normalise(images))
+        return logits, confidence(logits)
+
+
 def own_run(run: Run) -> Run:
-    """The run with a copy of its networks: on the CPU, in fp32, in evaluation mode."""
-    return dataclasses.replace(run, networks=copy.deepcopy(run.networks).float().cpu().eval())
+    """The run with a copy of its networks: on the CPU, in fp32, in evaluation mode, each called by itself."""
+    networks = copy.deepcopy(run.networks).float().cpu().eval()
+    for ensemble in networks.ensembles.values():
+        ensemble.run_in_loop()
+    return dataclasses.replace(run, networks=networks)
 
 
-def team_graphs(run: Run, rule: ExitRule | None = None) -> dict[str, Graph]:
-    """What is exported of a run that is ours, see `own_run`, by file name.
+def system_graphs(run: Run, system: str, rule: ExitRule | None = None) -> dict[str, Graph]:
+    """What is exported of a system of a run that is ours, see `own_run`, by file name: its networks.
 
     What residual experts add, the rough logits, is added where answers are pooled: see `exported_weight`.
 
     Args:
-        run: whose team.
+        run: whose networks.
+        system: that is exported.
         rule: what exits are decided by; None: the default.
     """
-    team, preprocess = run.networks.required_team, run.networks.preprocess
-    graphs: dict[str, Graph] = {"delegator": DelegatorGraph(team, preprocess, rule or ExitRule())}
-    trunked = isinstance(team.delegator, Trunked)
-    for j, network in enumerate(team.experts):
-        graphs[f"expert_{j}"] = RestGraph(network) if trunked else ExpertGraph(network, preprocess)
+    team, preprocess = answering(run.networks, system), run.networks.preprocess
+    graphs: dict[str, Graph]
+    if not isinstance(team, Team):
+        graphs = {"network": NetworkGraph(team, preprocess)}
+    else:
+        graphs = {"delegator": DelegatorGraph(team, preprocess, rule or ExitRule())}
+        trunked = isinstance(team.delegator, Trunked)
+        for j, network in enumerate(team.experts):
+            expert = RestGraph(network) if trunked else ExpertGraph(network, preprocess)
+            graphs[f"expert_{j}"] = expert
     for graph in graphs.values():
         graph.eval()
     return graphs
 
 
-def exported_weight(run: Run, rough_weight: float) -> float:
+def exported_weight(run: Run, system: str, rough_weight: float) -> float:
     """Weight of the rough logits beside the exported experts' own: one more where these go on from them."""
-    return rough_weight + float(run.networks.required_team.rough_logits)
+    team = answering(run.networks, system)
+    return rough_weight + float(isinstance(team, Team) and team.rough_logits)
 
 
 @torch.no_grad()
 def seen_by(graphs: Mapping[str, Graph], pixels: Tensor) -> dict[str, Tensor]:
     """What each graph sees of some pixels: these, or the features that the delegator hands over."""
-    delegator = graphs["delegator"]
-    values = dict(zip(delegator.outputs, delegator(pixels), strict=True)) | {IMAGES: pixels}
+    values = {IMAGES: pixels}
+    if "delegator" in graphs:
+        delegator = graphs["delegator"]
+        values |= dict(zip(delegator.outputs, delegator(pixels), strict=True))
     return {name: values[graph.seen] for name, graph in graphs.items()}
 
 

@@ -1,4 +1,4 @@
-"""Run an exported Collaboration of Experts with numpy, Pillow and onnxruntime alone.
+"""Run an exported Collaboration of Experts, or a network alone, with numpy, Pillow and onnxruntime only.
 
 `coe-vision export RUN --to onnx` copies this file into the export as runner.py:
 
@@ -56,7 +56,10 @@ class UnreadableImageError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Routed:
-    """Probabilities of a batch in its own order, and how each came about."""
+    """Probabilities of a batch in its own order, and how each came about.
+
+    Where the export is of a network alone, nothing exits and nothing is selected.
+    """
 
     probabilities: np.ndarray  # [n, c]
     exited: np.ndarray  # [n] bool: ended with the rough prediction
@@ -65,7 +68,7 @@ class Routed:
 
 
 class Runner:
-    """The k+1 networks of an export: exits leave, each needed expert runs once on its group.
+    """The networks of an export: exits leave, each needed expert runs once on its group.
 
     Args:
         folder: of the export.
@@ -134,14 +137,15 @@ class Runner:
                 f"pixels must be uint8 of shape n x {' x '.join(map(str, shape))}, got {pixels.dtype} "
                 f"of shape {' x '.join(map(str, pixels.shape))}"
             )
-        rough, confidence, selected, *features = self._outputs(
-            self.delegator, "the delegator", {"images": pixels}, (3, 4)
-        )
-        # By the experts: the images, or what a shared trunk made of them.
-        seen = features[0] if features else pixels
-        exited = confidence >= np.float32(threshold)
+        # Of a network alone there are two; the fourth is what a shared trunk made of the images.
+        counts = (3, 4) if self.experts else (2,)
+        name = "the delegator" if self.experts else "the network"
+        rough, confidence, *more = self._outputs(self.delegator, name, {"images": pixels}, counts)
+        selected = more[0] if more else np.zeros(len(pixels), np.int64)
+        seen = more[1] if more[1:] else pixels
+        exited = (confidence >= np.float32(threshold)) & bool(self.experts)
         logits = rough.copy()
-        for j in np.unique(selected[~exited]):
+        for j in np.unique(selected[~exited]) if self.experts else ():
             if j >= len(self.experts):
                 raise DamagedExportError(
                     f"the delegator selects expert {j}, routing.json names {len(self.experts)}"
@@ -206,12 +210,13 @@ class Runner:
     def _record(self, routed: Routed, i: int) -> dict:
         exited, expert = bool(routed.exited[i]), int(routed.selected_expert[i])
         label = int(routed.probabilities[i].argmax())
-        spent = 0 if exited else self.routing["experts"][expert]["macs"]
+        by_expert = bool(self.experts) and not exited
+        spent = self.routing["experts"][expert]["macs"] if by_expert else 0
         return {
             "label": self.classes[label],
             "probability": float(routed.probabilities[i, label]),
-            "exited": exited,
-            "expert": None if exited else expert,
+            "exited": exited if self.experts else None,
+            "expert": expert if by_expert else None,
             "confidence": float(routed.confidence[i]),
             "macs": self.routing["delegator"]["macs"] + spent,
         }

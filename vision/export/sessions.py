@@ -82,7 +82,12 @@ def run_programs(
     rough_weight: float,
 ) -> Routed:
     """Route a batch through the programs of a pt2 export."""
-    rough, confidence, selected, *features = delegator(pixels)
+    rough, confidence, *more = delegator(pixels)
+    if not more:  # a network alone
+        none = torch.zeros(len(pixels), dtype=torch.long)
+        columns = (rough.softmax(1), none.bool(), none, confidence)
+        return Routed(*(column.numpy() for column in columns))
+    selected, *features = more
     selection = torch.nn.functional.one_hot(selected, len(experts)).float()
     result = infer(
         lambda _: Delegation(rough, confidence, selection, features[0] if features else None),

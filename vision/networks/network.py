@@ -47,8 +47,8 @@ class Network:
             otherwise goes first).
         pretrained: start from the library's published weights, all but the classifier.
         options: further arguments of the network's constructor, such as width or drop_rate.
-        size: side in pixels at which this network sees the images, of which it makes a smaller (or
-            larger) copy; null: as they come, data.size.
+        size: side in pixels at which this network sees the images, of which it makes a smaller copy
+            (bilinear, antialiased, on its device); null: as they come, data.size.
         activation: replaces the network's ReLU-like activations: pwlu (learned, per channel), prelu, relu,
             relu6, silu, hardswish, gelu, mish or leaky_relu; null: its own.
         activation_options: of the activation, such as ``{intervals: 8, per_channel: false}`` of pwlu.

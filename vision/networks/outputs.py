@@ -7,6 +7,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from vision.networks.network import AtSize
+
 
 def check_outputs(network: nn.Module, images: Tensor, num_outputs: int, part: str) -> None:
     """Refuse a network that does not return one row of logits for each image, or cannot be trained on them.
@@ -44,9 +46,12 @@ normalise: raise train.batch_size to 2 per process or more
                     f"{part} cannot be trained on batches of one image, which batch normalisation "
                     "cannot normalise: raise train.batch_size to 2 per process or more"
                 ) from error
+            shape, key = list(images.shape[1:]), "data.size"
+            if isinstance(network, AtSize):
+                shape, key = [shape[0], network.size, network.size], "its size"
             raise ValueError(
-                f"{part} cannot be trained on images of {' x '.join(map(str, images.shape[1:]))}: "
-                f"{reason}; change data.size, or the network's options"
+                f"{part} cannot be trained on images of {' x '.join(map(str, shape))}: "
+                f"{reason}; change {key}, or the network's options"
             ) from error
         expected = (len(images), num_outputs)
         if not isinstance(outputs, Tensor) or tuple(outputs.shape) != expected:

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vision.budgets import ResolvedBudget
 from vision.data import files as image_files
 from vision.data.decode import num_processors
 from vision.data.preprocess import UnreadableImageError
-from vision.prediction.budgets import ResolvedBudget
 from vision.prediction.predictor import Prediction, Predictor
+from vision.systems import COE
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class FilePrediction:
     confidence: float | None = None  # of the rough prediction
     macs: int | None = None  # spent on this image
     error: str | None = None
+    system: str = COE  # that answered
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
@@ -87,7 +89,9 @@ def _predict_batch(
         predictions = iter(predictor.predict_pixels(torch.stack(images), [budget] * len(images)))
     for file in batch:
         if file in errors:
-            yield FilePrediction(str(file), budget.threshold, error=errors[file])
+            yield FilePrediction(
+                str(file), budget.threshold, error=errors[file], system=budget.system
+            )
             continue
         prediction = next(predictions)
         yield FilePrediction(
@@ -99,4 +103,5 @@ def _predict_batch(
             prediction.expert,
             prediction.confidence,
             prediction.macs,
+            system=budget.system,
         )

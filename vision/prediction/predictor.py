@@ -18,13 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from coe_core import ExitRule
+from vision.budgets import ResolvedBudget, resolve_budget
 from vision.data.decode import num_processors
 from vision.data.preprocess import Preprocess, UnreadableImageError, to_tensor
-from vision.errors import RunError
+from vision.errors import CoEError, RunError
 from vision.precision import PRECISIONS, autocast, choose_precision
-from vision.prediction.budgets import ResolvedBudget, resolve_budget
 from vision.recipe_networks import run_macs
 from vision.run import Run, load_run
+from vision.systems import System, build_system, find_system, systems_of
 
 ImageSource = str | PathLike | bytes | Image.Image | np.ndarray
 
@@ -35,9 +36,9 @@ class Prediction:
 
     label: str
     probabilities: Float[np.ndarray, " c"]  # of the classes, in the run's order
-    exited: bool | None  # ended with the rough prediction; None: of an ensemble, which has none
+    exited: bool | None  # ended with the rough prediction; None: of a system that has none
     expert: int | None  # that ran; None if none did
-    confidence: float  # of the rough prediction
+    confidence: float  # of the rough prediction, where there is none of the prediction
     rough_label: str
     macs: int  # spent on this image
 
@@ -48,7 +49,7 @@ class Prediction:
 
 
 class Predictor:
-    """Predicts images with a run: delegator for all, one expert for those that do not end early.
+    """Predicts images with a run: with the system that `calibrate` chose for the budget, or the one named.
 
     May be called from several threads at once; at most ``concurrency`` batches are in work, each of
     at most ``batch_size`` images, so memory is bounded however many images or threads there are.
@@ -56,6 +57,8 @@ class Predictor:
     Args:
         run: a `Run`, its folder, or a checkpoint file.
         budget: when a call gives none: an operating point's name, or multiply-adds such as "100M".
+        system: that answers: "coe", "cascade", "single:NAME", "ensemble:NAME"; None: the one chosen for
+            the budget, see `vision.budgets.resolve_budget`.
         batch_size: images decoded and predicted together.
         precision: of the arithmetic: "32-true", "bf16-mixed", "16-mixed"; "auto" is that of training.
         compiled: run every network through torch.compile (slow first calls; needs a C++ compiler);
@@ -78,6 +81,7 @@ class Predictor:
         run: Run | str | PathLike[str],
         *,
         budget: str | float | None = None,
+        system: str | None = None,
         batch_size: int = 64,
         precision: str = "auto",
         compiled: bool | str = False,
@@ -90,27 +94,49 @@ class Predictor:
                 raise ValueError(f"{name} must be at least 1, got {size}")
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
-        self.run = run if isinstance(run, Run) else load_run(run)
+        self.run = run if isinstance(run, Run) else load_run(run, team=False)
         self.budget, self.batch_size, self.max_pixels = budget, batch_size, max_pixels
         self.networks = self.run.networks.eval()
         self.classes = self.networks.classes
         self.macs = run_macs(self.networks)
+        self.named_system = None if system is None else find_system(self.run.recipe, system)
+        self.systems = {
+            n: build_system(self.networks, self.macs, n) for n in self._systems_in_use()
+        }
         settings = self.run.recipe.train
         self.precision = choose_precision(settings.precision if precision == "auto" else precision)
         self._turns = threading.BoundedSemaphore(concurrency)
         self._decoders = ThreadPoolExecutor(num_processors(), thread_name_prefix="decode")
         if compiled:
             backend = "inductor" if compiled is True else compiled
-            for network in self.networks.required_team.networks:
+            for ensemble in self.networks.ensembles.values():
+                ensemble.run_in_loop()
+            networks = {id(n): n for system in self.systems.values() for n in system.networks}
+            for network in networks.values():
                 network.compile(dynamic=True, backend=backend)
 
     def resolve(
         self, budget: str | float | None = None, threshold: float | None = None
     ) -> ResolvedBudget:
-        """The threshold for a budget, see `resolve_budget`; the predictor's own if none is given."""
+        """System and threshold for a budget, see `resolve_budget`; the predictor's own if none is given."""
         if budget is None and threshold is None:
             budget = self.budget
-        return resolve_budget(self.run, budget, threshold)
+        return resolve_budget(self.run, budget, threshold, self.named_system)
+
+    @property
+    def expected_systems(self) -> list[str]:
+        """The systems that stored operating points lead to, the one of its own budget first."""
+        try:
+            first = [self.resolve().system]
+        except (ValueError, CoEError):  # a run that was never calibrated; a request will say so
+            first = []
+        stored = {} if self.named_system else self.run.operating_points
+        deployed = [self.run.stored.deployed(name) for name in stored]
+        return list(dict.fromkeys([*first, *deployed])) or list(self.systems)[:1]
+
+    def _systems_in_use(self) -> list[str]:
+        """Those that a budget can lead to."""
+        return systems_of(self.run.recipe) if self.named_system is None else [self.named_system]
 
     def __call__(
         self,
@@ -140,7 +166,11 @@ class Predictor:
             with self._turns:
                 pixels = torch.stack(list(self._decoders.map(self.decode, part)))
                 predictions += self._predict(
-                    pixels, resolved.threshold, resolved.rough_weight, resolved.rule
+                    pixels,
+                    self.systems[resolved.system],
+                    resolved.threshold,
+                    resolved.rough_weight,
+                    resolved.rule,
                 )
         return predictions
 
@@ -152,16 +182,23 @@ class Predictor:
         self, pixels: UInt8[Tensor, "n ch size size"], budgets: Sequence[ResolvedBudget]
     ) -> list[Prediction]:
         """Predictions of decoded images, each with a budget of its own: for servers."""
-        thresholds = torch.tensor([budget.threshold for budget in budgets])
-        weights = torch.tensor([budget.rough_weight for budget in budgets])
-        rules = [budget.rule for budget in budgets]
+        predictions: dict[int, Prediction] = {}
         with self._turns:
-            return self._predict(pixels, thresholds, weights, rules)
+            for name in dict.fromkeys(budget.system for budget in budgets):
+                rows = [row for row, budget in enumerate(budgets) if budget.system == name]
+                thresholds = torch.tensor([budgets[row].threshold for row in rows])
+                weights = torch.tensor([budgets[row].rough_weight for row in rows])
+                rules = [budgets[row].rule for row in rows]
+                seen = pixels if len(rows) == len(pixels) else pixels[rows]
+                answers = self._predict(seen, self.systems[name], thresholds, weights, rules)
+                predictions |= dict(zip(rows, answers, strict=True))
+        return [predictions[row] for row in range(len(budgets))]
 
     @torch.inference_mode()
     def _predict(
         self,
         pixels: Tensor,
+        system: System,
         threshold: float | Tensor,
         rough_weight: float | Tensor,
         rule: ExitRule | Sequence[ExitRule],
@@ -171,9 +208,7 @@ class Predictor:
             rough_weight = rough_weight.to(device)
         with autocast(device, self.precision):
             prepared = self.networks.prepare(pixels.to(device))
-            result = self.networks.required_team.infer(
-                prepared, threshold, rule, rough_weight, streams=True
-            )
+            result = system.infer(prepared, threshold, rule, rough_weight, streams=True)
         probabilities = result.prediction.softmax(1)
         columns = (
             probabilities.argmax(1),
@@ -183,24 +218,26 @@ class Predictor:
             result.confidence,
         )
         rows = [_Answer(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
-        predictions = []
-        for chances, answer in zip(probabilities.cpu().numpy(), rows, strict=True):
-            if not np.isfinite(chances).all():
-                name = "the delegator" if answer.exited else f"expert {answer.expert}"
-                raise diverged(self.run.folder, name)
-            predictions.append(
-                Prediction(
-                    self.classes[answer.label],
-                    chances,
-                    answer.exited,
-                    None if answer.exited else answer.expert,
-                    answer.confidence,
-                    self.classes[answer.rough_label],
-                    self.macs.delegator
-                    + (0 if answer.exited else self.macs.experts[answer.expert]),
-                )
-            )
-        return predictions
+        return [
+            self._prediction(system, chances, answer)
+            for chances, answer in zip(probabilities.cpu().numpy(), rows, strict=True)
+        ]
+
+    def _prediction(self, system: System, chances: np.ndarray, answer: _Answer) -> Prediction:
+        alone = system.team is None
+        if not np.isfinite(chances).all():
+            name = "the delegator" if answer.exited else f"expert {answer.expert}"
+            raise diverged(self.run.folder, system.name if alone else name)
+        by_expert = not (alone or answer.exited)
+        return Prediction(
+            self.classes[answer.label],
+            chances,
+            None if alone else answer.exited,
+            answer.expert if by_expert else None,
+            answer.confidence,
+            self.classes[answer.rough_label],
+            system.first_macs + (system.expert_macs[answer.expert] if by_expert else 0),
+        )
 
 
 class _Answer(NamedTuple):

@@ -21,6 +21,7 @@ from coe_core.support.files import as_number, write_bytes
 from coe_core.support.locks import locked
 from vision.errors import RunError
 from vision.prediction.files import FilePrediction
+from vision.systems import COE
 
 Format = Literal["csv", "jsonl"]
 COLUMNS = [field.name for field in fields(FilePrediction)]
@@ -59,7 +60,7 @@ def record(outcome: FilePrediction, kind: Format) -> bytes:
 
     Example:
         >>> record(FilePrediction("two\rlines.png", math.inf), "csv")
-        b'"two\rlines.png",inf,,,,,,,\n'
+        b'"two\rlines.png",inf,,,,,,,,CoE\n'
     """
     values = asdict(outcome)
     if math.isinf(outcome.threshold):
@@ -74,7 +75,11 @@ def record(outcome: FilePrediction, kind: Format) -> bytes:
 
 @contextmanager
 def open_results(
-    path: Path | None, kind: Format, threshold: float, resume: bool = False
+    path: Path | None,
+    kind: Format,
+    threshold: float,
+    resume: bool = False,
+    system: str = COE,
 ) -> Iterator[Results]:
     """The file to add predictions to, locked for this process; without a path, stdout.
 
@@ -85,10 +90,11 @@ def open_results(
         kind: their format.
         threshold: that the further ones are predicted at.
         resume: continue a file that exists.
+        system: that predicts them.
 
     Raises:
         RunError: the file exists and ``resume`` is off; it is no file of this format; it was
-            written at another threshold.
+            written by another system or at another threshold.
         LockedError: another process writes to it.
     """
     if path is None:
@@ -105,12 +111,12 @@ def open_results(
         elif not resume:
             raise RunError(f"{path} exists and is left as it is; --resume continues it")
         else:
-            done = _continued(path, kind, threshold)
+            done = _continued(path, kind, threshold, system)
         with path.open("ab") as out:
             yield Results(out, kind, done)
 
 
-def _continued(path: Path, kind: Format, threshold: float) -> frozenset[str]:
+def _continued(path: Path, kind: Format, threshold: float, system: str) -> frozenset[str]:
     """Names of the files that the results hold; what was cut off is removed."""
     content, first = path.read_bytes(), heading(kind)
     if len(content) < len(first) and first.startswith(content):  # cut inside the heading
@@ -122,11 +128,16 @@ def _continued(path: Path, kind: Format, threshold: float) -> frozenset[str]:
         )
     whole = content[: _end_of_records(content, kind)]
     names = set()
-    for file, written_at in _records(path, whole[len(first) :], kind):
+    for file, written_at, written_by in _records(path, whole[len(first) :], kind):
         if written_at != threshold:
             raise RunError(
                 f"{path} was written at threshold {written_at:g}, now it is {threshold:g}; choose "
                 "another file, or the same --at or --threshold"
+            )
+        if written_by != system:
+            raise RunError(
+                f"{path} was written by the system {written_by}, now it is {system}; choose another "
+                "file, or the same --at or --system"
             )
         names.add(file)
     if whole != content:
@@ -150,10 +161,11 @@ def _end_of_records(content: bytes, kind: Format) -> int:
 class _Written(NamedTuple):
     file: str
     threshold: float
+    system: str
 
 
 def _records(path: Path, content: bytes, kind: Format) -> list[_Written]:
-    """File and threshold of every record."""
+    """File, threshold and system of every record."""
     try:
         text = content.decode(errors="surrogateescape")
         if kind == "jsonl":
@@ -162,9 +174,16 @@ def _records(path: Path, content: bytes, kind: Format) -> list[_Written]:
             lines = csv.reader(io.StringIO(text, newline=""), strict=True)
             rows = [dict(zip(COLUMNS, line, strict=True)) for line in lines]
             rows = [{**row, "threshold": float(row["threshold"])} for row in rows]
-        written = [_Written(row["file"], as_number(row["threshold"], "threshold")) for row in rows]
-        if not all(isinstance(row.file, str) for row in written):
-            raise ValueError("a file's name is no text")
+        written = [
+            _Written(
+                row["file"],
+                as_number(row["threshold"], "threshold"),
+                row.get("system", COE),  # lines of older versions name none
+            )
+            for row in rows
+        ]
+        if not all(isinstance(row.file, str) and isinstance(row.system, str) for row in written):
+            raise ValueError("a file's name, or a system's, is no text")
         return written
     except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise RunError(

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from coe_core.serving.answers import REFUSALS, NotFiniteError, finite, text
 from coe_core.serving.limits import printable_text
-from vision.prediction.budgets import ResolvedBudget
+from vision.budgets import ResolvedBudget
 from vision.prediction.predictor import Prediction
 
 TOP = 5
@@ -30,11 +30,12 @@ class Answer(BaseModel):
     label: str
     probability: float
     top: list[ClassProbability]
-    exited: bool
+    exited: bool | None  # none: of a system without exits
     expert: int | None
     confidence: float
     rough_label: str
     macs: int
+    system: str
     budget: str
     threshold: float | None  # none: infinite, nothing exits
     milliseconds: float
@@ -103,11 +104,12 @@ def answer_of(
             ClassProbability(label=text(classes[i]), probability=float(prediction.probabilities[i]))
             for i in best
         ],
-        exited=bool(prediction.exited),
+        exited=prediction.exited,
         expert=prediction.expert,
         confidence=prediction.confidence,
         rough_label=text(prediction.rough_label),
         macs=prediction.macs,
+        system=text(budget.system),
         budget=text(budget.name),
         threshold=finite(budget.threshold),
         milliseconds=1000 * seconds,
@@ -119,7 +121,8 @@ def or_its_error(prediction: Prediction) -> Prediction | NotFiniteError:
     if math.isfinite(prediction.confidence) and math.isfinite(prediction.probability):
         return prediction
     expert = "" if prediction.expert is None else f"expert {prediction.expert} or "
-    return NotFiniteError(f"{expert}the delegator answered with NaN or infinity")
+    name = "the network" if prediction.exited is None else "the delegator"
+    return NotFiniteError(f"{expert}{name} answered with NaN or infinity")
 
 
 def plain_budget(budget: ResolvedBudget) -> dict:

@@ -17,9 +17,9 @@ from coe_core.serving.answers import Problem, check_parameters, client_text, pla
 from coe_core.serving.app import base_app, unless_gone
 from coe_core.serving.memory import BusyMemoryError, TooMuchMemoryError
 from coe_core.serving.metrics import LiveMetrics
+from vision.budgets import ResolvedBudget
 from vision.data.preprocess import UnreadableImageError
 from vision.errors import RunError
-from vision.prediction.budgets import ResolvedBudget
 from vision.prediction.predictor import Prediction, Predictor
 from vision.serve.answers import (
     IMAGE_BODY,
@@ -32,6 +32,7 @@ from vision.serve.answers import (
     plain_budget,
 )
 from vision.serve.decoding import ImageDecoder
+from vision.systems import COE
 
 _PAGE = Path(__file__).parent / "web" / "index.html"
 _Item = tuple[torch.Tensor, ResolvedBudget]
@@ -72,7 +73,7 @@ class Service(coe_core.serving.app.Service[_Item, Prediction]):
         super().__init__(
             self._predict,
             settings,
-            LiveMetrics(predictor.networks.required_team.num_experts),
+            LiveMetrics(max(len(s.expert_macs) for s in predictor.systems.values())),
             _run_facts(predictor),
             memory=self.decoder.budget,
         )
@@ -122,10 +123,12 @@ class Service(coe_core.serving.app.Service[_Item, Prediction]):
 
     def count(self, prediction: Prediction, budget: ResolvedBudget, seconds: float) -> None:
         """One answered prediction, for the metrics and the drift."""
-        self.metrics.predicted(prediction.expert, prediction.macs, seconds)
-        if budget.exit_rate is not None:
-            exited = bool(prediction.exited)
-            self.metrics.exited(exited, budget.exit_rate, budget.num_samples or 0)
+        route: int | str | None = prediction.expert
+        if prediction.exited is None:
+            route = "whole"
+        self.metrics.predicted(route, prediction.macs, seconds)
+        if budget.exit_rate is not None and prediction.exited is not None:
+            self.metrics.exited(prediction.exited, budget.exit_rate, budget.num_samples or 0)
 
 
 def create_app(predictor: Predictor, settings: ServerSettings | None = None) -> FastAPI:
@@ -175,13 +178,22 @@ def _add_prediction(app: FastAPI, service: Service) -> None:
 
 def _run_facts(predictor: Predictor) -> bytes:
     """What /run answers: as the run was when it was loaded."""
-    run = predictor.run
+    run, default = predictor.run, predictor.resolve()
+    # Thresholds, and so the slider, are of one system.
+    of_thresholds = predictor.named_system or (COE if COE in predictor.systems else default.system)
+    system, curve = predictor.systems[of_thresholds], run.curves.get(of_thresholds)
+    points, named = run.operating_points, predictor.named_system
+    if named is not None:
+        points = run.stored.named(named)
     facts = {
         "name": text(run.folder.resolve().name),
         "classes": [text(name) for name in predictor.classes],
-        "macs": {"delegator": predictor.macs.delegator, "experts": predictor.macs.experts},
-        "operating_points": {name: point.to_dict() for name, point in run.operating_points.items()},
-        "curve": run.curve.to_dict() if run.curve is not None else None,
-        "default": plain_budget(predictor.resolve()),
+        "macs": {"delegator": system.first_macs, "experts": system.expert_macs},
+        "operating_points": {
+            name: {**point.to_dict(), "system": named or run.stored.deployed(name)}
+            for name, point in points.items()
+        },
+        "curve": curve.to_dict() if curve is not None and system.team is not None else None,
+        "default": plain_budget(default),
     }
     return json.dumps(plain(facts), allow_nan=False).encode()

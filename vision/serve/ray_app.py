@@ -4,7 +4,8 @@
 
 Every replica holds one network only. A request is decoded and routed by the ingress: the delegator
 answers, and if that is not enough, the selected expert; no other expert hears of it. Each deployment
-collects its own batches. Budgets, messages and answers are those of `coe-vision serve`.
+collects its own batches. Budgets, messages and answers are those of `coe-vision serve --system NAME`: an
+application is of one system, by default the one chosen for the operating point "best".
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ from starlette.responses import JSONResponse
 from coe_core import AimNotReachableError, ExitRule
 from coe_core.serving.answers import check_parameters, client_text, text
 from coe_core.serving.memory import BusyMemoryError, TooMuchMemoryError
+from vision.budgets import resolve_budget
 from vision.data.preprocess import UnreadableImageError
 from vision.errors import RunError
-from vision.networks.team import Trunked
+from vision.networks.team import Team, Trunked
 from vision.precision import autocast, choose_precision
-from vision.prediction.budgets import resolve_budget
 from vision.prediction.predictor import Prediction
-from vision.recipe_networks import run_macs
+from vision.recipe_networks import Networks, run_macs
 from vision.run import Run, load_run
 from vision.serve.answers import PARAMETERS, answer_of, image_of, or_its_error
 from vision.serve.decoding import ImageDecoder
+from vision.systems import answering, build_system
 
 MEMORY_SECONDS = 60.0  # that an image waits for its share
 
@@ -50,21 +52,31 @@ class Rough(NamedTuple):
         return float(rule.confidence(*both))
 
 
+def _forget(networks: Networks) -> None:
+    """Every network of a run but those that are held elsewhere."""
+    networks.team = networks.cascade = None
+    networks.controls.clear()
+    networks.ensembles.clear()
+
+
 class _Replica:
     """One network of a run, in batches."""
 
     run_batch: Any  # of Ray, in the classes below
 
-    def __init__(self, run: str, expert: int | None, max_batch: int, window: float):
-        loaded = load_run(run)
-        self.networks, team = loaded.networks, loaded.networks.required_team
+    def __init__(self, run: str, system: str, expert: int | None, max_batch: int, window: float):
+        loaded = load_run(run, team=False)
+        answers = answering(loaded.networks, system)
+        self.networks = loaded.networks
         self.precision = choose_precision(loaded.recipe.train.precision)
-        self.num_classes = team.num_classes
-        self.network = team.delegator if expert is None else team.experts[expert]
-        self.trunked = isinstance(team.delegator, Trunked)
+        self.num_classes = len(self.networks.classes)
+        self.network: torch.nn.Module = answers
+        self.trunked = isinstance(answers, Team) and isinstance(answers.delegator, Trunked)
+        if isinstance(answers, Team):
+            self.network = answers.delegator if expert is None else answers.experts[expert]
         self.prepares = expert is None or not self.trunked
-        self.networks.team = None  # the others need no memory here
         self.device = next(self.network.parameters()).device
+        _forget(self.networks)  # the others need no memory here
         self.run_batch.set_max_batch_size(max_batch)
         self.run_batch.set_batch_wait_timeout_s(window)
 
@@ -77,7 +89,7 @@ class _Replica:
 
 @serve.deployment
 class Delegator(_Replica):
-    """Pixels -> rough logits, selection logits, features of a shared trunk."""
+    """Pixels -> rough logits, selection logits (of a network alone none), features of a shared trunk."""
 
     @torch.inference_mode()
     def answers(self, pixels: list[np.ndarray]) -> list[Rough]:
@@ -126,24 +138,27 @@ class Ingress:
     def __init__(
         self,
         run: str,
+        system: str,
         delegator: Any,
         experts: list[Any],
         max_pixels: int,
         max_bytes: int,
         max_memory: int,
     ):
-        loaded: Run = load_run(run)
-        self.macs = run_macs(loaded.networks)
+        loaded: Run = load_run(run, team=False)
+        self.system = system
+        built = build_system(loaded.networks, run_macs(loaded.networks), system)
+        self.first_macs, self.expert_macs = built.first_macs, built.expert_macs
         self.classes = loaded.networks.classes
         self.decoder = ImageDecoder(
             loaded.networks.preprocess, max_pixels, max_memory, MEMORY_SECONDS
         )
         # Residual experts go on from the rough logits, which are added here.
-        self.residual = float(loaded.networks.required_team.rough_logits)
-        loaded.networks.team = None
+        self.residual = float(built.team is not None and built.team.rough_logits)
+        _forget(loaded.networks)
         self.run, self.max_bytes = loaded, max_bytes
         self.delegator, self.experts = delegator, experts
-        resolve_budget(loaded)
+        resolve_budget(loaded, system=system)
 
     async def predict(
         self, image: bytes, budget: str | None = None, threshold: float | None = None
@@ -152,23 +167,24 @@ class Ingress:
         return (await self._predict(image, "in memory", budget, threshold))[0]
 
     async def _predict(self, image, name, budget, threshold):
-        resolved = resolve_budget(self.run, budget, threshold)
+        resolved = resolve_budget(self.run, budget, threshold, self.system)
         pixels = (await self.decoder.decode(image, name)).numpy()
         rough: Rough = await self.delegator.remote(pixels)
         confidence = rough.confidence(resolved.rule)
+        alone = not self.experts
         exited = confidence >= resolved.threshold
-        logits, spent, expert = rough.logits, self.macs.delegator, None
-        if not exited:
+        logits, spent, expert = rough.logits, self.first_macs, None
+        if not (exited or alone):
             expert = int(rough.selection.argmax())
             seen = pixels if rough.features is None else rough.features
             answer = await self.experts[expert].remote(seen)
             logits = answer + np.float32(resolved.rough_weight + self.residual) * rough.logits
-            spent += self.macs.experts[expert]
+            spent += self.expert_macs[expert]
         odds = np.exp(logits - logits.max())
         prediction = Prediction(
             self.classes[int(logits.argmax())],
             odds / odds.sum(),
-            exited,
+            None if alone else exited,
             expert,
             confidence,
             self.classes[int(rough.logits.argmax())],
@@ -215,6 +231,7 @@ class Settings(NamedTuple):
 
     Args:
         run: run folder or checkpoint, at the same place on every machine.
+        system: that is served; empty: the one chosen for "best".
         delegator_replicas: of the delegator; "auto" lets Ray scale it with the load.
         expert_replicas: of every expert; "auto" lets Ray scale each by its own load.
         ingress_replicas: that decode and route.
@@ -229,6 +246,7 @@ class Settings(NamedTuple):
     """
 
     run: str
+    system: str = ""
     delegator_replicas: int | str = 1
     expert_replicas: int | str = 1
     ingress_replicas: int | str = 1
@@ -263,7 +281,9 @@ def build(arguments: dict[str, Any]) -> serve.Application:
             for name, value in arguments.items()
         }
     )
-    count = load_run(settings.run).recipe.num_experts
+    loaded = load_run(settings.run, team=False)
+    system = resolve_budget(loaded, system=settings.system or None).system
+    count = len(build_system(loaded.networks, run_macs(loaded.networks), system).expert_macs)
 
     def deployed(kind, name: str, replicas: int | str, num_gpus: float = 0.0):
         return kind.options(
@@ -278,14 +298,15 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     delegator = deployed(Delegator, "delegator", settings.delegator_replicas, settings.num_gpus)
     experts = [
         deployed(Expert, f"expert_{j}", settings.expert_replicas, settings.num_gpus).bind(
-            settings.run, j, *common
+            settings.run, system, j, *common
         )
         for j in range(count)
     ]
     ingress = deployed(Ingress, "ingress", settings.ingress_replicas)
     return ingress.bind(
         settings.run,
-        delegator.bind(settings.run, None, *common),
+        system,
+        delegator.bind(settings.run, system, None, *common),
         experts,
         settings.max_pixels,
         settings.max_bytes,

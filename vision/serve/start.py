@@ -6,13 +6,13 @@ import logging
 
 import torch
 
+from vision.budgets import ResolvedBudget
 from vision.precision import autocast
-from vision.prediction.budgets import ResolvedBudget
 from vision.prediction.predictor import Predictor
+from vision.systems import System
 from vision.threads import Threads, choose_threads
 
 log = logging.getLogger("coe-serve")
-_NO_EXITS = ResolvedBudget("no exits", 2.0, 0.0, None, None)
 _IMAGES = 4  # in a batch that is timed: most of a server's batches are small
 
 
@@ -23,22 +23,34 @@ def warm_up(predictor: Predictor, batch_size: int) -> None:
         predictor: compiled networks are compiled here, which can take minutes.
         batch_size: of the server; the first batch of another size compiles again if it must.
     """
-    networks, team = predictor.networks, predictor.networks.required_team
+    networks = predictor.networks
     with torch.inference_mode(), autocast(networks.device, predictor.precision):
         for count in sorted(
             {1, min(2, batch_size)}
         ):  # of one image compilers make a case of its own
             prepared = networks.prepare(_blank(predictor, count).to(networks.device))
-            try:
-                handed = team.for_experts(team.hand_over(prepared))
-            except Exception:
-                log.exception("the delegator fails")
-                return
-            for j, expert in enumerate(team.experts):
-                try:
-                    expert(handed)
-                except Exception:  # its images will fail, others not
-                    log.exception("expert %d fails", j)
+            for name in predictor.expected_systems:
+                _run_once(predictor.systems[name], prepared)
+
+
+def _run_once(system: System, prepared: torch.Tensor) -> None:
+    """Every network of a system; one that fails will fail its images, others not."""
+    if system.team is None:
+        try:
+            system.infer(prepared)
+        except Exception:
+            log.exception("%s fails", system.name)
+        return
+    try:
+        handed = system.team.for_experts(system.team.hand_over(prepared))
+    except Exception:
+        log.exception("the delegator fails")
+        return
+    for j, expert in enumerate(system.team.experts):
+        try:
+            expert(handed)
+        except Exception:
+            log.exception("expert %d fails", j)
 
 
 def serving_threads(predictor: Predictor, batch_size: int) -> Threads:
@@ -50,10 +62,12 @@ def serving_threads(predictor: Predictor, batch_size: int) -> Threads:
     """
     count = min(_IMAGES, batch_size)
     pixels = _blank(predictor, count)
-    macs = count * (predictor.macs.delegator + max(predictor.macs.experts))
+    system = predictor.systems[predictor.expected_systems[0]]
+    macs = count * (system.first_macs + max(system.expert_macs, default=0))
+    without_exits = ResolvedBudget("no exits", 2.0, 0.0, None, None, system=system.name)
 
     def predict() -> None:
-        predictor.predict_pixels(pixels, [_NO_EXITS] * count)
+        predictor.predict_pixels(pixels, [without_exits] * count)
 
     try:
         return choose_threads(predict, macs, f"a batch of {count} images")

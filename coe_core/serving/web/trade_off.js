@@ -6,7 +6,7 @@ const percent = (x, digits = 1) => (100 * x).toFixed(digits) + "%";
 const number = x => x === "inf" || x === null ? Infinity : Number(x);
 const three = x => Number(x.toPrecision(3));
 const macs = x => x >= 1e9 ? three(x / 1e9) + " G" : x >= 1e6 ? three(x / 1e6) + " M" : three(x / 1e3) + " k";
-let run, curve;
+let run, curve, chosen = null;  // chosen: the operating point of a button, until the slider moves
 
 function make(parent, tag, attributes, text) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -66,7 +66,7 @@ function drawChart() {
 function showSetting() {
   const t = threshold();
   $("threshold").textContent = t === Infinity ? "none exit" : t.toFixed(3);
-  for (const button of $("points").children) button.ariaPressed = place(run.operating_points[button.textContent].threshold) === Number($("slider").value);
+  for (const button of $("points").children) button.ariaPressed = chosen !== null ? button.textContent === chosen : place(run.operating_points[button.textContent].threshold) === Number($("slider").value);
   if (!curve) return;
   const to = scales(), i = index();
   $("exits").textContent = percent(curve.exit_rate[i], 0);
@@ -100,8 +100,11 @@ function beginTradeOff(remedy, remark = $("source")) {
   for (const point of Object.values(run.operating_points)) {
     const button = document.createElement("button");
     button.textContent = point.name;
-    button.onclick = () => { $("slider").value = place(point.threshold); showSetting(); ask(); };
+    button.title = point.system ?? "";
+    button.onclick = () => { chosen = point.name; $("slider").value = place(point.threshold); showSetting(); ask(); };
     $("points").append(button);
   }
+  if (run.default.name in run.operating_points) chosen = run.default.name;
   $("slider").value = place(run.default.threshold);
+  $("slider").addEventListener("input", () => { chosen = null; }, true);  // before the page's own
 }

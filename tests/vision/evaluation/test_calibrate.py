@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
+from vision.budgets import resolve_budget
 from vision.errors import RunError
-from vision.prediction.budgets import resolve_budget
 from vision.recipe_networks import run_macs
 from vision.run import load_run
 
@@ -62,11 +62,12 @@ def test_stored_with_provenance_and_replaced(cli, run, capsys):
     macs = run_macs(load_run(run).networks)
     budget = round(macs.delegator + 0.3 * macs.expert)
     aims = [f"macs={budget}", "accuracy_drop=50%", "accuracy=1%", "latency=1000"]
-    assert cli("calibrate", run, *aims) == 0
+    assert cli("calibrate", run, *aims, "--system", "coe") == 0
     file = json.loads((run / "operating_points.json").read_text())
     assert file["task"] == "vision"
     stored = {point["name"]: point for point in file["points"]["CoE"]}
     assert set(stored) == {"best", "drop", "half", *aims}
+    assert set(file["choices"]) == set(stored)
     point = stored[f"macs={budget}"]
     assert point["cost"] <= budget
     assert point["value"] == budget
@@ -82,10 +83,12 @@ def test_stored_with_provenance_and_replaced(cli, run, capsys):
 
 
 def test_guarantee(cli, run, capsys):
-    assert cli("calibrate", run, "accuracy_drop=20%", "--guarantee", 0.95) == 0
+    assert cli("calibrate", run, "accuracy_drop=20%", "--guarantee", 0.95, "--system", "coe") == 0
     point = load_run(run).operating_points["accuracy_drop=20%"]
     assert point.guarantee == 0.95
-    assert cli("calibrate", run, "accuracy_drop=0.01%", "--guarantee", 0.999) == 0
+    assert (
+        cli("calibrate", run, "accuracy_drop=0.01%", "--guarantee", 0.999, "--system", "coe") == 0
+    )
     assert load_run(run).operating_points["accuracy_drop=0.01%"].exit_rate == 0  # too few data
     assert cli("calibrate", run, "macs=1M", "--guarantee", 0.95) == 2
     assert "a guarantee is defined for accuracy_drop" in capsys.readouterr().err
@@ -95,7 +98,14 @@ def test_guarantee(cli, run, capsys):
 
 @pytest.mark.parametrize(
     ("aim", "message"),
-    [("macs=10", "below the delegator's own"), ("accuracy=100%", "the best on this data is 0.")],
+    [
+        (
+            "macs=10",
+            "below that of every system; the cheapest that exists is single:delegator at 3",
+        ),
+        ("accuracy=100%", "reached by no system at any threshold; the best on this data is 0."),
+        ("latency=0.000001", "below that of every system; the cheapest that exists is "),
+    ],
 )
 def test_unreachable_aims_say_what_can_be_reached(cli, run, capsys, aim, message):
     before = (run / "operating_points.json").read_bytes()
@@ -149,7 +159,7 @@ def test_thresholds_of_another_checkpoint_are_refused(cli, run, capsys):
             match=rf"^{what} of .* was fitted with checkpoint \w{{12}}\.\.\., not \w{{12}}\.\.\.: run `coe-",
         ):
             resolve_budget(replaced, **choice)
-    assert cli("calibrate", run, "best") == 0
+    assert cli("calibrate", run, "best", "--system", "coe") == 0
     assert resolve_budget(load_run(run)).exit_rate is not None
     with pytest.raises(RunError, match="operating point 'half' of"):
         resolve_budget(load_run(run), "half")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from coe_core import ExitRule
+from vision.budgets import resolve_budget
 from vision.evaluation.predictions import predict_all
-from vision.prediction.budgets import resolve_budget
 from vision.prediction.predictor import Predictor
 from vision.run import load_run, load_run_data
 
@@ -18,10 +18,10 @@ def run(cli, trained, tmp_path_factory):
     """A run with a point by gain, one by margin, and three by the largest probability."""
     folder = tmp_path_factory.mktemp("kinds") / "run"
     shutil.copytree(trained, folder)
-    drop = ["accuracy_drop=20%", "--guarantee", 0.9]
-    assert cli("calibrate", folder, *drop, "--confidence", "gain") == 0
-    assert cli("calibrate", folder, "accuracy=1%", "--confidence", "margin") == 0
-    assert cli("calibrate", folder, "macs=60%", "--confidence", "gain") == 0
+    coe, drop = ["--system", "coe"], ["accuracy_drop=20%", "--guarantee", 0.9]
+    assert cli("calibrate", folder, *drop, "--confidence", "gain", *coe) == 0
+    assert cli("calibrate", folder, "accuracy=1%", "--confidence", "margin", *coe) == 0
+    assert cli("calibrate", folder, "macs=60%", "--confidence", "gain", *coe) == 0
     return folder
 
 
@@ -81,11 +81,11 @@ def test_the_exported_delegator_decides_by_the_same(run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     from vision.export.convert import converted
     from vision.export.export import routing_of
-    from vision.export.graphs import example_pixels, own_run, seen_by, team_graphs
+    from vision.export.graphs import example_pixels, own_run, seen_by, system_graphs
 
     loaded = load_run(run)
     default = resolve_budget(loaded, "macs=60%")
-    graphs = team_graphs(own_run(loaded), default.rule)
+    graphs = system_graphs(own_run(loaded), "CoE", default.rule)
     pixels = example_pixels(loaded, 5)
     few = {"delegator": graphs["delegator"]}
     converted("onnx", 18, few, seen_by(few, pixels[:2]))["delegator"](tmp_path / "a.onnx")

@@ -7,7 +7,7 @@ import pytest
 
 from vision.export import convert
 from vision.export import export as export_module
-from vision.export.graphs import example_pixels, own_run, seen_by, team_graphs
+from vision.export.graphs import example_pixels, own_run, seen_by, system_graphs
 from vision.recipe import load_recipe
 from vision.recipe_networks import Networks
 from vision.run import Run
@@ -39,7 +39,7 @@ def small(tmp_path_factory) -> Run:
 @pytest.fixture(scope="session")
 def saves(small) -> dict[str, dict]:
     """Its networks, converted once: that takes most of an export's time."""
-    graphs = team_graphs(own_run(small))
+    graphs = system_graphs(own_run(small), "CoE")
     example = seen_by(graphs, example_pixels(small, 2))
     return {kind: convert.converted(kind, 18, graphs, example) for kind in ("onnx", "pt2")}
 

@@ -17,13 +17,13 @@ from torch import nn
 
 from coe_core.support.exports import write_routing
 from coe_core.support.files import sha256_of
+from vision.budgets import resolve_budget
 from vision.errors import RunError
 from vision.export import check as export_check
 from vision.export.export import ExportError, export_run
 from vision.export.quantise import quantise
 from vision.export.runner import Runner
 from vision.export.team_graph import join_team
-from vision.prediction.budgets import resolve_budget
 from vision.run import load_run
 
 

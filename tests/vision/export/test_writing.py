@@ -19,7 +19,7 @@ from vision.export import check as export_check
 from vision.export import convert, team_graph
 from vision.export import export as export_module
 from vision.export.export import ExportError, export_run
-from vision.export.graphs import example_pixels, own_run, team_graphs
+from vision.export.graphs import example_pixels, own_run, system_graphs
 from vision.export.runner import Runner
 from vision.run import Run
 
@@ -70,7 +70,7 @@ def test_opset(small, tmp_path):
         with pytest.raises(ValueError, match=message):
             export_run(small, tmp_path / "out", "onnx", opset=opset, threshold=0.5)
     assert not (tmp_path / "out").exists()
-    expert = {"expert_0": team_graphs(own_run(small))["expert_0"]}
+    expert = {"expert_0": system_graphs(own_run(small), "CoE")["expert_0"]}
     example = {"expert_0": example_pixels(small, 2)}
     convert.converted("onnx", 21, expert, example)["expert_0"](tmp_path / "a.onnx")
     assert [entry.version for entry in onnx.load(tmp_path / "a.onnx").opset_import] == [21]

@@ -47,8 +47,8 @@ def run(trained, tmp_path_factory):
     torch.save(content, path)
     changed = load_run(folder)  # the stored thresholds are those of other weights: taken over
     for point in list(changed.operating_points.values()):
-        changed.store(replace(point, fitted_with=changed.fitted_with()))
-    changed.store_curve(replace(changed.curve, fitted_with=changed.fitted_with()))
+        changed.store(point.name, {"CoE": replace(point, fitted_with=changed.fitted_with())})
+    changed.store_curves({"CoE": replace(changed.curve, fitted_with=changed.fitted_with())})
     return folder
 
 

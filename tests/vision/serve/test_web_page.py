@@ -94,6 +94,7 @@ def test_a_button_goes_to_its_operating_point(page):
         point = page.predictor.run.operating_points[button.text]
         button.click()
         assert page.text("exits") == f"{100 * point.exit_rate:.0f}%"
+        assert button.get_attribute("aria-pressed") == "true"
 
 
 def test_what_is_no_image_is_said_and_the_page_goes_on(page):

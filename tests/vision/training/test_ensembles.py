@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -277,7 +278,7 @@ def test_predict_with_an_ensemble(cli, cotrained, tmp_path, capsys):
     assert cli("evaluate", cotrained, "--out", tmp_path, "--no-time") == 0
     capsys.readouterr()
     examples = tmp_path / "examples"
-    command = ("predict", cotrained, examples, "--ensemble", "of 3")
+    command = ("predict", cotrained, examples, "--system", "ensemble:of 3")
     assert cli(*command, "--format", "jsonl") == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(records) == 8
@@ -295,17 +296,23 @@ def test_predict_with_an_ensemble(cli, cotrained, tmp_path, capsys):
         assert each["macs"] == 3 * run_macs(networks).ensembles["of 3"]
     assert cli(*command) == 0
     shown = capsys.readouterr().out
-    assert len(re.findall("│ ensemble +│", shown)) == 8
+    assert len(re.findall("│ ensemble:of 3 +│", shown)) == 8
     assert "threshold" not in shown
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "has the ensembles of 1, of 3: name one .--ensemble"),
-        (["--ensemble", "of 2"], "there is no 'of 2'; nearest: of"),
-        (["--ensemble", "of 3", "--at", "best"], "takes no --at and no --threshold"),
-        (["--ensemble", "of 3", "--threshold", "0.5"], "takes no --at and no --threshold"),
+        ([], "single:undivided, ensemble:of 1, ensemble:of 3: name one .--system., or let"),
+        (["--system", "ensemble:of 2"], "no system 'ensemble:of 2'; nearest: ensemble:of"),
+        (
+            ["--system", "ensemble:of 3", "--at", "fast"],
+            "no operating point 'fast' of ensemble:of 3",
+        ),
+        (
+            ["--system", "ensemble:of 3", "--threshold", "0.5"],
+            "always runs whole: it takes no thres",
+        ),
     ],
 )
 def test_predict_refuses(cli, cotrained, trained, tmp_path, capsys, options, message):
@@ -314,13 +321,26 @@ def test_predict_refuses(cli, cotrained, trained, tmp_path, capsys, options, mes
 
 
 def test_predict_with_a_run_without_ensembles(cli, trained, capsys):
-    assert cli("predict", trained, trained / "recipe.yaml", "--ensemble", "of 3") == 2
-    assert "has the ensembles (none): there is no 'of 3'" in capsys.readouterr().err
+    assert cli("predict", trained, trained / "recipe.yaml", "--system", "ensemble:of 3") == 2
+    assert "the run has no system 'ensemble:of 3'" in capsys.readouterr().err
 
 
-def test_what_needs_a_team_says_so(cli, cotrained, capsys):
-    assert cli("calibrate", cotrained, "best") == 2
-    assert "trained ensembles only, no delegator and experts" in capsys.readouterr().err
+def test_a_run_without_a_team_is_calibrated_too(cli, cotrained, tmp_path, capsys):
+    """The best of its networks and ensembles within a budget; a part is of the dearest."""
+    folder = tmp_path / "run"
+    shutil.copytree(cotrained, folder)
+    macs = run_macs(load_run(folder, team=False).networks)
+    one = macs.ensembles["of 3"]
+    assert cli("calibrate", folder, "best", "macs=100%", f"macs={one}") == 2
+    assert "the cheapest that exists is" in capsys.readouterr().err
+    assert cli("calibrate", folder, "best", "macs=100%") == 0
+    run = load_run(folder, team=False)
+    assert set(run.stored.choices["best"].rivals) == {
+        "single:undivided", "ensemble:of 1", "ensemble:of 3"
+    }  # fmt: skip
+    dearest = max(3 * one, *macs.controls.values(), macs.ensembles["of 1"])
+    assert run.operating_points["macs=100%"].value == dearest
+    assert cli("predict", folder, folder / "recipe.yaml", "--at", "60%") in (1, 2)
 
 
 # Recipes

@@ -56,7 +56,18 @@ def test_predicted_as_evaluated(cli, handed, capsys):
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_exports_take_what_is_handed_over(cli, handed, tmp_path, capsys, kind):
     """The command compares every form with the run: routes, and probabilities to 1e-4."""
-    words = ["export", handed, "--to", kind, "--out", tmp_path / "out", "--check", 40]
+    words = [
+        "export",
+        handed,
+        "--system",
+        "coe",
+        "--to",
+        kind,
+        "--out",
+        tmp_path / "out",
+        "--check",
+        40,
+    ]
     assert cli(*words, "--at", "half") == 0
     said = capsys.readouterr().out
     forms = ("runner.py", "team.onnx") if kind == "onnx" else ("programs",)
@@ -64,11 +75,16 @@ def test_exports_take_what_is_handed_over(cli, handed, tmp_path, capsys, kind):
     assert "40 of 40 take the same route" in said
     routing = json.loads((tmp_path / "out/routing.json").read_text())
     run = load_run(handed)
-    weight = run.operating_point("half").rough_weight
+    weight = run.stored.named("CoE")["half"].rough_weight
     assert routing["default"]["rough_weight"] == pytest.approx(1 + weight)  # residual experts
 
 
 def test_int8_is_of_whole_networks(cli, handed, tmp_path, capsys):
-    assert cli("export", handed, "--to", "onnx", "--int8", "--out", tmp_path / "out") == 2
+    assert (
+        cli(
+            "export", handed, "--system", "coe", "--to", "onnx", "--int8", "--out", tmp_path / "out"
+        )
+        == 2
+    )
     assert "go on from a shared trunk" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,96 @@
+"""What a choice between systems came to: the record that is stored beside the operating points."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from coe_core.operating_points import check_type
+from coe_core.paired import PairedDifference
+from coe_core.support.files import as_number
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A system that reaches the aim, and how it compares with the best one.
+
+    Example:
+        >>> Rival(1, 0.9, 10.0, PairedDifference(-0.1, -0.2, 0.0, 0.2), False).difference.mean
+        -0.1
+    """
+
+    parts: int
+    quality: float  # on held-out samples, out of fold
+    cost: float  # mean per sample, out of fold
+    difference: PairedDifference  # to the best system, in what the aim makes best of
+    is_worse: bool  # by the paired test
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The system to deploy for an aim, and why.
+
+    Example:
+        >>> rival = Rival(1, 0.9, 10.0, PairedDifference(0.0, 0.0, 0.0, 1.0), False)
+        >>> choice = Choice("single", "single", "quality", 0.05, 300, {"single": rival})
+        >>> Choice.from_dict(choice.to_dict()) == choice
+        True
+    """
+
+    deployed: str  # the simplest of those that are not worse than the best
+    best: str
+    criterion: str  # "quality" or "cost": what the aim makes best of
+    level: float  # of the paired test
+    num_samples: int
+    rivals: dict[str, Rival]  # by system: all that reach the aim
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        values = asdict(self)
+        for rival in values["rivals"].values():
+            rival["difference"] = rival["difference"]._asdict()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Choice:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: a field that is missing, unknown, or of another type.
+        """
+        _check_names(cls, values, "a choice")
+        for name in ("deployed", "best", "criterion"):
+            check_type(name, values[name], str, "a text")
+        check_type("num_samples", values["num_samples"], int, "a whole number")
+        check_type("rivals", values["rivals"], dict, "an object")
+        rivals = {system: _rival(entry) for system, entry in values["rivals"].items()}
+        for name in ("deployed", "best"):
+            if values[name] not in rivals:
+                raise ValueError(f"{name} is {values[name]!r:.60}, which is none of its rivals")
+        return cls(**{**values, "level": as_number(values["level"], "level"), "rivals": rivals})
+
+
+def _check_names(record: Any, values: Any, what: str) -> None:
+    check_type(what, values, dict, "an object")
+    known = {entry.name for entry in fields(record)}
+    if set(values) != known:
+        raise ValueError(
+            f"not {what}: it has the fields {sorted(values, key=str)}, not {sorted(known)}"
+        )
+
+
+def _rival(values: Any) -> Rival:
+    _check_names(Rival, values, "a rival")
+    check_type("parts", values["parts"], int, "a whole number")
+    check_type("is_worse", values["is_worse"], bool, "true or false")
+    check_type("difference", values["difference"], dict, "an object")
+    if set(values["difference"]) != set(PairedDifference._fields):
+        raise ValueError(f"a difference has {', '.join(PairedDifference._fields)}")
+    numbers = {n: as_number(value, n) for n, value in values["difference"].items()}
+    return Rival(
+        values["parts"],
+        as_number(values["quality"], "quality"),
+        as_number(values["cost"], "cost"),
+        PairedDifference(**numbers),
+        values["is_worse"],
+    )
