@@ -1,15 +1,13 @@
 """The report: its numbers against the evaluation's, anyone's names, and the page in a real browser."""
 
 import dataclasses
-import importlib.util
 import re
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.browser import browser
 from vision.errors import RunError
 from vision.evaluation import report_parts as parts
 from vision.evaluation.evaluate import evaluate
@@ -156,14 +154,6 @@ def test_refused(cli, trained, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def neighbour(name):
-    place = Path(__file__).parents[1] / "serve" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, place)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.process
 def test_in_a_browser(page, tmp_path):
     """Hover, keyboard, what a screen reader is told, and no script of anyone else's."""
@@ -171,7 +161,7 @@ def test_in_a_browser(page, tmp_path):
     from selenium.webdriver.common.keys import Keys
 
     path = page[1]
-    with neighbour("browser").browser(tmp_path / "profile") as driver:
+    with browser(tmp_path / "profile") as driver:
         driver.get(path.as_uri())
         assert driver.execute_script("return document.body.dataset.ready") == "yes"
         chart, says = (driver.find_element("id", name) for name in ("chart", "says"))
