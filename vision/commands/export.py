@@ -37,13 +37,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Export, compare with the run, and say how large and how fast."""
     from vision.budgets import resolve_budget
     from vision.export import check as export_check
+    from vision.export.convert import OPSET
     from vision.export.export import export_run
     from vision.run import load_run
 
     if arguments.to != "onnx":
         refuse_unused("it is for --to onnx", int8=arguments.int8, opset=arguments.opset)
     run = load_run(arguments.run, team=False)
-    kind = arguments.to
+    kind, opset = arguments.to, arguments.opset or OPSET
     folder = Path(arguments.out) if arguments.out else run.folder / f"export_{kind}"
     choice = {
         "budget": arguments.at,
@@ -72,14 +73,12 @@ def run(arguments: argparse.Namespace) -> None:
         said.extend(f"{parity.line('probabilities')}; {what}" for parity in parities)
 
     ranges = pixels[:INT8_IMAGES] if arguments.int8 else None
-    files = export_run(
-        run, folder, kind, opset=arguments.opset, int8_pixels=ranges, check=check, **choice
-    )
+    files = export_run(run, folder, kind, opset=opset, int8_pixels=ranges, check=check, **choice)
     print(f"exported {budget.system}, at {budget.name}")
     for path in files:
         print(f"{path}  {path.stat().st_size:,} bytes")
     if kind == "onnx":
-        print(f"opset {arguments.opset}")
+        print(f"opset {opset}")
     print(*said, sep="\n")
     if kind == "onnx":
         print("milliseconds of a single image, by the networks that run:")

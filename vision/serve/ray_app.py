@@ -231,7 +231,6 @@ class Settings(NamedTuple):
 
     Args:
         run: run folder or checkpoint, at the same place on every machine.
-        system: that is served; empty: the one chosen for "best".
         delegator_replicas: of the delegator; "auto" lets Ray scale it with the load.
         expert_replicas: of every expert; "auto" lets Ray scale each by its own load.
         ingress_replicas: that decode and route.
@@ -243,10 +242,10 @@ class Settings(NamedTuple):
         max_memory: bytes for images while they are decoded, of an ingress replica.
         num_cpus: reserved for a replica.
         num_gpus: reserved for a replica of a network; may be a fraction.
+        system: that is served; empty: the one chosen for "best".
     """
 
     run: str
-    system: str = ""
     delegator_replicas: int | str = 1
     expert_replicas: int | str = 1
     ingress_replicas: int | str = 1
@@ -258,6 +257,7 @@ class Settings(NamedTuple):
     max_memory: int = 2**30
     num_cpus: float = 1.0
     num_gpus: float = 0.0
+    system: str = ""
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:

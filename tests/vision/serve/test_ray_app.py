@@ -47,7 +47,8 @@ def run(trained, tmp_path_factory):
     torch.save(content, path)
     changed = load_run(folder)  # the stored thresholds are those of other weights: taken over
     for point in list(changed.operating_points.values()):
-        changed.store(point.name, {"CoE": replace(point, fitted_with=changed.fitted_with())})
+        kept = {"CoE": replace(point, fitted_with=changed.fitted_with())}
+        changed.store(point.name, kept, changed.stored.choices[point.name])
     changed.store_curves({"CoE": replace(changed.curve, fitted_with=changed.fitted_with())})
     return folder
 
@@ -117,7 +118,12 @@ def test_the_predictors_answers_and_refusals(application, run, images):
         (b"nothing", {}, 422, "cannot read the image in the body"),
         (b"", {}, 422, "the body is empty"),
         (b"x" * 30_000, {}, 413, "a body has its length, of at most 20,000 bytes"),
-        (images[0], {"budget": "bset"}, 400, "run has no operating point 'bset'; stored: best"),
+        (
+            images[0],
+            {"budget": "bset"},
+            400,
+            "run has no operating point 'bset' of CoE; stored: best",
+        ),
         (images[0], {"threshold": "high"}, 400, "could not convert string to float: 'high'"),
     ]:
         reply = httpx.post(address, content=content, params=parameters, timeout=60)
@@ -143,7 +149,13 @@ def test_the_ingress_answers_and_refuses_without_a_cluster(trained):
     rough = Rough(np.arange(10, dtype=np.float32), selection, None)  # confidence 0.63
     experts = [Fake(-np.arange(10, dtype=np.float32)) for _ in range(3)]
     ingress = Ingress.func_or_class(
-        str(trained), Fake(rough), experts, max_pixels=2000, max_bytes=20_000, max_memory=15_000
+        str(trained),
+        "CoE",
+        Fake(rough),
+        experts,
+        max_pixels=2000,
+        max_bytes=20_000,
+        max_memory=15_000,
     )
     file = io.BytesIO()
     Image.new("L", (8, 8)).save(file, "png")
