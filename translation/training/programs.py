@@ -250,6 +250,7 @@ def _become(
         stream=sys.stdout if output is None else sys.stderr,
         force=True,
     )
+    _forget()
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = list(words)
@@ -268,6 +269,17 @@ def _become(
     sys.stdout.flush()
     sys.stderr.flush()
     return status
+
+
+def _forget() -> None:
+    """What fairseq keeps for good in the process that this is a copy of: levels of its logs, the best loss."""
+    for name in ("fairseq", "fairseq_cli", "translation"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    if "fairseq_cli.train" in sys.modules:
+        saving = sys.modules["fairseq.checkpoint_utils"].save_checkpoint
+        stopping = sys.modules["fairseq_cli.train"].should_stop_early
+        for function in (saving, stopping):
+            vars(function).clear()
 
 
 def _die_with_parent() -> None:

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -40,6 +41,20 @@ training:
 generation: {{max_len: 12, beam: 2, timed: best}}
 aims: [best, macs=60%]
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _used_process():
+    """This process has translated and trained before: quiet logs, and a best loss that fairseq keeps."""
+    from fairseq.checkpoint_utils import save_checkpoint
+
+    save_checkpoint.best = -1.0
+    logger = logging.getLogger("fairseq")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    yield
+    logger.setLevel(level)
+    del save_checkpoint.best
 
 
 @pytest.fixture(scope="module")

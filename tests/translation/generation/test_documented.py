@@ -84,7 +84,7 @@ def test_generate_decode_and_score_print_words(work, shell, generate, capsys):
     targets = {number: row[0] for number, row in done.table("T").items()}
     assert targets == dict(enumerate(reference))
     (work / "work/generated").write_text(done.out, encoding="utf-8")
-    assert main(in_place(command("coe-translation", "score")[1:], work)) == 0
+    assert main(in_place(command("coe-translation", "score work")[1:], work)) == 0
     bleu = float(capsys.readouterr().out.split("BLEU")[1].split()[0])
     plain = generate("--threshold", "0.6", "--beam", "5", "--max-len-b", "20").table("D")
     texts = [plain[number][1] for number in range(24)]
