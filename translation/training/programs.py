@@ -272,7 +272,7 @@ def _become(
 
 
 def _forget() -> None:
-    """What fairseq keeps for good in the process that this is a copy of: levels of its logs, the best loss."""
+    """What fairseq keeps for good in the process that this is a copy of: log levels, the best loss."""
     for name in ("fairseq", "fairseq_cli", "translation"):
         logging.getLogger(name).setLevel(logging.NOTSET)
     if "fairseq_cli.train" in sys.modules:
