@@ -348,7 +348,10 @@ def test_names_of_controls_are_read_as_they_are_written(tmp_path):
         ("train.momentum=-1", "train.momentum must be in"),
         ("train.ema_decay=1", "train.ema_decay must be in"),
         ("seed=-1", "seed must be in"),
-        ("data.size=1000000000", "size is the side of the input in pixels, .* at most 16384; got 1000000000"),
+        (
+            "data.size=1000000000",
+            "size is the side of the input in pixels, .* at most 16384; got 1000000000",
+        ),
         ("experts.size=1000000000", "experts.size must be at most 8192"),
         ("experts.condconv=1000000000", "experts.condconv must be at most 1024"),
         ("experts.options.width=1000000000", "experts.options.width must be in"),
