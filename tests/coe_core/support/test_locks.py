@@ -20,8 +20,12 @@ HOLDER = """
 import os, sys, time
 from coe_core.support.locks import locked
 with locked(sys.argv[1]):
-    if sys.argv[2] == "fork" and os.fork() == 0:
-        time.sleep(60)
+    if sys.argv[2] == "fork":
+        born, says = os.pipe()
+        if os.fork() == 0:
+            os.write(says, b"!")  # it has left the lock to its parent by now
+            time.sleep(60)
+        os.read(born, 1)
     print("held", flush=True)
     sys.stdin.readline()
     if sys.argv[2] == "crash":
