@@ -218,13 +218,11 @@ class CoTrainingObjective(nn.Module):
         evidence = evidence.detach().to(torch.promote_types(evidence.dtype, torch.float32))
         focus = ramped_focus(self.focus, progress, self.focus_warmup)
         known = self._known(known_portion, n, progress)
+        roles = self._roles(n, index)
         if drawn is None:
-            scores = self._scores(log_q, evidence, index).detach()
-            portion = self.partition(scores, index, known)  # (W1)
-            roles = self._roles(n, index)
+            portion = self._portion(log_q, evidence, index, known)
         else:
             portion = drawn.portion
-            roles = self._roles(n, index)
             if labels is None:  # they are made from what all experts say
                 rows = drawn.by_all.nonzero()[:, 0]
                 roles = roles._replace(teaching=rows, teachers=max(len(rows), 1))
@@ -278,9 +276,9 @@ class CoTrainingObjective(nn.Module):
             raise ValueError("scores 'random' go by each sample's index; hand it over")
         if self.sample_rest == 1 or progress < self.focus_warmup:
             return None
-        log_q = selection_logits.detach().double().log_softmax(1)
+        log_q = selection_logits.double().log_softmax(1)
         known = self._known(known_portion, len(log_q), progress)
-        portion = self.partition(self._scores(log_q, log_q, index), index, known)
+        portion = self._portion(log_q, None, index, known)
         return draw_rest(portion, self.num_experts, self.sample_rest, generator)
 
     def _check(
@@ -318,13 +316,20 @@ class CoTrainingObjective(nn.Module):
                 "held_out and scores 'random' go by each sample's index in the training set; hand it over"
             )
 
-    def _scores(self, log_q: Tensor, evidence: Tensor, index: Tensor | None) -> Tensor:
-        """S of (W1): what portions go by."""
+    def _portion(
+        self, log_q: Tensor, evidence: Tensor | None, index: Tensor | None, known: Tensor | None
+    ) -> Tensor:
+        """(W1) by the scores S asked for; those of the experts' evidence need it."""
+        scores = log_q
         if self.scores == "random":
             assert index is not None, "checked"
-            drawn = (spread_out(index) * self.num_experts).long()
-            return nn.functional.one_hot(drawn, self.num_experts).to(log_q)
-        return {"selection": log_q, "evidence": evidence, "sum": log_q + evidence}[self.scores]
+            place = (spread_out(index) * self.num_experts).long()
+            scores = nn.functional.one_hot(place, self.num_experts).to(log_q)
+        elif self.scores != "selection":
+            assert evidence is not None, "checked"
+            scores = evidence if self.scores == "evidence" else log_q + evidence
+        portion: Tensor = self.partition(scores.detach(), index, known)
+        return portion
 
     def _roles(self, n: int, index: Tensor | None) -> _Roles:
         """Which samples teach the experts and which the selection: all both, unless some are held out."""
