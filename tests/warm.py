@@ -17,6 +17,8 @@ import sys
 import threading
 from pathlib import Path
 
+from coe_core.support.command import status_of
+
 ENTRIES = {  # fairseq first: then the import of the plugin registers it
     "translation": {
         **{
@@ -102,16 +104,7 @@ def answer(caller: socket.socket, entries: dict[str, str]) -> int:
     caller.send(os.getpid().to_bytes(4, "big"))
     ended = lambda: caller.recv(1) or os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
     threading.Thread(target=ended, daemon=True).start()
-    try:
-        status = call_entry(Path(sys.argv[0]).name, entries) or 0
-    except SystemExit as left:
-        status = left.code if isinstance(left.code, int) else 0 if left.code is None else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return status
+    return status_of(lambda: call_entry(Path(sys.argv[0]).name, entries))
 
 
 def call_entry(name: str, entries: dict[str, str]) -> int | None:

@@ -149,6 +149,25 @@ def run_command(
         return _end(said, f"not enough memory: {one_line(error)[:200]}", REFUSED)
 
 
+def status_of(program: Callable[[], object]) -> int:
+    """The exit status that Python would end with after this program; what it raises is shown on stderr.
+
+    Example:
+        >>> status_of(lambda: None), status_of(lambda: sys.exit(3)), status_of(lambda: sys.exit("why"))
+        (0, 3, 1)
+    """
+    try:
+        status = program() or 0
+    except SystemExit as end:
+        status = 0 if end.code is None else end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status if isinstance(status, int) else 1
+
+
 def parse(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The words as a command reads them; those that no option takes go where `run_command` says.
 

@@ -95,27 +95,21 @@ class Shell:
     def __call__(
         self, command: str, *options: object, given: str | None = None, fails: bool = False
     ) -> Done:
-        import fairseq.checkpoint_utils
-
         import translation
+        from translation.training.programs import forget
 
         translation.register()  # this process may have imported the package before fairseq
-        vars(fairseq.checkpoint_utils.save_checkpoint).pop(
-            "best", None
-        )  # fairseq keeps it for good
         words = ["translation" if word == "translation" else str(word) for word in options]
         module = importlib.import_module(f"fairseq_cli.{command.removeprefix('fairseq-')}")
         out, log = io.StringIO(), io.StringIO()
         handler, root = logging.StreamHandler(log), logging.getLogger()
         kept = sys.argv, sys.stdin, root.level
         sys.argv, sys.stdin = [command, *words], io.StringIO(given or "")
-        # validate resets the root logger; what else this process ran may set its level.
+        forget()  # what else this process ran
         figures = logging.getLogger("fairseq.logging.progress_bar")
-        for name in ("fairseq", "fairseq_cli", "translation"):
-            logging.getLogger(name).setLevel(logging.INFO)
         root.addHandler(handler)
         figures.addHandler(handler)
-        root.setLevel(logging.INFO)
+        root.setLevel(logging.INFO)  # validate resets it
         error = None
         try:
             with (

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import translation
+from coe_core.support.command import status_of
 
 ENTRIES = {
     "coe-translation": "translation.commands.cli:main",
@@ -250,7 +251,7 @@ def _become(
         stream=sys.stdout if output is None else sys.stderr,
         force=True,
     )
-    _forget()
+    forget()
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = list(words)
@@ -258,20 +259,11 @@ def _become(
         warnings.simplefilter("ignore")  # of its own and of its libraries, which nobody can act on
     if threads is not None and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)
-    try:
-        module, _, function = ENTRIES[words[0]].partition(":")
-        status = getattr(importlib.import_module(module), function)() or 0
-    except SystemExit as left:
-        status = left.code if isinstance(left.code, int) else 0 if left.code is None else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return status
+    module, _, function = ENTRIES[words[0]].partition(":")
+    return status_of(lambda: getattr(importlib.import_module(module), function)())
 
 
-def _forget() -> None:
+def forget() -> None:
     """What fairseq keeps for good in the process that this is a copy of: log levels, the best loss."""
     for name in ("fairseq", "fairseq_cli", "translation"):
         logging.getLogger(name).setLevel(logging.NOTSET)
