@@ -14,6 +14,7 @@ DESCRIPTION = "Train, calibrate and use a Collaboration of Experts on images."
 COMMANDS = [
     Command(name, f"vision.commands.{name}", text)
     for name, text in (
+        ("check", "Read a folder or table before training; say what is wrong and what is odd."),
         ("train", "Train a recipe: delegator, experts and controls."),
         ("evaluate", "Table and pictures of one run, or of several seeds."),
         ("calibrate", "Fit thresholds on held-out data, keep them in the run."),

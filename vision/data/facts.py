@@ -31,6 +31,7 @@ DATA_SETS = {
     "cifar100": DataSet(100, 50_000),
     "imagenet": DataSet(1000, 1_281_167, photographs=True, in_shards=True),
     "folder": DataSet(photographs=True),
+    "table": DataSet(photographs=True),
     "webdataset": DataSet(photographs=True, in_shards=True),
 }
 

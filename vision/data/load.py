@@ -20,11 +20,15 @@ from vision.data.copies import SplitFiles, tell_copies
 from vision.data.decode import StoredForm, decode_files, stored_form
 from vision.data.facts import DATA_SETS
 from vision.data.files import printable
+from vision.data.held_out import hold_out
 from vision.data.images import ImageSet
+from vision.data.near_copies import tell_near_copies
 from vision.data.preprocess import Preprocess, UnreadableImageError, to_image, to_tensor
+from vision.data.samples import JoinedSource, Samples, Source
 from vision.data.section import Data
 from vision.data.shards import COMPRESSED, Member
-from vision.data.sources import SOURCES, JoinedSource, Samples, Source, join
+from vision.data.sources import SOURCES, join
+from vision.data.table import is_table_of, read_labels, table_source
 
 SPLITS = ("train", "validation", "test")
 MEMORY_BYTES = (
@@ -62,8 +66,8 @@ def load_data(data: Data, decode: Collection[str] = SPLITS) -> ImageData:
         >>> len(images.train), len(images.validation), len(images.test), len(images.classes)
         (1137, 300, 360, 10)
     """
-    source = _source(data)
-    parts = _split(data, source)
+    source = find_source(data)
+    parts = hold_out(data, source)
     splits = {"train": parts.train, "validation": parts.validation}
     if source.test is None:
         warnings.warn(
@@ -88,6 +92,8 @@ def load_data(data: Data, decode: Collection[str] = SPLITS) -> ImageData:
     if data.mean is None:
         preprocess = _with_statistics(preprocess, image_set("train"))
     sets = {name: image_set(name) for name in splits}
+    if parts.by_image and "train" in decode:
+        tell_near_copies(sets["train"], sets["validation"])
     test = sets.get("test", sets["validation"])
     provenance = {
         "name": data.name,
@@ -117,19 +123,24 @@ def load_data(data: Data, decode: Collection[str] = SPLITS) -> ImageData:
 # Where the samples come from
 
 
-def _source(data: Data) -> Source:
-    """Find the samples, and check what every data set must satisfy."""
+def find_source(data: Data) -> Source:
+    """Find the samples, and check what every data set must satisfy.
+
+    Raises:
+        FileNotFoundError: the path, or something that should be in it, does not exist.
+        ValueError: fewer than two classes, or labels of none.
+    """
     names = data.names
     paths = [None] * len(names) if data.path is None else data.path.split(os.pathsep)
     if len(names) == 1:
-        source = _one_source(data.name, data.path)
+        source = _one_source(data, data.name, data.path)
     elif len(paths) != len(names):
         raise ValueError(
             f"data.path: {data.name} joins {len(names)} data sets, but there are {len(paths)} folders "
             f"in {data.path}; give one for each, separated by {os.pathsep!r}"
         )
     else:
-        parts = [_one_source(name, path) for name, path in zip(names, paths, strict=True)]
+        parts = [_one_source(data, name, path) for name, path in zip(names, paths, strict=True)]
         source = join(names, parts, partial(_pixels, data))
     num_classes = len(source.classes)
     if num_classes < 2:
@@ -147,10 +158,16 @@ def _source(data: Data) -> Source:
                 f"{data.name}, {name}: {len(bad)} of {len(samples.targets)} labels out of range 0 to "
                 f"{num_classes - 1}; the first is sample {first} with label {int(samples.targets[first])}"
             )
+        if len(samples.targets.unique()) == 1:
+            only = source.classes[int(samples.targets[0])]
+            raise ValueError(
+                f"{data.name}: all {len(samples.targets)} images of {name} are of one class, {only!r}; at "
+                "least two are needed"
+            )
     return source
 
 
-def _one_source(name: str, path: str | None) -> Source:
+def _one_source(data: Data, name: str, path: str | None) -> Source:
     facts = DATA_SETS[name]
     if not facts.in_files:
         if path:
@@ -159,6 +176,8 @@ def _one_source(name: str, path: str | None) -> Source:
     if path is None:
         raise ValueError(f"data.path: {name} needs the folder it lies in; none given")
     folder = Path(path).expanduser()
+    if is_table_of(name, path):
+        return table_source(read_labels(folder, data.columns, data.group, data.images))
     shards = facts.in_shards and path.endswith(".tar")
     if facts.in_shards and path.endswith(COMPRESSED):
         raise ValueError(
@@ -185,57 +204,6 @@ def _pixels(data: Data, samples: Samples, name: str) -> Samples:
         cache.tell()
     assert isinstance(decoded.images, Tensor)  # of the plain form
     return Samples(samples.targets[decoded.kept], decoded.images)
-
-
-# What is held out
-
-
-class _Parts(NamedTuple):
-    """What is learned from and what is held out, with a sentence on where that comes from."""
-
-    train: Samples
-    validation: Samples
-    held_out: str
-
-
-def _split(data: Data, source: Source) -> _Parts:
-    train, validation, held_out = source.train, source.validation, "the data set's own split"
-    if validation is None:
-        drawn = _draw(train.targets, data.validation, data.split_seed, leave=1)
-        if not len(drawn.part):
-            raise ValueError(
-                f"{data.name}: {len(train.targets)} training images, one of each class: none can be "
-                f"held out for validation; add images"
-            )
-        train, validation = train.select(drawn.rest), train.select(drawn.part)
-        held_out = f"{data.validation:g} of train, stratified, split_seed {data.split_seed}"
-    if data.train_fraction < 1:
-        drawn = _draw(train.targets, data.train_fraction, data.split_seed, leave=0)
-        train = train.select(drawn.part)
-    return _Parts(train, validation, held_out)
-
-
-class _Drawn(NamedTuple):
-    """Positions of samples."""
-
-    rest: Tensor
-    part: Tensor
-
-
-def _draw(targets: Tensor, part: float, seed: int, leave: int) -> _Drawn:
-    """Positions of the rest, and of ``part`` of every class, leaving ``leave`` samples of it.
-
-    Drawn again with a larger part, the smaller one is contained in it.
-    """
-    generator = np.random.default_rng(seed)
-    rest, drawn = [], []
-    for label in targets.unique().tolist():
-        positions = torch.nonzero(targets == label).flatten()
-        positions = positions[torch.from_numpy(generator.permutation(len(positions)))]
-        take = min(max(1, round(part * len(positions))), len(positions) - leave)
-        rest.append(positions[take:])
-        drawn.append(positions[:take])
-    return _Drawn(torch.cat(rest).sort().values, torch.cat(drawn).sort().values)
 
 
 # What is decoded

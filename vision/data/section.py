@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from coe_core.support.command import nearest
+from vision.data.columns import Columns
 from vision.data.facts import DATA_SETS
 
 if TYPE_CHECKING:
@@ -18,11 +19,18 @@ class Data:
 
     Args:
         name: data set: digits, fashion_mnist, cifar10, cifar100, imagenet, folder, which is any
-            folder of class folders, or webdataset, which is tar files of samples. Several are joined
+            folder of class folders (or a table), table, which is a .csv, .tsv or .parquet file with a row for
+            each image, or webdataset, which is tar files of samples. Several are joined
             by "+", as in cifar10+fashion_mnist: one set with the classes of all, held in memory.
         path: its folder; not needed for digits. For webdataset, and for imagenet in shards, also a
             pattern such as in1k-{train-{0000..1023},val-{00..63}}.tar. For joined sets a folder for
             each, in the order of the names, separated as in PATH (":", on Windows ";").
+        columns: of a table.
+        images: folder that the names of files in a table are relative to; null: the table's own.
+        group: what belongs together, so that the held-out part is cut by whole groups: of a table the
+            column that says it, of class folders folder (the one that a file lies in) or prefix (a file's
+            name without the number at its end); null: a table's column of a usual name, such as track or
+            patient_id; off: cut image by image.
         size: side of the square images fed to the networks, in pixels.
         channels: 1 (grey) or 3 (RGB).
         resize: "exact" stretches to size x size; "crop" resizes the shorter side to int(1.15 * size)
@@ -50,6 +58,9 @@ class Data:
 
     name: str = "digits"
     path: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    images: str | None = None
+    group: str | None = None
     size: int = 8
     channels: Literal[1, 3] = 1
     resize: Literal["exact", "crop"] | None = None

@@ -7,61 +7,24 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
-from torch import Tensor
 
 from vision.data import published
 from vision.data.files import find_images, image_formats, is_image, printable
+from vision.data.samples import JoinedSource, Samples, Source, tell_absent
 from vision.data.shard_index import read_shards
-from vision.data.shards import Members, class_names, find_shards
+from vision.data.shards import class_names, find_shards
 from vision.data.stratified import stratified_split
+from vision.data.table import read_labels, table_source
 
 FASHION_MNIST = [
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 ]
-
-
-@dataclass(frozen=True)
-class Samples:
-    """One split before decoding: either pixels or paths."""
-
-    targets: Int[Tensor, " n"]
-    pixels: UInt8[Tensor, "n ch h w"] | None = None
-    paths: list[str] | Members | None = None
-
-    def select(self, positions: Int[Tensor, " m"]) -> Samples:
-        """Keep only these samples."""
-        pixels = None if self.pixels is None else self.pixels[positions]
-        paths = self.paths
-        if isinstance(paths, Members):
-            paths = paths.select(positions.numpy())
-        elif paths is not None:
-            paths = [paths[i] for i in positions.tolist()]
-        return Samples(self.targets[positions], pixels, paths)
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a data set offers; None: it has no such split."""
-
-    classes: list[str]
-    train: Samples
-    validation: Samples | None = None
-    test: Samples | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class JoinedSource(Source):
-    """Several data sets as one."""
-
-    sizes: tuple[int, ...]  # classes of each
 
 
 def digits(path: Path) -> Source:
@@ -70,8 +33,12 @@ def digits(path: Path) -> Source:
     targets = everything.targets.numpy()
     rest, test = stratified_split(targets, 360)
     train, validation = (rest[part] for part in stratified_split(targets[rest], 300))
-    parts = [everything.select(torch.from_numpy(np.sort(p))) for p in (train, validation, test)]
-    return Source([str(i) for i in range(10)], *parts)
+    parts = {
+        name: everything.select(torch.from_numpy(np.sort(rows)))
+        for name, rows in (("train", train), ("validation", validation), ("test", test))
+    }
+    names = [str(i) for i in range(10)]
+    return Source(names, parts["train"], parts["validation"], parts["test"])
 
 
 def fashion_mnist(path: Path) -> Source:
@@ -127,7 +94,7 @@ def folder(path: Path) -> Source:
             )
         if folders:
             splits[split] = _read_folder(folders[0], classes).samples
-    return Source(classes, train, **splits)
+    return Source(classes, train, splits.get("validation"), splits.get("test"))
 
 
 def webdataset(path: Path) -> Source:
@@ -149,7 +116,12 @@ def webdataset(path: Path) -> Source:
             f"{folder}: no training samples of {len(empty)} of {len(classes)} classes: "
             f"{', '.join(empty[:10])}; are labels counted from 0, and all shards there?"
         )
-    return Source(classes, **splits)
+    return Source(classes, splits["train"], splits.get("validation"), splits.get("test"))
+
+
+def table(path: Path) -> Source:
+    """A .csv, .tsv or .parquet file whose columns have usual names, see `vision.data.table`."""
+    return table_source(read_labels(path))
 
 
 SOURCES = {
@@ -159,6 +131,7 @@ SOURCES = {
     "cifar100": cifar100,
     "imagenet": imagenet,
     "folder": folder,
+    "table": table,
     "webdataset": webdataset,
 }
 
@@ -203,7 +176,13 @@ def join(
             torch.cat([part.targets + start for part, start in zip(decoded, first, strict=False)]),
             torch.cat([part.pixels for part in decoded if part.pixels is not None]),
         )
-    return JoinedSource(classes, **splits, sizes=tuple(len(source.classes) for source in sources))
+    return JoinedSource(
+        classes,
+        splits["train"],
+        splits.get("validation"),
+        splits.get("test"),
+        sizes=tuple(len(source.classes) for source in sources),
+    )
 
 
 def _split_folder(path: Path, what: str, *names: str) -> Path:
@@ -240,17 +219,18 @@ def _read_folder(path: Path, classes: list[str] | None = None) -> _ClassFolders:
             f"{printable(path)}: no images ({', '.join(image_formats().endings)}) in its {len(names)} "
             "class folders"
         )
-    split_classes, classes = names, names if classes is None else classes
-    numbers = {name: number for number, name in enumerate(classes)}
-    targets = torch.tensor([numbers[split_classes[place]] for place in images.places])
-    empty = [name for i, name in enumerate(classes) if not bool((targets == i).any())]
-    if empty:
+    known = names if classes is None else classes
+    numbers = {name: number for number, name in enumerate(known)}
+    targets = torch.tensor([numbers[names[place]] for place in images.places])
+    if classes is not None:
+        tell_absent(path, path.name, targets, classes)
+    empty = [name for i, name in enumerate(known) if not bool((targets == i).any())]
+    if empty and classes is None:
         raise ValueError(
-            f"{printable(path)}: no images of {len(empty)} of {len(classes)} classes: "
-            f"{', '.join(empty[:10])}; every class needs some in every split: add them, or take the "
-            "class out of all splits"
+            f"{printable(path)}: no images of {len(empty)} of {len(known)} classes: "
+            f"{', '.join(empty[:10])}; nothing can be learned of them: add images, or remove their folders"
         )
-    return _ClassFolders(classes, Samples(targets, paths=images.paths))
+    return _ClassFolders(known, Samples(targets, paths=images.paths))
 
 
 def _class_folders(path: Path) -> list[str]:
