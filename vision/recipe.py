@@ -14,6 +14,7 @@ from coe_core.support.plain_values import printable_line
 from coe_core.support.recipes import read_recipe
 from coe_core.support.typed import check_ranges, from_plain
 from vision.data.section import Data
+from vision.data.table import is_table_of
 from vision.divide.ensemble import Ensemble, check_agreement
 from vision.networks.network import Network, check_options
 from vision.recipe_sections import CostPromise, HandOver, Objective, Portions, Train
@@ -232,6 +233,10 @@ def unused_settings(recipe: Recipe) -> list[str]:
         ):
             unused += [("objective.", objective, name, why)] * holds
     pwlu = any(network.activation == "pwlu" for _, network in recipe.named_networks())
+    data, table = recipe.data, any(is_table_of(n, recipe.data.path) for n in recipe.data.names)
+    unused += [("data.", data, name, "without a table") for name in ("columns", "images")] * (
+        not table
+    )
     unused += [("train.", train, "decay_epochs", "without train.decay")] * (train.decay is None)
     unused += [("train.", train, "teacher_weight", "without a teacher")] * (train.teacher is None)
     unused += [("train.", train, "statistics_epochs", "without pwlu")] * (not pwlu)
@@ -248,7 +253,7 @@ def unused_settings(recipe: Recipe) -> list[str]:
 
 def _default(holder: Any, name: str) -> Any:
     (found,) = (f for f in dataclasses.fields(holder) if f.name == name)
-    return found.default
+    return found.default_factory() if callable(found.default_factory) else found.default
 
 
 def _can_name(name: str) -> bool:

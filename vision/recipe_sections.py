@@ -182,6 +182,9 @@ class Train:
         decay: instead of the cosine, multiply the learning rate by this every decay_epochs.
         decay_epochs: see decay.
         label_smoothing: in [0, 1).
+        class_weights: in [0, 1]: how far rare classes weigh more in every network's loss: as
+            n^-class_weights for n training images, 1 on average over the images; 0: all alike. One of it and
+            of data.balance, which draws them more often, is enough.
         ema_decay: keep an exponential moving average of the weights and use it; 0 is off.
         statistics_epochs: of PWLU activations: ReLU until then, to see what reaches them; then learned.
         teacher: a timm network from whose probabilities all networks learn too, see
@@ -204,6 +207,7 @@ class Train:
     decay: float | None = None
     decay_epochs: float = 1.0
     label_smoothing: float = 0.0
+    class_weights: float = 0.0
     ema_decay: float = 0.0
     statistics_epochs: int = 5
     teacher: Network | None = None
@@ -235,7 +239,7 @@ _TRAIN_RANGES = {
     "epochs": _MANY,
     "batch_size": _MANY,
     **dict.fromkeys(("lr", "start_lr", "final_lr"), _RATE),
-    **dict.fromkeys(("momentum", "warmup"), _PART),
+    **dict.fromkeys(("momentum", "warmup", "class_weights"), _PART),
     "weight_decay": "[0, 1000]",
     "decay": "(0, 10]",
     "decay_epochs": "(0, 1000000]",

@@ -60,7 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     lines, ensembles = evaluation.lines, evaluation.ensembles
     names = ", ".join(run.folder.name for run in runs)
-    print_table(rich_table(lines, f"{names} on test data; thresholds fitted on validation data"))
+    title = f"{names} on test data; thresholds fitted on validation data"
+    print_table(rich_table(lines, title, evaluation.is_uneven))
     if ensembles:
         print_table(ensemble_table.rich_table(ensembles))
     for run, law in zip(runs, evaluation.laws, strict=False):
@@ -76,7 +77,13 @@ def run(arguments: argparse.Namespace) -> None:
             f"ensemble {name} has no control: train its undivided network (s = 1) in the same run"
         )
     pictures = ["trade_off.png", *["classes_per_expert.png"] * recipe.has_team]
-    tables = ["table.csv", "table.md", *["law.csv"] * bool(evaluation.laws)]
+    tables = [
+        "table.csv",
+        "table.md",
+        "table.json",
+        "classes.csv",
+        *["law.csv"] * bool(evaluation.laws),
+    ]
     tables += ["ensembles.csv", "ensembles.md"] * bool(ensembles)
     tables += ["deployed.csv", "deployed.md"] * bool(evaluation.deployed)
     for what, files in (("pictures", pictures), ("tables", tables)):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
@@ -15,6 +17,56 @@ from vision.data.images import ImageSet
 from vision.data.section import Data
 
 Batch = dict[str, Tensor]
+
+
+class ClassDraws(NamedTuple):
+    """How often the samples of each class are drawn in an epoch.
+
+    Attributes:
+        targets: class of each sample.
+        counts: draws of each class; together as many as there are samples.
+    """
+
+    targets: Int[np.ndarray, " n"]
+    counts: Int[np.ndarray, " c"]
+
+    def samples(
+        self, order: Int[np.ndarray, " n"], generator: torch.Generator
+    ) -> Int[np.ndarray, " n"]:
+        """Positions in random order; of each class none a second time before all of it once.
+
+        Args:
+            order: a random one of all samples.
+            generator: for the order of what is drawn.
+        """
+        by_class = order[np.argsort(self.targets[order], kind="stable")]
+        ends = np.cumsum(np.bincount(self.targets, minlength=len(self.counts)))
+        drawn = [
+            np.resize(of_class, count)
+            for of_class, count in zip(np.split(by_class, ends[:-1]), self.counts, strict=True)
+            if count
+        ]
+        shuffled = torch.randperm(len(order), generator=generator).numpy()
+        return np.concatenate(drawn)[shuffled]
+
+
+def draws_of_classes(targets: Int[np.ndarray, " n"], balance: float) -> ClassDraws:
+    """Draws of an epoch in which a class of n samples is drawn as often as n^(1 - balance) says.
+
+    Args:
+        targets: class of each sample.
+        balance: 0: as the samples are; 1: every class equally often.
+
+    Example:
+        >>> draws_of_classes(np.array([0, 0, 0, 0, 0, 0, 1, 1]), 1.0).counts.tolist()
+        [4, 4]
+        >>> draws_of_classes(np.array([0, 0, 0, 0, 1]), 0.5).counts.tolist()
+        [3, 2]
+    """
+    sizes = np.bincount(targets)
+    parts = np.where(sizes > 0, np.maximum(sizes, 1.0) ** (1 - balance), 0.0)
+    ends = np.rint(np.cumsum(parts) / parts.sum() * len(targets)).astype(np.int64)
+    return ClassDraws(targets, np.diff(ends, prepend=0))
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -31,6 +83,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         shuffle: False: samples in order (their views still differ from epoch to epoch).
         rank: of this process.
         world_size: number of processes; divides ``batch_size``.
+        draws: how often each class is drawn an epoch, see `draws_of_classes`; None: every sample once.
 
     Raises:
         ValueError: ``batch_size`` above ``num_samples``, or not divisible by ``world_size``.
@@ -48,6 +101,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        draws: ClassDraws | None = None,
     ) -> None:
         if not 1 <= batch_size <= num_samples:
             raise ValueError(
@@ -62,7 +116,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
             raise ValueError(f"rank {rank} is not one of {world_size} processes")
         self.num_samples, self.batch_size = num_samples, batch_size
         self.seed, self.shuffle = seed, shuffle
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.draws = rank, world_size, draws
         self.epoch = 0
         self.first_batch = 0  # the next iteration starts here
 
@@ -83,11 +137,16 @@ class EpochSampler(Sampler[tuple[int, int]]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(int(mix_seeds(self.seed, self.epoch)[0]))
             order = torch.randperm(self.num_samples, generator=generator).numpy()
+            if self.draws is not None:
+                order = self.draws.samples(order, generator)
         batches = order[: self.num_batches * self.batch_size].reshape(self.num_batches, -1)
         share = self.batch_size // self.world_size
         columns = slice(self.rank * share, (self.rank + 1) * share)
         indices = batches[self.first_batch :, columns].reshape(-1)
         seeds = mix_seeds(self.seed, self.epoch, indices) if len(indices) else indices
+        if self.draws is not None and len(indices):  # one sample has other views each time
+            places = np.arange(order.size)[: batches.size].reshape(batches.shape)
+            seeds = mix_seeds(seeds, places[self.first_batch :, columns].reshape(-1))
         return iter(list(zip(indices.tolist(), seeds.tolist(), strict=True)))
 
 
@@ -274,7 +333,10 @@ def train_loader(
     Raises:
         ValueError: more per batch than samples, or a batch that does not divide over the processes.
     """
-    sampler = EpochSampler(len(images), batch_size, seed, rank=rank, world_size=world_size)
+    draws = draws_of_classes(images.targets.numpy(), data.balance) if data.balance else None
+    sampler = EpochSampler(
+        len(images), batch_size, seed, rank=rank, world_size=world_size, draws=draws
+    )
     collate = collate_samples
     if data.mixup > 0 or data.cutmix > 0:
         collate = MixSamples(len(images.classes), data.mixup, data.cutmix)

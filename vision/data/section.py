@@ -39,6 +39,9 @@ class Data:
             of its own, stratified by class; above 0, below 1.
         split_seed: draws the held-out part; not the run's seed, so that all runs share one.
         train_fraction: use only this part of the training samples (stratified); for studies.
+        balance: how far rare classes are drawn more often, in [0, 1]: a class of n training images as often
+            as n^(1 - balance) says: 0 every image once an epoch, 1 every class equally often. An epoch has
+            as many draws as before, the same for all networks.
         augmentation: names, applied in order: shift, flip, random_resized_crop, autoaugment_cifar10,
             autoaugment_imagenet, randaugment, trivialaugment, color_jitter, random_erasing, rotate.
         mixup: alpha of MixUp on training batches; 0: off. With cutmix too, one of both per batch.
@@ -67,6 +70,7 @@ class Data:
     validation: float = 0.1
     split_seed: int = 0
     train_fraction: float = 1.0
+    balance: float = 0.0
     augmentation: list[str] = field(default_factory=list)
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -94,6 +98,8 @@ class Data:
             )
         if not 0 < self.train_fraction <= 1:
             raise ValueError(f"train_fraction is above 0 and at most 1; got {self.train_fraction}")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"balance is in [0, 1]; got {self.balance}")
         for name in ("mixup", "cutmix"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is an alpha, at least 0; got {getattr(self, name)}")

@@ -24,7 +24,14 @@ from vision.evaluation.ensemble_table import EnsembleRow
 from vision.evaluation.law import law_table, team_law
 from vision.evaluation.predictions import Predictions, diverged_line, predict_all
 from vision.evaluation.stages import fit_stages
-from vision.evaluation.summary import SummaryRow, csv_table, markdown_table, summarise
+from vision.evaluation.summary import (
+    SummaryRow,
+    by_class_csv,
+    csv_table,
+    markdown_table,
+    plain_rows,
+    summarise,
+)
 from vision.evaluation.table import PredictorRow, table_rows
 from vision.evaluation.timing import milliseconds_per_image
 from vision.precision import choose_precision, under_autocast
@@ -45,6 +52,12 @@ class Evaluation(NamedTuple):
     laws: list[Law]  # of each run with a team, in their order
     deployed: list[DeployedRow]  # what users get at each operating point
     left_out: list[str]  # a line about each stored point that is of other weights
+    class_images: list[int]  # test images of each class
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether one class has twice as many test images as another, so that balanced accuracy differs."""
+        return max(self.class_images) >= 2 * min(self.class_images)
 
 
 def evaluate(
@@ -60,7 +73,8 @@ def evaluate(
 ) -> Evaluation:
     """Table over the runs; writes it, the law of each, pictures and examples to ``folder``.
 
-    The files are table.csv, table.md, per_run.csv, law.csv, trade_off.png, classes_per_expert.png.
+    The files are table.csv, table.md, table.json, classes.csv (accuracy on each class), per_run.csv, law.csv,
+    trade_off.png, classes_per_expert.png.
     Runs with ensembles also get ensembles.csv and ensembles.md: see `vision.evaluation.ensemble_table`.
 
     Args:
@@ -116,7 +130,8 @@ def evaluate(
         [budgets for budgets, _ in chosen], tests, [run_macs(run.networks) for run in runs]
     )
     left_out = [line for _, lines_of_run in chosen for line in lines_of_run]
-    evaluation = Evaluation(lines, detail, diverged, laws, at_points, left_out)
+    counts = torch.bincount(data.test.targets, minlength=len(data.classes)).tolist()
+    evaluation = Evaluation(lines, detail, diverged, laws, at_points, left_out, counts)
     _write_tables(evaluation, runs, tables, folder)
     about = provenance(
         data,
@@ -185,7 +200,11 @@ def _write_tables(
         write_text(folder / "deployed.csv", deployed.csv_table(evaluation.deployed))
         write_text(folder / "deployed.md", deployed.markdown_table(evaluation.deployed))
     write_text(folder / "table.csv", csv_table(evaluation.lines))
-    write_text(folder / "table.md", markdown_table(evaluation.lines))
+    write_text(folder / "table.md", markdown_table(evaluation.lines, evaluation.is_uneven))
+    classes = runs[0].networks.classes
+    write_json(folder / "table.json", plain_rows(evaluation.lines, classes))
+    by_class = by_class_csv(evaluation.lines, classes, evaluation.class_images)
+    write_text(folder / "classes.csv", by_class)
     if evaluation.laws:
         seeds = [run.recipe.seed for run in runs]
         write_text(folder / "law.csv", law_table(seeds, evaluation.laws))

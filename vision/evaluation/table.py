@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,6 +40,24 @@ class PredictorRow:
     threshold: float | None = None  # fitted on validation data
     predictor: Callable[[Tensor], object] | None = None  # prepared batch -> anything; for timing
     milliseconds: float | None = None  # per image, at the batch size of the table
+    by_class: tuple[float, ...] = ()  # accuracy on each class, in [0, 1]; NaN: without test images
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean over the classes that have test images; NaN: the network has diverged."""
+        known = [part for part in self.by_class if not math.isnan(part)]
+        return statistics.fmean(known) if known else math.nan
+
+
+def accuracy_by_class(right: Tensor, target: Tensor) -> tuple[float, ...]:
+    """Mean of ``right`` [n], in [0, 1], over the samples of each class; NaN of a class without any.
+
+    Example:
+        >>> accuracy_by_class(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0, 0, 2]))
+        (0.5, nan, 1.0)
+    """
+    counts = torch.bincount(target)
+    return tuple((torch.bincount(target, right.double()) / counts).tolist())
 
 
 def table_rows(
@@ -72,15 +92,22 @@ def _control_rows(
         label = {"delegator": "delegator network alone", "expert": "single expert network"}.get(
             name, f"single network {name}"
         )
-        accuracy = _accuracy(test, logits)
         predictor = networks.controls[name] if networks else None
-        rows.append(PredictorRow(label, accuracy, macs.controls[name], predictor=predictor))
+        row = PredictorRow(label, math.nan, macs.controls[name], predictor=predictor)
+        rows.append(_with_accuracy(row, test, _right(test, logits)))
     return rows
 
 
-def _accuracy(test: Predictions, logits: Tensor) -> float:
-    """NaN of a network that has diverged: the largest of its logits is no answer."""
-    return float(test.right(logits).mean()) if bool(logits.isfinite().all()) else math.nan
+def _right(test: Predictions, logits: Tensor) -> Tensor:
+    """[n]; NaN of a network that has diverged: the largest of its logits is no answer."""
+    right = test.right(logits)
+    return right if bool(logits.isfinite().all()) else torch.full_like(right, math.nan)
+
+
+def _with_accuracy(row: PredictorRow, test: Predictions, right: Tensor) -> PredictorRow:
+    """The row with its accuracy, of all test samples and of each class."""
+    by_class = accuracy_by_class(right, test.target)
+    return dataclasses.replace(row, accuracy=float(right.mean()), by_class=by_class)
 
 
 def _ensemble_rows(
@@ -91,15 +118,13 @@ def _ensemble_rows(
     for name, logits in test.ensemble_logits.items():
         s, cost = logits.shape[1], macs.ensembles[name]
         built = networks.ensembles[name] if networks else None
-        members = [_accuracy(test, member) for member in logits.unbind(1)]
         if s > 1:
             alone = built.members[0] if built else None
-            accuracy = sum(members) / s
-            rows.append(
-                PredictorRow(f"ensemble {name}: one network", accuracy, cost, predictor=alone)
-            )
-        accuracy = _accuracy(test, logits.mean(1))
-        rows.append(PredictorRow(f"ensemble {name}", accuracy, s * cost, predictor=built))
+            row = PredictorRow(f"ensemble {name}: one network", math.nan, cost, predictor=alone)
+            members = torch.stack([_right(test, member) for member in logits.unbind(1)])
+            rows.append(_with_accuracy(row, test, members.mean(0)))
+        row = PredictorRow(f"ensemble {name}", math.nan, s * cost, predictor=built)
+        rows.append(_with_accuracy(row, test, _right(test, logits.mean(1))))
     return rows
 
 
@@ -121,47 +146,39 @@ def _team_rows(
         if networks and team and FIRST in networks.controls and SECOND in networks.controls:
             small, large = networks.controls[FIRST], networks.controls[SECOND]
             cascade = cascade_team(small, large, team.num_classes)
-        rows += _two_stage_rows(CASCADE, stages[CASCADE], macs, cascade)
+        rows += _two_stage_rows(CASCADE, stages[CASCADE], macs, cascade, test)
     elif has_cascade(test):  # one of its networks has diverged
         costs = {f"at {_in_millions(cost)}": cost for cost in reversed(row_costs(macs))}
         spent = cascade_logits(test, macs)
         costs["no exits"] = spent.first_macs + float(spent.second_macs.mean())
         rows += [PredictorRow(f"{CASCADE} {at}", math.nan, cost) for at, cost in costs.items()]
-    rough = float(test.right(rough_logits).mean())
-    rows.append(
-        PredictorRow(
-            "CoE's delegator (all exit)",
-            rough,
-            macs.delegator,
-            1.0,
-            predictor=team and team.delegator,
-        )
+    delegator = PredictorRow(
+        "CoE's delegator (all exit)",
+        math.nan,
+        macs.delegator,
+        1.0,
+        predictor=team and team.delegator,
     )
+    rows.append(_with_accuracy(delegator, test, test.right(rough_logits)))
     rows += _two_stage_rows(COE, stages[COE], macs, team, test)
     expert_right = torch.stack([test.right(expert_logits[:, j]) for j in range(k)], 1)
     held_out = validation.team.expert_logits
     held_out_right = [float(validation.right(held_out[:, j]).mean()) for j in range(k)]
     best = max(range(k), key=held_out_right.__getitem__)
     generator = torch.Generator().manual_seed(seed)
-    random = torch.randint(k, (n,), generator=generator)
+    random = expert_right[torch.arange(n), torch.randint(k, (n,), generator=generator)]
+    mean = test.right(expert_logits.softmax(2).mean(1))
     with_delegator, everything = macs.delegator + macs.expert, sum(macs.experts)
-    rows += [
-        PredictorRow(
-            "random selection",
-            float(expert_right[torch.arange(n), random].mean()),
-            with_delegator,
-            0.0,
+    for row, right in (
+        (PredictorRow("random selection", math.nan, with_delegator, 0.0), random),
+        (
+            PredictorRow(f"always expert {best}", math.nan, macs.experts[best]),
+            expert_right[:, best],
         ),
-        PredictorRow(
-            f"always expert {best}", float(expert_right[:, best].mean()), macs.experts[best]
-        ),
-        PredictorRow(
-            f"mean of all {k} experts",
-            float(test.right(expert_logits.softmax(2).mean(1)).mean()),
-            everything,
-        ),
-        PredictorRow("oracle selection", float(expert_right.amax(1).mean()), with_delegator, 0.0),
-    ]
+        (PredictorRow(f"mean of all {k} experts", math.nan, everything), mean),
+        (PredictorRow("oracle selection", math.nan, with_delegator, 0.0), expert_right.amax(1)),
+    ):
+        rows.append(_with_accuracy(row, test, right))
     return rows
 
 
@@ -185,7 +202,7 @@ def _two_stage_rows(
     stage: FittedStage,
     macs: RunMacs,
     model: Team | None,
-    routed: Predictions | None = None,
+    test: Predictions,
 ) -> list[PredictorRow]:
     """No exits, then every budget; a budget's threshold maximises held-out accuracy within it."""
     curve = stage.validation.curve()
@@ -197,9 +214,9 @@ def _two_stage_rows(
     for label, threshold in reversed(points):
         reached = stage.test.at(threshold)
         load: tuple[float, ...] = ()
-        if routed is not None and not bool(reached.exits.all()):
-            k = routed.team.selection_logits.shape[1]
-            counts = torch.bincount(routed.selected_expert[~reached.exits], minlength=k)
+        if name == COE and not bool(reached.exits.all()):
+            k = test.team.selection_logits.shape[1]
+            counts = torch.bincount(test.selected_expert[~reached.exits], minlength=k)
             load = tuple((counts / counts.sum()).tolist())
         predictor = None
         if model is not None:
@@ -216,6 +233,7 @@ def _two_stage_rows(
                 load,
                 threshold,
                 predictor,
+                by_class=accuracy_by_class(stage.test.each(threshold)[0][:, 0], test.target),
             )
         )
     return rows

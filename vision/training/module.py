@@ -47,7 +47,10 @@ class CoETraining(LightningModule):
         recipe, classes, preprocess: see `Networks`.
         num_samples: size of the training set.
         groups: of the training images, where the recipe tells some; no part of the checkpoint.
+        weights: of the classes in the loss, see `vision.training.class_weights`; None: all alike.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -56,9 +59,11 @@ class CoETraining(LightningModule):
         preprocess: dict[str, Any],
         num_samples: int,
         groups: Groups | None = None,
+        weights: Tensor | None = None,
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["groups"])
+        self.save_hyperparameters(ignore=["groups", "weights"])
+        self.register_buffer("class_weights", weights, persistent=False)
         self.networks = Networks(recipe, classes, preprocess)
         if self.networks.ensembles:
             self.hparams["divisions"] = self.networks.divisions()
@@ -170,8 +175,13 @@ class CoETraining(LightningModule):
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss per sample; with targets per class (MixUp) or labels."""
-        smoothing = self.recipe.train.label_smoothing
-        return cross_entropy(logits.float(), target, reduction="none", label_smoothing=smoothing)
+        return cross_entropy(
+            logits.float(),
+            target,
+            weight=self.class_weights,
+            reduction="none",
+            label_smoothing=self.recipe.train.label_smoothing,
+        )
 
     def _shared_step(self, images: Tensor, target: Tensor) -> Tensor:
         """Delegator's rough prediction and the one network that the experts still are."""

@@ -34,6 +34,7 @@ from vision.training.callbacks import (
     ThreadCount,
     divergence_of_training,
 )
+from vision.training.class_weights import class_weights
 from vision.training.folder import (
     check_data,
     check_folder,
@@ -126,6 +127,7 @@ def _train(
         data.preprocess.to_dict(),
         len(data.train),
         known_groups(recipe, data),
+        class_weights(data.train.targets, len(data.classes), recipe.train.class_weights),
     )
     # A network that cannot be run or counted is found now, not at the end.
     macs = run_macs(module.networks)

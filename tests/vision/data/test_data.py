@@ -419,6 +419,7 @@ def test_two_validation_folders(tmp_path):
         ({"validation": 0.0}, "above 0 and below 1; got 0.0"),
         ({"validation": 1.0}, "above 0 and below 1; got 1.0"),
         ({"train_fraction": 0.0}, "at most 1; got 0.0"),
+        ({"balance": 1.5}, "balance is in .0, 1.; got 1.5"),
         ({"mixup": -0.1}, "mixup is an alpha, at least 0; got -0.1"),
         ({"cutmix": -1.0}, "cutmix is an alpha"),
         ({"max_pixels": 0}, "max_pixels is at least 1, or null; got 0"),

@@ -18,6 +18,7 @@ from vision.data.loaders import (
     MixSamples,
     ResumableLoader,
     collate_samples,
+    draws_of_classes,
     eval_loader,
     train_loader,
 )
@@ -80,6 +81,34 @@ def test_ranks_share_every_global_batch():
     for step in range(2):
         union = [index for rank in ranks for index in rank[4 * step : 4 * step + 4]]
         assert union == whole[8 * step : 8 * step + 8]
+
+
+@pytest.mark.parametrize(("balance", "counts"), [(1.0, [12, 12, 12]), (0.5, [18, 12, 6])])
+def test_rare_classes_are_drawn_more_often(balance, counts):
+    targets = np.repeat([0, 1, 2], [22, 10, 4])
+    draws = draws_of_classes(targets, balance)
+    assert abs(draws.counts - np.array(counts)).max() <= 1
+    assert draws.counts.sum() == 36
+
+    def items(epoch, **options):
+        sampler = EpochSampler(36, 12, 0, draws=draws, **options)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    first, second = items(0), items(1)
+    assert first == items(0) != second
+    assert len(set(first)) == 36  # a sample that is drawn again has another view
+    seen = np.array([index for index, _ in first])
+    assert (np.bincount(targets[seen]) == draws.counts).all()
+    times = np.bincount(seen, minlength=36)
+    for c in range(3):
+        of_class = times[targets == c]
+        assert of_class.max() - of_class.min() <= 1
+    ranks = [items(0, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [i for half in range(3) for r in ranks for i in r[6 * half : 6 * half + 6]] == first
+    sampler = EpochSampler(36, 12, 0, draws=draws)
+    sampler.first_batch = 1
+    assert list(sampler) == first[12:]
 
 
 def test_two_processes_read_what_one_reads():

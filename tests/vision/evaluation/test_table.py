@@ -13,7 +13,14 @@ from rich.console import Console
 from vision.errors import RunError
 from vision.evaluation.ensemble_table import ensemble_rows
 from vision.evaluation.predictions import Predictions
-from vision.evaluation.summary import csv_table, markdown_table, rich_table, summarise
+from vision.evaluation.summary import (
+    by_class_csv,
+    csv_table,
+    markdown_table,
+    plain_rows,
+    rich_table,
+    summarise,
+)
 from vision.evaluation.table import PredictorRow, table_rows
 from vision.recipe_networks import RunMacs
 
@@ -82,6 +89,32 @@ def test_single_networks(rows):
     assert rows["mean of all 2 experts"].macs == 12_000_000
     assert rows["random selection"].macs == 7_000_000
     assert rows["random selection"].accuracy in (0.25, 0.5, 0.75, 1.0)
+
+
+def test_accuracy_by_class(validation, test):
+    """Right, right, wrong, right by experts 0, 0, 1, 1: of classes 0 (twice), 2 and 0."""
+    told = dataclasses.replace(test, target=torch.tensor([0, 0, 2, 0]))
+    rows = {row.name: row for row in table_rows(validation, told, MACS)}
+    row = rows["CoE no exits"]
+    assert row.by_class[0] == pytest.approx(1.0)
+    assert math.isnan(row.by_class[1])
+    assert row.by_class[2] == pytest.approx(0.0)
+    assert row.balanced_accuracy == pytest.approx(0.5)
+    for row in rows.values():
+        counts = [3, 0, 1]
+        known = [n * part for n, part in zip(counts, row.by_class, strict=True) if n]
+        assert sum(known) / 4 == pytest.approx(row.accuracy)
+    lines = summarise([list(rows.values())])
+    text = by_class_csv(lines, ["a", "b", "c"], [3, 0, 1])
+    read = list(csv.DictReader(io.StringIO(text)))
+    assert len(read) == 2 * len(rows)  # nothing of b
+    assert {line["class"] for line in read} == {"a", "c"}
+    plain = {row["predictor"]: row for row in plain_rows(lines, ["a", "b", "c"])}
+    assert plain["CoE no exits"]["class_percent"] == {"a": 100.0, "b": None, "c": 0.0}
+    assert plain["CoE no exits"]["balanced_percent"] == 50
+    assert "| balanced % |" in markdown_table(lines, balanced=True)
+    assert "balanced" not in markdown_table(lines)
+    assert "balanced_percent" in csv_table(lines)
 
 
 def test_mean_of_experts():
