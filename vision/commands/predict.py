@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("run", help="run folder or checkpoint")
-    parser.add_argument("images", nargs="+", help="files or folders")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        help="image files, folders, shards (.tar), or Parquet tables of images or of their names",
+    )
     parser.add_argument(
         "--at",
         help="stored operating point (default: best), or mean multiply-adds such as 100M, or 60%% of "
@@ -31,8 +35,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=("table", "csv", "jsonl"),
-        help="(default: table, or by the ending of --out)",
+        choices=("table", "csv", "jsonl", "parquet"),
+        help="(default: table, or by the ending of --out; with --workers parquet)",
     )
     parser.add_argument("--batch-size", type=at_least(1), default=64)
     add_system(parser)
@@ -42,21 +46,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="largest image that is decoded, in pixels (default: Pillow's limit, 89 million)",
     )
-    parser.add_argument("--out", help="file to write csv or jsonl to")
     parser.add_argument(
-        "--resume", action="store_true", help="continue --out: files that it holds are left out"
+        "--out",
+        help="file to write csv or jsonl to; a folder for parquet, and for what workers write",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue --out: images that it holds are left out"
+    )
+    parser.add_argument(
+        "--workers",
+        type=at_least(1, 100_000),
+        metavar="N",
+        help="processes, each on a core or a GPU of a Ray cluster",
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="of a running Ray cluster that --workers are of (default: one on this machine)",
     )
     add_arithmetic(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predict every file; files that cannot be read are said and counted."""
+    """Predict every image; those that cannot be read are said and counted."""
+    if arguments.workers or arguments.format == "parquet":
+        return _run_in_pieces(arguments)
     from coe_core.support.progress import progress
     from coe_core.support.reports import print_table
-    from vision.prediction.files import find_images, predict_files
+    from vision.prediction.files import predict_files
+    from vision.prediction.inputs import find_inputs
     from vision.prediction.predictor import Predictor
     from vision.prediction.results import open_results
 
+    if arguments.cluster:
+        raise ValueError("--cluster is where --workers run: give both")
     path = arguments.out and Path(arguments.out)
     by_ending = ("csv" if path.suffix == ".csv" else "jsonl") if path else "table"
     kind: Any = arguments.format or by_ending
@@ -73,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_pixels=arguments.max_pixels,
     )
     _set_threads(predictor, arguments.batch_size)
-    files = find_images(arguments.images)
+    files = find_inputs(arguments.images)
     budget = predictor.resolve(arguments.at, arguments.threshold)
     if kind == "table":
         outcomes = predict_files(predictor, files, budget)
@@ -83,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         failed = 0
         with open_results(path, kind, budget.threshold, arguments.resume, budget.system) as results:
-            files = [file for file in files if str(file) not in results.done]
+            files = [file for file in files if file.name not in results.done]
             outcomes = predict_files(predictor, files, budget)
             for outcome in progress(outcomes, len(files), "predicting"):
                 failed += outcome.error is not None
@@ -92,11 +115,73 @@ def run(arguments: argparse.Namespace) -> int:
             already = len(results.done)
             left_out = f", {already} were there already" if already else ""
             print(f"{len(files)} predictions written to {path}{left_out}")
+    return _status(failed, len(files))
+
+
+def _status(failed: int, count: int) -> int:
     if failed:
-        print(
-            f"coe-vision predict: {failed} of {len(files)} files could not be read", file=sys.stderr
-        )
+        print(f"coe-vision predict: {failed} of {count} files could not be read", file=sys.stderr)
     return IN_PART if failed else DONE
+
+
+def _run_in_pieces(arguments: argparse.Namespace) -> int:
+    """Predict into a folder of files, in this process or by workers of a Ray cluster."""
+    from coe_core.support.progress import ProgressLine
+    from vision.prediction import pieces as in_pieces
+    from vision.prediction.inputs import find_inputs
+
+    kind: Any = arguments.format or "parquet"
+    if not arguments.out or kind not in ("parquet", "jsonl"):
+        raise ValueError(
+            "--workers, and --format parquet, write a folder: give --out FOLDER, and --format parquet "
+            "or jsonl"
+        )
+    if arguments.cluster and not arguments.workers:
+        raise ValueError("--cluster is where --workers run: give both")
+    if arguments.compiled and arguments.workers:
+        raise ValueError("--compiled does not go with --workers")
+    job = in_pieces.Job(
+        arguments.run,
+        arguments.out,
+        str(Path.cwd()),
+        kind,
+        arguments.at,
+        arguments.threshold,
+        arguments.system,
+        arguments.batch_size,
+        arguments.precision,
+        arguments.max_pixels,
+    )
+    predictor = job.predictor()
+    inputs = find_inputs(arguments.images)
+    images = failed = 0
+    with in_pieces.planned(job, inputs, predictor, arguments.resume) as pieces:
+        total = sum(len(piece.inputs) for piece in pieces)
+        with ProgressLine(total, "predicting") as line:
+            for done in _predicted(job, pieces, predictor, arguments):
+                images, failed = images + done.images, failed + done.unreadable
+                line.advance(done.images)
+    already = len(inputs) - total
+    left_out = f", {already} were there already" if already else ""
+    print(f"{images} predictions written to {arguments.out}{left_out}")
+    return _status(failed, images)
+
+
+def _predicted(job, pieces, predictor, arguments: argparse.Namespace) -> Iterator[Any]:
+    """What becomes of each piece, here or on a cluster."""
+    from vision.prediction.pieces import predict_piece
+
+    if not pieces:
+        return
+    if arguments.workers is None:
+        _set_threads(predictor, arguments.batch_size)
+        budget = predictor.resolve(job.at, job.threshold)
+        yield from (predict_piece(predictor, budget, piece, job) for piece in pieces)
+        return
+    from vision.prediction.cluster import cluster, predict_pieces
+
+    with cluster(arguments.cluster, arguments.workers) as num_gpus:
+        yield from predict_pieces(pieces, job, arguments.workers, num_gpus)
 
 
 def _set_threads(predictor, batch_size: int) -> None:

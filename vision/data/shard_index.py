@@ -133,7 +133,7 @@ def shard_samples(shard: str) -> Iterator[_Sample]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 yield from _samples(tar, name)
                 end = tar.offset
-            _check_end(file, end, name)
+            check_end(file, end, name)
         except _ShardError:
             raise
         except Exception as error:  # tarfile raises almost anything on a damaged file
@@ -173,8 +173,17 @@ def _samples(tar: tarfile.TarFile, shard: str) -> Iterator[_Sample]:
     yield from _sample(shard, key, image, label)
 
 
-def _check_end(file: BinaryIO, end: int, shard: str) -> None:
-    """Behind the last file of an archive stand blocks of zeros, and nothing else to the end of the file."""
+def check_end(file: BinaryIO, end: int, shard: str) -> None:
+    """Behind the last file of an archive stand blocks of zeros, and nothing else to the end of the file.
+
+    Args:
+        file: of the shard.
+        end: where its last file ends, in bytes.
+        shard: its name, for messages.
+
+    Raises:
+        ValueError: it is cut, or something follows.
+    """
     file.seek(end)
     rest = file.read(_BLOCK)
     if len(rest) < _BLOCK:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vision.budgets import ResolvedBudget
-from vision.data import files as image_files
 from vision.data.decode import num_processors
 from vision.data.preprocess import UnreadableImageError
+from vision.prediction.inputs import Input
 from vision.prediction.predictor import Prediction, Predictor
 from vision.systems import COE
 
@@ -34,36 +33,22 @@ class FilePrediction:
     system: str = COE  # that answered
 
 
-def find_images(paths: Sequence[str]) -> list[Path]:
-    """Files as given, folders searched for images by the rule of training: `vision.data.files.find_images`.
-
-    Raises:
-        ValueError: a path that does not exist, or nothing to predict.
-    """
-    images = image_files.find_images(paths)
-    if not images.paths:
-        listed = ", ".join(map(image_files.printable, paths))
-        endings = ", ".join(image_files.image_formats().endings)
-        raise ValueError(f"no images in {listed}; known endings: {endings}")
-    return [Path(path) for path in images.paths]
-
-
 def predict_files(
-    predictor: Predictor, files: Sequence[Path], budget: ResolvedBudget
+    predictor: Predictor, inputs: Sequence[Input], budget: ResolvedBudget
 ) -> Iterator[FilePrediction]:
-    """Predictions in the order of the files; while one batch is predicted the next is decoded.
+    """Predictions in the order of the inputs; while one batch is predicted the next is decoded.
 
     Args:
         predictor: of a run.
-        files: images.
+        inputs: images, see `vision.prediction.inputs`.
         budget: see `Predictor.resolve`.
     """
     size = predictor.batch_size
-    batches = [files[start : start + size] for start in range(0, len(files), size)]
+    batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
     with ThreadPoolExecutor(num_processors()) as decoders:
 
-        def decoding(batch: Sequence[Path]) -> list[Future[Tensor]]:
-            return [decoders.submit(predictor.decode, file) for file in batch]
+        def decoding(batch: Sequence[Input]) -> list[Future[Tensor]]:
+            return [decoders.submit(_decode, predictor, one) for one in batch]
 
         ahead = decoding(batches[0]) if batches else []
         for number, batch in enumerate(batches):
@@ -71,31 +56,39 @@ def predict_files(
             yield from _predict_batch(predictor, batch, pending, budget)
 
 
+def _decode(predictor: Predictor, one: Input) -> Tensor:
+    try:
+        content = one.content()
+    except (OSError, ValueError) as error:  # of a shard or a table
+        raise UnreadableImageError(one.name, str(error)) from error
+    return predictor.decode(content, one.name)
+
+
 def _predict_batch(
     predictor: Predictor,
-    batch: Sequence[Path],
+    batch: Sequence[Input],
     pending: Sequence[Future[Tensor]],
     budget: ResolvedBudget,
 ) -> Iterator[FilePrediction]:
     images: list[Tensor] = []
-    errors: dict[Path, str] = {}
-    for file, image in zip(batch, pending, strict=True):
+    errors: dict[int, str] = {}
+    for place, image in enumerate(pending):
         try:
             images.append(image.result())
         except UnreadableImageError as error:
-            errors[file] = str(error)
+            errors[place] = str(error)
     predictions: Iterator[Prediction] = iter(())
     if images:
         predictions = iter(predictor.predict_pixels(torch.stack(images), [budget] * len(images)))
-    for file in batch:
-        if file in errors:
+    for place, one in enumerate(batch):
+        if place in errors:
             yield FilePrediction(
-                str(file), budget.threshold, error=errors[file], system=budget.system
+                one.name, budget.threshold, error=errors[place], system=budget.system
             )
             continue
         prediction = next(predictions)
         yield FilePrediction(
-            str(file),
+            one.name,
             budget.threshold,
             prediction.label,
             prediction.probability,

@@ -11,7 +11,7 @@ from vision.data import files
 from vision.data.files import find_images, image_formats, open_regular, printable
 from vision.data.load import load_data
 from vision.data.section import Data
-from vision.prediction import files as prediction_files
+from vision.prediction.inputs import find_inputs
 
 
 def picture(path, colour=0):
@@ -167,7 +167,7 @@ def test_predict_and_train_find_the_same(tmp_path):
     (tmp_path / "train" / "y" / "loop").symlink_to(tmp_path / "train")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        predicted = prediction_files.find_images([str(tmp_path / "train")])
+        predicted = find_inputs([str(tmp_path / "train")])
         trained = find_images([tmp_path / "train" / name for name in "xy"]).paths
     assert [str(path) for path in predicted] == trained
     assert len(trained) == 3
