@@ -270,3 +270,12 @@ def test_a_load_that_does_not_fit_is_an_error(load, message):
 def test_no_experts_are_an_error():
     with pytest.raises(ValueError, match="expert_macs is empty"):
         mixture_macs(1.0, [], 0.5)
+
+
+def test_batch_normalisation_on_the_meta_device():
+    """It is not run there; one that does not fit still fails."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    images = torch.zeros(2, 3, 8, 8)
+    assert count_macs(network, images) == count_macs(network.to("meta"), images.to("meta"))
+    with pytest.raises(RuntimeError):
+        count_macs(nn.BatchNorm2d(4).to("meta"), images.to("meta"))

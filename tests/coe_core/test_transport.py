@@ -344,6 +344,18 @@ def test_errors_of_the_helpers():
         duality_gap(np.zeros((3, 2)), balanced_assignment(np.zeros((2, 2))))
 
 
+def test_a_quantile_is_numpys():
+    from coe_core._transport_kernels import quantile
+
+    draw = np.random.default_rng(0)
+    for size in (1, 2, 3, 9, 511, 512, 700, 1500):
+        for gap in (draw.random(size), draw.integers(0, 3, size) / 2, np.full(size, np.inf)):
+            step = max(1, size // 512)
+            ordered = np.sort(gap[::step])
+            for rank in (0, 1, size // 3, size):
+                assert quantile(gap, rank) == ordered[min(len(ordered) - 1, rank // step + 1)]
+
+
 # ------------------------------------------------------------------------------- compilation
 
 USE = """

@@ -32,9 +32,12 @@ class _Unfilled(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if function in _FILLS and args and args[0].device.type == "meta":
-            return args[0]
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if function in _FILLS:
+            filled = args[0] if args else kwargs["tensor"]  # as torch.nn.init hands it on
+            if filled.is_meta:
+                return filled
+        return function(*args, **kwargs)
 
 
 class Size(NamedTuple):

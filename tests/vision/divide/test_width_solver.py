@@ -126,6 +126,17 @@ def test_sizes_on_the_meta_device_are_those_of_the_real_network():
     assert size.macs == count_macs(real, torch.zeros(1, 3, 32, 32))
 
 
+def test_the_meta_device_is_not_initialised(monkeypatch):
+    """Numbers that are not there would take half of the time."""
+
+    def written(*_):
+        pytest.fail("a tensor of the meta device was initialised")
+
+    for name in ("_no_grad_normal_", "_no_grad_uniform_"):
+        monkeypatch.setattr(f"torch.nn.init.{name}", written)
+    network_size(net("scaled_efficientnet", small_images=True), 10, 32)
+
+
 def test_constructor_arguments_are_those_of_the_class():
     assert constructor_arguments(net("resnext50_32x4d"))["cardinality"] == 32
     assert constructor_arguments(net("torchvision/resnext50_32x4d"))["groups"] == 32
