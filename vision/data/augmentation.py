@@ -28,6 +28,10 @@ AUGMENTATIONS = {
     "rotate": "v2.RandomRotation(15), in degrees, bilinear",
 }
 _BATCHED = ("shift", "flip")
+_OF_COLOUR = (
+    *("autoaugment_cifar10", "autoaugment_imagenet", "randaugment", "trivialaugment"),
+    "color_jitter",
+)
 _NUMBERS = {"random_resized_crop": 0.08, "random_erasing": 0.25}  # what stands in brackets, if not
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -72,11 +76,15 @@ def _parse(name: str) -> tuple[str, float | None]:
     return plain, value
 
 
-def check_augmentations(names: Sequence[str]) -> None:
-    """Refuse unknown names, and numbers that mean nothing.
+def check_augmentations(names: Sequence[str], channels: int = 3) -> None:
+    """Refuse unknown names, numbers that mean nothing, and changes of colour where there are no colours.
+
+    Args:
+        names: see `AUGMENTATIONS`.
+        channels: of the images.
 
     Raises:
-        ValueError: naming the nearest known one, or where a number may stand.
+        ValueError: naming the nearest known one, or where a number may stand, or what works.
 
     Example:
         >>> check_augmentations(["flipp"])
@@ -92,6 +100,11 @@ def check_augmentations(names: Sequence[str]) -> None:
                 f"known: {', '.join(AUGMENTATIONS)}"
             )
         _parse(name)
+        if plain in _OF_COLOUR and channels not in (1, 3):
+            raise ValueError(
+                f"augmentation {plain!r} is of grey or colour, the images have {channels} channels; others: "
+                f"{', '.join(name for name in AUGMENTATIONS if name not in _OF_COLOUR)}"
+            )
 
 
 class Augmentation:

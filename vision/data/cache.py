@@ -264,6 +264,7 @@ def cache_key(paths: Sequence[str | Member], form: StoredForm) -> str:
     settings = {
         "format": _FORMAT,
         "form": (form.kind, form.preprocess.size, form.preprocess.channels, form.preprocess.resize),
+        **({} if form.preprocess.range is None else {"range": form.preprocess.range}),
         "max_pixels": form.max_pixels or Image.MAX_IMAGE_PIXELS,
         "formats": image_formats().formats,
         "reduced": (LARGE_JPEG, LEAST),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections import Counter
@@ -11,6 +12,7 @@ from functools import partial
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from coe_core.support.progress import progress
@@ -30,7 +32,6 @@ IMBALANCE = 10.0  # of the largest class to the smallest, from which on it is to
 ELONGATED = 3.0  # longer to shorter side, from which on a crop loses most of a picture
 SPREAD = 10.0  # of the shorter sides, from which on it is told
 _SHOWN = 3  # examples of a finding
-_LOOK = Preprocess(SIDE, 1, (0.0,), (1.0,))  # how a file is opened to be looked at
 
 
 class Finding(NamedTuple):
@@ -49,6 +50,7 @@ class FileFacts(NamedTuple):
     frames: int = 1
     digest: int = 0
     thumbnail: bytes = b""  # SIDE x SIDE in grey
+    highest: int | None = None  # of the pixels, where they have more than 8 bits
     error: str = ""
 
 
@@ -120,19 +122,32 @@ def check_data(data: Data) -> Report:
 # Files
 
 
-def look_at(path: str | Member, max_pixels: int | None = None) -> FileFacts:
-    """Decode a file as training does, and tell what it holds."""
+def look_at(path: str | Member, look: Preprocess, max_pixels: int | None = None) -> FileFacts:
+    """Decode a file as training does, and tell what it holds.
+
+    Args:
+        path: of it.
+        look: how its pixels are decoded, to `SIDE` x `SIDE`.
+        max_pixels: see `Preprocess.load`.
+    """
     try:
-        with _opened(path) as file, open_image(file, max_pixels) as image:
-            frames = getattr(image, "n_frames", 1)
-            facts = FileFacts(image.size, image.mode, image.format or "", frames)
-        decoded = _LOOK.decode(path, max_pixels, needed=SIDE)
+        small = look.load(path, max_pixels)
     except UnreadableImageError as error:
         return FileFacts(error=str(error))
-    except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
-        return FileFacts(error=str(UnreadableImageError(path, str(error))))
-    small = decoded.resize((SIDE, SIDE), Image.Resampling.BOX)
-    return facts._replace(digest=content_key(path), thumbnail=small.tobytes())
+    mean = small.float().mean(0).round().to(torch.uint8)
+    facts = FileFacts(digest=content_key(path), thumbnail=mean.numpy().tobytes())
+    with (
+        contextlib.suppress(Exception),
+        _opened(path) as file,
+        open_image(file, max_pixels) as image,
+    ):
+        frames, deep = getattr(image, "n_frames", 1), image.mode.startswith("I")
+        facts = facts._replace(
+            size=image.size, mode=image.mode, kind=image.format or "", frames=frames
+        )
+        if deep:
+            facts = facts._replace(highest=int(np.asarray(image).max()))
+    return facts
 
 
 def _opened(path: str | Member) -> BinaryIO:
@@ -141,7 +156,10 @@ def _opened(path: str | Member) -> BinaryIO:
 
 def _look_at_all(samples: Samples, data: Data, split: str) -> Checked:
     assert samples.paths is not None
-    look = partial(look_at, max_pixels=data.max_pixels)
+    channels = 1 if data.channels in (1, 3) else data.channels
+    values = data.preprocess().range
+    looking = Preprocess(SIDE, channels, (0.0,) * channels, (1.0,) * channels, range=values)
+    look = partial(look_at, look=looking, max_pixels=data.max_pixels)
     with ThreadPoolExecutor(min(8, num_processors())) as threads:
         try:
             found = threads.map(look, samples.paths)
@@ -170,7 +188,7 @@ def _shapes(checked: Mapping[str, Checked]) -> Iterator[Finding]:
     known = [
         (p, f) for part in checked.values() for p, f in zip(part.paths, part.facts, strict=True)
     ]
-    known = [(path, facts) for path, facts in known if not facts.error]
+    known = [(path, facts) for path, facts in known if facts.kind]
     if not known:
         return
     sides = np.array([facts.size for _, facts in known])
@@ -195,7 +213,7 @@ def _kinds(checked: Mapping[str, Checked]) -> Iterator[Finding]:
     known = [
         (p, f) for part in checked.values() for p, f in zip(part.paths, part.facts, strict=True)
     ]
-    known = [(path, facts) for path, facts in known if not facts.error]
+    known = [(path, facts) for path, facts in known if facts.kind]
     modes = Counter(facts.mode for _, facts in known)
     if len(modes) > 1:
         listed = ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common())
@@ -205,6 +223,13 @@ def _kinds(checked: Mapping[str, Checked]) -> Iterator[Finding]:
             False,
             f"pictures of {len(modes)} kinds (Pillow's modes {listed}; {rarest}: {_shown([example])}); all "
             "become data.channels",
+        )
+    highest = max((facts.highest for _, facts in known if facts.highest is not None), default=None)
+    if highest is not None and 255 < highest < 2**15:
+        yield Finding(
+            False,
+            f"pixels of 16 bits reach {highest:,} at most, of 65,535, so they are dark: "
+            f"data.range=[0,{2 ** highest.bit_length() - 1}] uses what they hold",
         )
     several = [path for path, facts in known if facts.frames > 1]
     if several:
@@ -350,7 +375,7 @@ def _neighbours(checked: Mapping[str, Checked], data: Data, source: Source) -> I
 def _summary(checked: Mapping[str, Checked], source: Source) -> list[str]:
     counts = ", ".join(f"{split} {len(part.paths):,}" for split, part in checked.items())
     lines = [f"{len(source.classes)} classes; images: {counts}"]
-    facts = [facts for part in checked.values() for facts in part.facts if not facts.error]
+    facts = [facts for part in checked.values() for facts in part.facts if facts.kind]
     if facts:
         kinds = Counter(f.kind for f in facts)
         sides = np.array([f.size for f in facts])

@@ -23,7 +23,7 @@ from vision.data.files import printable
 from vision.data.held_out import hold_out
 from vision.data.images import ImageSet
 from vision.data.near_copies import tell_near_copies
-from vision.data.preprocess import Preprocess, UnreadableImageError, to_image, to_tensor
+from vision.data.preprocess import Preprocess, UnreadableImageError, to_be_seen, to_tensor
 from vision.data.samples import JoinedSource, Samples, Source
 from vision.data.section import Data
 from vision.data.shards import COMPRESSED, Member
@@ -273,8 +273,9 @@ def _fit_pixels(pixels: Tensor | None, preprocess: Preprocess) -> Tensor:
     assert pixels is not None
     if pixels.shape[1:] == (preprocess.channels, preprocess.size, preprocess.size):
         return pixels
-    fitted = [preprocess.square(preprocess.convert(to_image(image))) for image in pixels]
-    return torch.stack([to_tensor(image) for image in fitted])
+    pictures = [to_be_seen(image) for image in pixels]  # of one channel or three
+    fitted = [preprocess.square(preprocess.convert(picture)) for picture in pictures]
+    return torch.stack([to_tensor(picture) for picture in fitted])
 
 
 def _stored_bytes(samples: Samples, form: StoredForm) -> float:

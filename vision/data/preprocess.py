@@ -18,6 +18,17 @@ from PIL import Image
 from torch import Tensor
 
 from coe_core.errors import CoEError
+from vision.data.bands import (
+    MAX_CHANNELS,
+    Bands,
+    Picture,
+    bands_of,
+    convert,
+    has_tifffile,
+    is_tiff,
+    loses_bits,
+    read_tiff,
+)
 from vision.data.files import image_formats, open_regular, printable
 from vision.data.shards import Member
 
@@ -62,11 +73,13 @@ class Preprocess:
 
     Args:
         size: side of the square input, in pixels.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (grey), 3 (RGB), or what files have: their own channels, up to 64.
         mean: of each channel, for pixels scaled to [0, 1].
         std: of each channel, for pixels scaled to [0, 1]; above 0.
         resize: "exact" stretches to size x size; "crop" resizes the shorter side to
             int(1.15 * size), as the evaluation of Divide and Co-training does, and takes the centre.
+        range: values of pixels of more than 8 bits that become 0 and 255, those beyond as these; None: 0 and
+            65535.
 
     Raises:
         ValueError: a value out of its range.
@@ -80,10 +93,11 @@ class Preprocess:
     """
 
     size: int
-    channels: Literal[1, 3]
+    channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: Literal["exact", "crop"] = "exact"
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= LARGEST_SIDE:
@@ -91,8 +105,13 @@ class Preprocess:
                 f"size is the side of the input in pixels, at least 1 and at most {LARGEST_SIDE}; got "
                 f"{self.size}"
             )
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels is 1 (grey) or 3 (RGB); got {self.channels}")
+        if not 1 <= self.channels <= MAX_CHANNELS:
+            raise ValueError(
+                f"channels is 1 (grey), 3 (RGB) or what files have, at most {MAX_CHANNELS}; got "
+                f"{self.channels}"
+            )
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"range is a low and a higher value; got {list(self.range)}")
         if self.resize not in ("exact", "crop"):
             raise ValueError(f'resize is "exact" or "crop"; got {self.resize!r}')
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -103,12 +122,16 @@ class Preprocess:
 
     def to_dict(self) -> dict:
         """Plain values, for JSON and for checkpoints that load with ``weights_only=True``."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        values = None if self.range is None else list(self.range)
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "range": values}
 
     @classmethod
     def from_dict(cls, fields: dict) -> Preprocess:
         """Inverse of `to_dict`."""
-        return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        several = {
+            n: tuple(fields[n]) for n in ("mean", "std", "range") if fields.get(n) is not None
+        }
+        return cls(**{**fields, **several})
 
     @property
     def shorter_side(self) -> int:
@@ -151,11 +174,11 @@ class Preprocess:
         path: str | PathLike | BinaryIO | Member,
         max_pixels: int | None = None,
         needed: int | None = None,
-    ) -> Image.Image:
-        """Decode a file: EXIF rotation applied, mode L or RGB.
+    ) -> Picture:
+        """Decode a file: EXIF rotation applied, of the channels asked for, 8 bits each; see `bands.convert`.
 
-        Transparent pixels are laid over white. 16-bit grey is scaled to 8 bits. Of several frames, the
-        first. Only the formats of `vision.data.files.image_formats` are opened.
+        Of several frames, the first. Only the formats of `vision.data.files.image_formats` are opened; TIFFs
+        of other channels than grey and colour, or of colours with a range, with tifffile where it is.
 
         Args:
             path: see `load`.
@@ -174,13 +197,23 @@ class Preprocess:
                     content = stack.enter_context(open_regular(path))
                 else:
                     content = path
+                if self._needs_tifffile(content):
+                    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+                    picture, orientation = read_tiff(content, self.channels, self.range, limit)
+                    turn = _UPRIGHT.get(orientation)
+                    return picture if turn is None else picture.transpose(turn)
                 image = stack.enter_context(open_image(content, max_pixels))
                 if needed is not None:
                     reduce_while_loading(image, needed)
+                if self.range is not None and loses_bits(image):
+                    raise _RefusedError(
+                        "its 16-bit colours would be read without their lower bits, so data.range cannot be "
+                        "applied; save it as TIFF, and install tifffile"
+                    )
                 image.load()
                 turn = _UPRIGHT.get(_orientation(image) or 1)
-                image = self.convert(image)
-                return image if turn is None else image.transpose(turn)
+                picture = self.convert(image)
+                return picture if turn is None else picture.transpose(turn)
         except MemoryError:
             raise
         except FileNotFoundError as error:
@@ -190,24 +223,25 @@ class Preprocess:
         except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
             raise UnreadableImageError(path, f"{type(error).__name__}: {error}") from error
 
-    def convert(self, image: Image.Image) -> Image.Image:
-        """Convert an image of any mode to L (channels 1) or RGB (channels 3).
+    def _needs_tifffile(self, content: BinaryIO) -> bool:
+        """Whether a file is a TIFF that Pillow cannot read, or not whole, and there is what can."""
+        start = content.read(4)
+        content.seek(0)
+        return (
+            is_tiff(start)
+            and (self.channels not in (1, 3) or (self.range is not None and self.channels == 3))
+            and has_tifffile()
+        )
+
+    def convert(self, image: Image.Image) -> Picture:
+        """Convert an image of any mode to the channels asked for, see `vision.data.bands.convert`.
 
         Raises:
-            ValueError: floating-point pixels (no agreed range), or a mode that Pillow cannot convert.
+            ValueError: pixels of no agreed range, or another number of channels.
         """
-        mode = "L" if self.channels == 1 else "RGB"
-        if image.mode == "F":
-            raise ValueError("floating-point pixels have no agreed range; save as 8 or 16 bits")
-        if image.mode == "I" or image.mode.startswith("I;16"):
-            values = np.asarray(image).astype(np.int64).clip(0, 65535)
-            image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-        elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return image if image.mode == mode else image.convert(mode)
+        return convert(image, self.channels, self.range)
 
-    def square(self, image: Image.Image, path: object = "in memory") -> Image.Image:
+    def square(self, image: Picture, path: object = "in memory") -> Picture:
         """Bring a decoded image to size x size."""
         if self.resize == "crop":
             image = self._shorten(image, path)
@@ -217,7 +251,7 @@ class Preprocess:
             return image
         return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
 
-    def _shorten(self, image: Image.Image, path: object) -> Image.Image:
+    def _shorten(self, image: Picture, path: object) -> Picture:
         """Resize the shorter side to `shorter_side`; refuse what that would blow up."""
         pixels = self.shorter_side**2 * max(image.size) / min(image.size)
         if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
@@ -247,16 +281,26 @@ def centre(side: int, part: int) -> int:
     return round((side - part) / 2)
 
 
-def to_tensor(image: Image.Image) -> UInt8[Tensor, "ch h w"]:
-    """The pixels of a picture of mode L or RGB."""
-    pixels = torch.from_numpy(np.array(image))
+def to_tensor(image: Picture) -> UInt8[Tensor, "ch h w"]:
+    """The pixels of a picture of mode L or RGB, or of bands."""
+    pixels = torch.from_numpy(image.pixels() if isinstance(image, Bands) else np.array(image))
     return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def to_image(pixels: UInt8[Tensor, "ch h w"]) -> Image.Image:
+def to_image(pixels: UInt8[Tensor, "ch h w"]) -> Picture:
     """Inverse of `to_tensor`."""
+    if len(pixels) not in (1, 3):
+        return bands_of(pixels.permute(1, 2, 0).numpy())
     array = pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
     return Image.fromarray(array)
+
+
+def to_be_seen(pixels: UInt8[Tensor, "ch h w"]) -> Image.Image:
+    """A picture for people: grey, or in colour the first three channels of more."""
+    shown = pixels[:3] if len(pixels) > 2 else pixels[:1]
+    image = to_image(shown)
+    assert isinstance(image, Image.Image)
+    return image
 
 
 class _RefusedError(ValueError):

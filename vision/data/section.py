@@ -32,7 +32,10 @@ class Data:
             name without the number at its end); null: a table's column of a usual name, such as track or
             patient_id; off: cut image by image.
         size: side of the square images fed to the networks, in pixels.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (grey), 3 (RGB), or the number that files have, transparency as one of them: 4 of RGBA
+            or CMYK, any up to 64 of TIFFs (with tifffile).
+        range: low and high value of pixels of more than 8 bits, which become 0 and 255, such as [0, 4095] of
+            12 bits; those beyond become as these; null: 0 and 65535.
         resize: "exact" stretches to size x size; "crop" resizes the shorter side to int(1.15 * size)
             and takes the centre; null: crop for folder, webdataset and imagenet, else exact.
         validation: part of the training samples held out where the data set has no validation split
@@ -65,7 +68,8 @@ class Data:
     images: str | None = None
     group: str | None = None
     size: int = 8
-    channels: Literal[1, 3] = 1
+    channels: int = 1
+    range: list[float] | None = None
     resize: Literal["exact", "crop"] | None = None
     validation: float = 0.1
     split_seed: int = 0
@@ -90,7 +94,9 @@ class Data:
         if self.augmentation:
             from vision.data.augmentation import check_augmentations
 
-            check_augmentations(self.augmentation)
+            check_augmentations(self.augmentation, self.channels)
+        if self.range is not None and len(self.range) != 2:
+            raise ValueError(f"range is a low and a high value, or null; got {self.range}")
         if not 0 < self.validation < 1:
             raise ValueError(
                 f"validation is the part of the training samples held out, above 0 and below 1; "
@@ -135,4 +141,5 @@ class Data:
         resize = self.resize or ("crop" if photographs else "exact")
         mean = [0.0] * self.channels if self.mean is None else self.mean
         std = [1.0] * self.channels if self.std is None else self.std
-        return Preprocess(self.size, self.channels, tuple(mean), tuple(std), resize)
+        values = None if self.range is None else (self.range[0], self.range[1])
+        return Preprocess(self.size, self.channels, tuple(mean), tuple(std), resize, values)

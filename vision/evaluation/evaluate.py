@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from coe_core import Law, TradeOffCurve, confidence
 from coe_core.exit_rules import ExitKind
 from coe_core.support.files import write_json, write_text
 from vision.data.load import ImageData
+from vision.data.preprocess import to_be_seen
 from vision.data.shards import Member
 from vision.errors import RunError
 from vision.evaluation import deployed, ensemble_table, pictures
@@ -255,8 +255,7 @@ def _write_examples(run: Run, data: ImageData, test: Predictions, folder: Path) 
             else:
                 shutil.copyfile(source, folder / (name + Path(source).suffix))
             continue
-        image = sample["image"].permute(1, 2, 0).squeeze(-1).numpy()
-        Image.fromarray(image).save(folder / f"{name}.png")
+        to_be_seen(sample["image"]).save(folder / f"{name}.png")
 
 
 def _file_name(label: str) -> str:

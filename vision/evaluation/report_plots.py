@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from vision.data.preprocess import to_image
+from vision.data.preprocess import to_be_seen
 
 WIDTH, HEIGHT = 640.0, 340.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 16.0, 14.0, 44.0  # margins
@@ -123,7 +123,7 @@ def trade_off_plot(
 
 def thumbnail(pixels: UInt8[Tensor, "ch h w"]) -> str:
     """A picture as a data: address: small ones exactly, others as JPEG of at most `THUMBNAIL` pixels."""
-    picture, content = to_image(pixels), io.BytesIO()
+    picture, content = to_be_seen(pixels), io.BytesIO()
     if max(picture.size) <= _SMALL:
         picture.save(content, "png", optimize=True)
         kind = "png"

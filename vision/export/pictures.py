@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from vision.data.preprocess import Preprocess
+from vision.data.preprocess import Preprocess, to_be_seen
 
 _MODES = ("RGB", "L", "RGBA", "P", "LA", "1", "CMYK", "I;16", "turned", "JPEG")
 _LARGEST = 1024  # side, in pixels
@@ -28,9 +28,11 @@ def write_pictures(
         preprocess: of the run.
 
     Returns:
-        The files, named by number, width, height and mode.
+        The files, named by number, width, height and mode; none of channels that only TIFFs have.
     """
-    draw, size = random.Random(0), preprocess.size
+    draw, size, modes = random.Random(0), preprocess.size, _modes(preprocess.channels)
+    if not modes:  # no common format has them
+        return []
     low, high = max(2, size // 3), min(3 * size + 7, _LARGEST)
     sizes = [(draw.randint(low, high), draw.randint(low, high)) for _ in _MODES]
     sizes += [(size, size), (size, size + 1), (max(1, size - 1), size), (1, 1)]
@@ -38,7 +40,7 @@ def write_pictures(
         sizes.append((short, long) if number % 2 else (long, short))
     paths = []
     for number, shape in enumerate(sizes):
-        mode = _MODES[number % len(_MODES)]
+        mode = modes[number % len(modes)]
         image = _image(pixels[number % len(pixels)]).resize(shape, Image.Resampling.BICUBIC)
         paths.append(_write(folder, f"{number}_{shape[0]}x{shape[1]}", image, mode))
     return paths
@@ -63,8 +65,12 @@ def telling_sizes(shorter_side: int, count: int = 8) -> list[tuple[int, int]]:
 
 
 def _image(pixels: Tensor) -> Image.Image:
-    array = pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
-    return Image.fromarray(array).convert("RGB")
+    return to_be_seen(pixels).convert("RGB")
+
+
+def _modes(channels: int) -> tuple[str, ...]:
+    """Modes of pictures that have as many channels; any where they are converted."""
+    return {1: _MODES, 3: _MODES, 2: ("LA",), 4: ("RGBA", "CMYK")}.get(channels, ())
 
 
 def _write(folder: Path, name: str, image: Image.Image, mode: str) -> Path:

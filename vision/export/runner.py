@@ -232,18 +232,19 @@ def decode(image: str | Path | Image.Image, preprocess: dict) -> np.ndarray:
     name = "in memory" if isinstance(image, Image.Image) else image
     try:
         if isinstance(image, Image.Image):
-            picture = _convert(image, preprocess["channels"])
+            pictures = _convert(image, preprocess)
         else:
-            picture = _open(Path(image), preprocess)
-        picture = _square(picture, preprocess["size"], preprocess["resize"] == "crop")
+            pictures = _open(Path(image), preprocess)
+        size, crop = preprocess["size"], preprocess["resize"] == "crop"
+        pictures = [_square(picture, size, crop) for picture in pictures]
     except (MemoryError, UnreadableImageError):
         raise
     except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
         raise UnreadableImageError(
             f"cannot read the image {name}: {type(error).__name__}: {error}"
         ) from error
-    pixels = np.asarray(picture)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    pixels = np.stack([np.asarray(picture) for picture in pictures])
+    return pixels if pixels.ndim == 3 else np.ascontiguousarray(pixels[0].transpose(2, 0, 1))
 
 
 @functools.cache
@@ -257,7 +258,7 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def _open(path: Path, preprocess: dict) -> Image.Image:
+def _open(path: Path, preprocess: dict) -> list[Image.Image]:
     try:
         regular = stat.S_ISREG(path.stat().st_mode)  # a pipe would wait for ever
     except FileNotFoundError as error:
@@ -270,12 +271,17 @@ def _open(path: Path, preprocess: dict) -> Image.Image:
         if image.format in ("JPEG", "MPO") and image.width * image.height > LARGE_JPEG:
             side = int(preprocess["size"] * (1.15 if preprocess["resize"] == "crop" else 1))
             image.draft(None, (LEAST * side, LEAST * side))
+        halved = any(";16" in str(tile[3]) for tile in image.tile) and not image.mode.startswith(
+            "I"
+        )
+        if halved and preprocess.get("range"):
+            raise ValueError("16-bit colours lose their lower bits, so no range can be applied")
         image.load()
         turn = None
         with contextlib.suppress(Exception):  # a damaged EXIF block leaves the picture as it is
             turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-        picture = _convert(image, preprocess["channels"])
-        return picture if turn is None else picture.transpose(turn)
+        pictures = _convert(image, preprocess)
+        return pictures if turn is None else [picture.transpose(turn) for picture in pictures]
 
 
 def _check_pixels(name: str | Path, pixels: float, shown: str) -> None:
@@ -286,16 +292,36 @@ def _check_pixels(name: str | Path, pixels: float, shown: str) -> None:
         )
 
 
-def _convert(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; save as 8 or 16 bits")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("L" if channels == 1 else "RGB")
+def _convert(image: Image.Image, preprocess: dict) -> list[Image.Image]:
+    """One picture, grey or in colour; of other channels a grey one for each."""
+    channels, values = preprocess["channels"], preprocess.get("range")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_eight_bits(np.asarray(image), values))
+    transparent = "transparency" in image.info
+    if channels in (1, 3):
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or transparent:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return [image.convert("L" if channels == 1 else "RGB")]
+    if image.mode in ("1", "P", "PA", "RGBa", "La"):
+        plain = {"1": "L", "P": "RGBA" if transparent else "RGB", "La": "LA"}
+        image = image.convert(plain.get(image.mode, "RGBA"))
+    if len(image.getbands()) != channels:
+        raise ValueError(f"it has {len(image.getbands())} channels, the networks take {channels}")
+    return list(image.split())
+
+
+def _eight_bits(pixels: np.ndarray, values: Sequence[float] | None) -> np.ndarray:
+    if values is None:
+        if pixels.dtype.kind == "f":
+            raise ValueError("floating-point pixels have no agreed range; save as 8 or 16 bits")
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError(f"pixels from {pixels.min()} to {pixels.max()} are no 16 bits")
+        return ((pixels.astype(np.int64) + 128) // 257).astype(np.uint8)
+    scaled = (pixels.astype(np.float64) - values[0]) * (255 / (values[1] - values[0]))
+    if np.isnan(scaled).any():
+        raise ValueError("pixels that are no numbers (NaN)")
+    return np.floor(scaled.clip(0, 255) + 0.5).astype(np.uint8)
 
 
 def _square(image: Image.Image, size: int, crop: bool) -> Image.Image:

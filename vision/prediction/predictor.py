@@ -19,6 +19,7 @@ from torch import Tensor
 
 from coe_core import ExitRule
 from vision.budgets import ResolvedBudget, resolve_budget
+from vision.data.bands import bands_of
 from vision.data.decode import num_processors
 from vision.data.preprocess import Preprocess, UnreadableImageError, to_tensor
 from vision.errors import CoEError, RunError
@@ -148,7 +149,7 @@ class Predictor:
 
         Args:
             images: each a file name, the bytes of a file, a Pillow image, or pixels (uint8; h x w,
-                or h x w x 1, 3 or 4).
+                or h x w x 1, 3, 4 or as many channels as the run has).
             budget: an operating point's name, or mean multiply-adds per image such as "100M".
             threshold: instead of a budget: exit when confidence >= threshold.
 
@@ -277,6 +278,10 @@ def decode_image(
         ValueError: an array that is not an image.
     """
     if isinstance(image, np.ndarray):
+        channels = preprocess.channels
+        own = channels not in (1, 3) and image.shape[2:] == (channels,) and image.dtype == np.uint8
+        if own and image.size:
+            return to_tensor(preprocess.square(bands_of(image), name or "in memory"))
         image = picture_of(image)
     if isinstance(image, Image.Image):
         if 0 in image.size:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from torch import Tensor
 
 from coe_core.serving.memory import MemoryBoundWork, MemoryBudget
+from vision.data.bands import is_tiff
 from vision.data.decode import num_processors
 from vision.data.preprocess import Preprocess, open_image, reduce_while_loading
 from vision.prediction.predictor import decode_image
@@ -28,6 +29,7 @@ _BY_FORMAT = {
 }  # JPEG: a progressive one
 _COEFFICIENTS = 8  # of a progressive JPEG, at its own size where it is decoded at a fraction
 _OTHER = 34
+_DEFLATE = 1032 + 3  # to one byte at most; and copies
 _TURNED = 4  # a second copy, for EXIF's orientation
 
 
@@ -70,8 +72,11 @@ class ImageDecoder:
 def decoding_bytes(content: bytes, preprocess: Preprocess, max_pixels: int | None) -> int:
     """Memory that decoding an image and resizing it takes at its highest moment.
 
-    0 of what cannot be opened or has too many pixels: `decode_image` refuses it undecoded.
+    0 of what cannot be opened or has too many pixels: `decode_image` refuses it undecoded. TIFFs of other
+    channels than grey and colour are unpacked to no more than 1,032 times their bytes: that much is foreseen.
     """
+    if preprocess.channels not in (1, 3) and is_tiff(content[:4]):
+        return len(content) * _DEFLATE
     with suppress(Exception), open_image(io.BytesIO(content), max_pixels) as image:
         size = image.width * image.height
         reduce_while_loading(image, preprocess.needed_side)
@@ -99,7 +104,7 @@ def resizing_bytes(width: int, height: int, preprocess: Preprocess) -> int:
         >>> resizing_bytes(1, 1_000_000, square)
         400040000
     """
-    channels = 1 if preprocess.channels == 1 else 4
+    channels = 1 if preprocess.channels == 1 else max(4, preprocess.channels)
     wide = high = preprocess.size
     if preprocess.resize == "crop":
         longer = int(preprocess.shorter_side * max(width, height) / max(1, min(width, height)))

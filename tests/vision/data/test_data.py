@@ -429,7 +429,11 @@ def test_two_validation_folders(tmp_path):
         ({"mean": [0.5], "std": [0.0]}, "std must be above 0"),
         ({"mean": [0.5] * 3, "std": [0.5] * 3}, "3 values of mean for 1 channels"),
         ({"size": 0}, "size is the side"),
-        ({"channels": 4}, "channels is 1 .* or 3"),
+        ({"channels": 0}, "channels is 1 .*, 3 .* or what files have, at most 64; got 0"),
+        ({"channels": 65}, "at most 64; got 65"),
+        ({"channels": 4, "augmentation": ["flip", "color_jitter"]}, "of grey or colour, .* 4 chan"),
+        ({"range": [1.0]}, "range is a low and a high value, or null; got .1.0"),
+        ({"range": [5.0, 5.0]}, "range is a low and a higher value; got .5.0, 5.0"),
     ],
 )
 def test_bad_settings(options, message):

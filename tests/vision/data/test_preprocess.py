@@ -74,10 +74,15 @@ def test_16_bit_grey_is_scaled(tmp_path, suffix):
     assert RGB.load(path)[:, 0, 3].tolist() == [255, 255, 255]
 
 
-def test_32_bit_integers_count_as_16_bit(tmp_path):
-    values = np.array([[-5, 257, 65535, 70000]] * 4, dtype=np.int32)
+def test_32_bit_integers_count_as_16_bit_where_they_are(tmp_path):
+    values = np.array([[0, 257, 65535, 65535]] * 4, dtype=np.int32)
     path = save(tmp_path / "a.tif", Image.fromarray(values))
     assert GREY.load(path)[0, 0].tolist() == [0, 1, 255, 255]
+    for low, high in ((-5, 257), (0, 70000)):
+        values[0, :2] = low, high
+        save(path, Image.fromarray(values))
+        with pytest.raises(UnreadableImageError, match=f"pixels from {low} to .* are no 16 bits"):
+            GREY.load(path)
 
 
 def test_floating_point_is_refused(tmp_path):
@@ -361,7 +366,8 @@ def test_dict_is_plain_and_comes_back():
     ("change", "message"),
     [
         ({"size": 0}, "at most 16384; got 0"),
-        ({"channels": 2}, "channels is 1 .* or 3 .*; got 2"),
+        ({"channels": 2}, "3 values of mean for 2 channels"),
+        ({"channels": 0}, "channels is 1 .*, 3 .* or what files have, at most 64; got 0"),
         ({"resize": "fit"}, '"exact" or "crop"; got \'fit\''),
         ({"mean": (0.5,)}, "1 values of mean for 3 channels"),
         ({"std": (0.5, 0.0, 1.0)}, "std must be above 0"),
