@@ -36,6 +36,21 @@ class StoredPoints(NamedTuple):
         """
         return self.choices[name].deployed if name in self.choices else COE
 
+    def used(self, name: str) -> OperatingPoint | None:
+        """The point of this name of the system that is deployed at it; None: there is none.
+
+        Example:
+            >>> StoredPoints({}, {}).used("best") is None
+            True
+        """
+        return self.named(self.deployed(name)).get(name)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all points that a system is deployed at."""
+        known = dict.fromkeys(point.name for points in self.points.values() for point in points)
+        return [name for name in known if self.used(name) is not None]
+
 
 def save_points(path: str | Path, task: str, stored: StoredPoints) -> None:
     """Write operating points as JSON, whole or not at all: the one schema of both tasks.

@@ -61,6 +61,14 @@ class StageCost(NamedTuple):
     # predict still selects, a cascade needs no first network at all. None: all of it runs, as where its
     # prediction is pooled into the final one, or where selection and prediction come from one pass.
     first_without_exits: float | None = None
+    # What all pay, of each sample, where samples differ; its mean is ``first``.
+    first_of_each: Float[Tensor, " n"] | None = None
+
+    def of(self, rows: Int[Tensor, " m"]) -> StageCost:
+        """The same of some of the samples."""
+        each = None if self.first_of_each is None else self.first_of_each[rows]
+        first = self.first if each is None else float(each.mean())
+        return self._replace(first=first, second=self.second[rows], first_of_each=each)
 
 
 class Reached(NamedTuple):
@@ -98,12 +106,16 @@ class TwoStage:
     costs: Mapping[str, StageCost]
 
     @classmethod
-    def alone(cls, qualities: Mapping[str, StageQuality], costs: Mapping[str, float]) -> TwoStage:
+    def alone(
+        cls,
+        qualities: Mapping[str, StageQuality],
+        costs: Mapping[str, float | Float[Tensor, " n"]],
+    ) -> TwoStage:
         """A predictor of one stage, which all samples run: a single network, an ensemble.
 
         Args:
             qualities: whose rough answers are the final ones.
-            costs: of each sample, by unit.
+            costs: of every sample, by unit; a tensor where samples differ.
 
         Example:
             >>> right = torch.tensor([1.0, 0.0])
@@ -113,7 +125,7 @@ class TwoStage:
         """
         n = len(next(iter(qualities.values())).final)
         nothing = torch.zeros(n, dtype=torch.float64)
-        return cls(nothing, qualities, {u: StageCost(c, nothing) for u, c in costs.items()})
+        return cls(nothing, qualities, {u: _of_all(c, nothing) for u, c in costs.items()})
 
     def of(self, rows: Int[Tensor, " m"]) -> TwoStage:
         """The same predictor on some of the samples.
@@ -133,7 +145,7 @@ class TwoStage:
                 name: quality._replace(rough=quality.rough[rows], final=quality.final[rows])
                 for name, quality in self.qualities.items()
             },
-            {unit: cost._replace(second=cost.second[rows]) for unit, cost in self.costs.items()},
+            {unit: cost.of(rows) for unit, cost in self.costs.items()},
         )
 
     def curve(self, quality: str | None = None, cost: str | None = None) -> TradeOffCurve:
@@ -175,7 +187,10 @@ class TwoStage:
         """
         kind, spent = self.quality(quality), _named("cost", self.costs, cost)
         exits = self.confidence >= threshold
-        first = _first_cost(spent, threshold < torch.inf)
+        first: float | Tensor = _first_cost(spent, threshold < torch.inf)
+        is_paid = threshold < torch.inf or spent.first_without_exits is None
+        if spent.first_of_each is not None and is_paid:
+            first = spent.first_of_each.double()
         return (
             torch.where(exits[:, None], kind.rough, kind.final),
             first + torch.where(exits, 0.0, spent.second.double()),
@@ -204,6 +219,12 @@ class TwoStage:
             {unit: _mean_cost(spent, exits, can_exit) for unit, spent in self.costs.items()},
             exits,
         )
+
+
+def _of_all(cost: float | Tensor, nothing: Tensor) -> StageCost:
+    if isinstance(cost, Tensor):
+        return StageCost(float(cost.double().mean()), nothing, first_of_each=cost)
+    return StageCost(cost, nothing)
 
 
 def _mean_cost(spent: StageCost, exits: Tensor, can_exit: bool) -> float:

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import logging
 import os
 import random
@@ -288,6 +289,9 @@ def _trained_run(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus, shell
         "--out",
         run / "operating_points.json",
     )
+    stored = json.loads((run / "operating_points.json").read_text())
+    del stored["choices"]  # as an earlier version wrote it: all is the collaboration's
+    (run / "operating_points.json").write_text(json.dumps(stored))
     small = {"embed_dim": 32, "ffn_embed_dim": 64, "encoder_layers": 1, "decoder_layers": 1}
     network = {**small, "attention_heads": 2}
     recipe = recipe_from_dict(

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coe_core.support.command import number_in
 from coe_core.support.files import ready_to_write, write_text
 from translation.commands.plugin import load_fairseq
 from translation.commands.scores import add_scoring_options, chosen_scoring
 
 if TYPE_CHECKING:
+    from coe_core import OperatingPoint
     from translation.evaluation.table import SystemRow
 
 
@@ -82,30 +84,62 @@ def add_calibrate_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="file to write (JSON); --threshold FILE:AIM of fairseq-generate reads it",
     )
+    parser.add_argument(
+        "--level",
+        type=number_in(0, 1, low_is_in=False),
+        default=0.05,
+        metavar="P",
+        help="of the paired test: simpler systems that are not worse at this level are preferred; 1 takes "
+        "the best (default: 0.05)",
+    )
+    parser.add_argument(
+        "--system", metavar="NAME", help="use this one: CoE, cascade, single:NAME, ensemble:NAME"
+    )
     add_scoring_options(parser)
 
 
 def run_calibrate(arguments: argparse.Namespace) -> None:
-    """Fit thresholds for stated aims on a translated validation set."""
-    from translation.evaluation.calibrate import fit_all, save_points
+    """Fit every system to stated aims on a translated validation set, and choose the one to deploy."""
+    from coe_core import StoredPoints
+    from coe_core.chosen import reason
+    from translation.evaluation.calibrate import calibrate, save_points
     from translation.evaluation.translations import Translations
 
     ready_to_write(arguments.out, [arguments.translations])
     decoded = Translations.load(arguments.translations)
     scoring = chosen_scoring(arguments, decoded.reference, decoded.provenance.get("scoring"))
-    points, unmet = fit_all(decoded, arguments.aims, arguments.translations, scoring)
-    save_points(arguments.out, points, {**decoded.provenance, "scoring": scoring._asdict()})
-    print(f"{'system':8} {'aim':16} {'threshold':>9} {'exits %':>8} {'quality':>8} {'cost':>14}")
+    points, choices, unmet = calibrate(
+        decoded,
+        arguments.aims,
+        arguments.translations,
+        scoring,
+        level=arguments.level,
+        system=arguments.system,
+    )
+    made_with = {**decoded.provenance, "scoring": scoring._asdict()}
+    stored = StoredPoints(points, made_with, choices)
+    save_points(arguments.out, stored)
+    width = max(map(len, points))
+    print(
+        f"{'system':{width}} {'aim':16} {'threshold':>9} {'exits %':>8} {'quality':>8} {'cost':>14}"
+    )
     for system, of_system in points.items():
         for point in of_system:
-            in_macs = point.cost_unit == "macs"
-            cost = f"{point.cost / 1e6:.2f} MMACs" if in_macs else f"{point.cost:.2f} ms"
-            print(
-                f"{system:8} {point.name:16} {point.threshold:9.4f} {100 * point.exit_rate:8.1f} "
-                f"{point.quality:8.2f} {cost:>14}"
-            )
+            print(f"{system:{width}} {_row(point)}")
+    for name, choice in choices.items():
+        used = stored.used(name)
+        print(f"{name}: {reason(choice, 'macs' if used is None else used.cost_unit)}")
     for line in unmet:
         print(f"left out: {line}", file=sys.stderr)
+
+
+def _row(point: OperatingPoint) -> str:
+    in_macs = point.cost_unit == "macs"
+    cost = f"{point.cost / 1e6:.2f} MMACs" if in_macs else f"{point.cost:.2f} ms"
+    return (
+        f"{point.name:16} {point.threshold:9.4f} {100 * point.exit_rate:8.1f} "
+        f"{point.quality:8.2f} {cost:>14}"
+    )
 
 
 def add_curve_options(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +169,7 @@ def run_curve(arguments: argparse.Namespace) -> None:
     seeds = [Translations.load(path) for path in arguments.translations]
     if any(seed.reference != seeds[0].reference for seed in seeds):
         raise ValueError("the files are of different test sets; give seeds of one set")
-    points = [load_points(path) for path in arguments.points] or [{}]
+    points = [load_points(path).points for path in arguments.points] or [{}]
     if len(points) not in (1, len(seeds)):
         raise ValueError(
             f"{len(points)} files of --points for {len(seeds)} seeds; give one for all, or one for each"

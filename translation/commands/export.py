@@ -91,7 +91,7 @@ def _points(arguments: argparse.Namespace) -> dict[str, OperatingPoint]:
 
     points = {}
     if arguments.points is not None:
-        points = {point.name: point for point in load_points(arguments.points).get(COE, [])}
+        points = load_points(arguments.points).named(COE)
     if arguments.at is not None and arguments.at not in points:
         known = ", ".join(points) or "none: give --points"
         raise ValueError(f"no threshold named {arguments.at!r}; known: {known}")

@@ -1,4 +1,4 @@
-"""Thresholds for stated aims, fitted on a translated validation set and stored with their provenance."""
+"""Every system fitted to stated aims on a translated held-out text, and the one to deploy for each."""
 
 from __future__ import annotations
 
@@ -9,52 +9,44 @@ from typing import Any, NamedTuple, cast
 import coe_core
 from coe_core import (
     AimNotReachableError,
+    Candidate,
+    Choice,
     OperatingPoint,
     StoredPoints,
     check_fitted_with,
-    fit_threshold,
+    choose,
+    fit_systems,
 )
 from coe_core.calibration import AimKind
 from coe_core.support.aims import Aim, parse_aim
+from coe_core.support.command import nearest
+from translation.evaluation.held_out import fitted_with, held_out_systems
 from translation.evaluation.metrics import Scoring
-from translation.evaluation.systems import CASCADE, COE, RoutedSystem, routed_systems
-from translation.evaluation.translations import DELEGATOR_ALONE, EXPERT_ALONE, Translations
+from translation.evaluation.systems import CASCADE, COE, NO_EXITS
+from translation.evaluation.translations import Translations
+
+__all__ = [
+    "CASCADE",
+    "COE",
+    "KINDS",
+    "LEVEL",
+    "calibrate",
+    "check_points",
+    "find_system",
+    "load_points",
+    "save_points",
+]
 
 TASK = "translation"  # of stored points
 KINDS = ("best", "bleu_drop", "chrf_drop", "macs", "latency")
-_ROUTERS = {COE: "learned", CASCADE: "cascade"}
+LEVEL = 0.05  # of the test by which a system is worse than the best
 _REMEDY = "decode and calibrate with these settings (coe-translation decode, calibrate)"
-
-
-def fitted_with(provenance: Mapping[str, Any], system: str) -> dict[str, Any]:
-    """What a system's thresholds depend on, out of the provenance of decoded translations.
-
-    The names are those of the points' ``fitted_with``: checkpoint (SHA-256), confidence, beam, lenpen,
-    router, direction (such as de-en); of a cascade the digests of its two networks in place of the team's.
-    What a file of an older version does not know is left out.
-
-    Args:
-        provenance: of `Translations`.
-        system: "CoE" or "cascade".
-
-    Example:
-        >>> fitted_with({"confidence": "probability", "beam": 5, "date": "2026-01-01"}, "CoE")
-        {'confidence': 'probability', 'beam': 5, 'router': 'learned'}
-    """
-    settings = {name: provenance.get(name) for name in ("confidence", "beam", "lenpen")}
-    settings |= {"router": _ROUTERS[system], "direction": provenance.get("direction")}
-    if system == CASCADE:
-        digests = provenance.get("controls_sha256") or {}
-        settings |= {name: digests.get(name) for name in (DELEGATOR_ALONE, EXPERT_ALONE)}
-    else:
-        settings["checkpoint"] = provenance.get("checkpoint_sha256")
-    return {name: value for name, value in settings.items() if value is not None}
 
 
 def check_points(
     points: Sequence[OperatingPoint], provenance: Mapping[str, Any], system: str
 ) -> None:
-    """Refuse thresholds that were fitted with other settings than translations were decoded with.
+    """Refuse points that were fitted with other settings than translations were decoded with.
 
     Raises:
         ValueError: as `check_fitted_with`.
@@ -66,94 +58,133 @@ def check_points(
         )
 
 
-def fit(
-    system: RoutedSystem, aim: Aim, data: str, settings: Mapping[str, Any] | None = None
-) -> OperatingPoint:
-    """The operating point of a system that serves an aim best on the translations that it is made of.
+class Calibration(NamedTuple):
+    """What was fitted and chosen, and what could not be met."""
 
-    Budgets and "best" go by BLEU. Latencies are in milliseconds a sentence, as the set was decoded.
-
-    Args:
-        system: see `routed_systems`.
-        aim: see `coe_core.support.aims`.
-        data: which data these are.
-        settings: that they were decoded with, see `fitted_with`.
-
-    Raises:
-        AimNotReachableError: the aim is below what the delegator alone spends.
-    """
-    metric = "chrF" if aim.kind == "chrf_drop" else "BLEU"
-    unit = "macs"
-    if aim.kind == "latency":
-        curve, unit = system.stages.curve(metric, "seconds"), "ms"
-        curve = curve._replace(cost=curve.cost * 1000)
-    else:
-        curve = system.stages.curve(metric, "macs")
-    value = aim.absolute(float(curve.cost[0]))
-    kind = "accuracy_drop" if aim.kind in ("bleu_drop", "chrf_drop") else aim.kind
-    return OperatingPoint.at_index(
-        curve,
-        fit_threshold(curve, cast(AimKind, kind), value),
-        name=aim.text,
-        aim=aim.kind,
-        value=value,
-        cost_unit=unit,
-        num_samples=len(system.first.text),
-        data=data,
-        fitted_with=settings,
-    )
+    points: dict[str, list[OperatingPoint]]  # by system
+    choices: dict[str, Choice]  # by aim
+    unmet: list[str]  # a line about each aim that a system with exits cannot meet
 
 
-class AllPoints(NamedTuple):
-    """Operating points by system, and what could not be met."""
+def calibrate(
+    translations: Translations,
+    aims: Sequence[str],
+    data: str,
+    scoring: Scoring | None = None,
+    *,
+    level: float = LEVEL,
+    system: str | None = None,
+) -> Calibration:
+    """Fit every system to every aim, and choose for each the one to deploy.
 
-    points: dict[str, list[OperatingPoint]]
-    unmet: list[str]  # a line about each aim that a system cannot meet
-
-
-def fit_all(
-    translations: Translations, aims: Sequence[str], data: str, scoring: Scoring | None = None
-) -> AllPoints:
-    """Operating points of CoE and of the cascade, if it was decoded, for every aim that each can meet.
+    Budgets and "best" go by BLEU. Latencies are in milliseconds a sentence, as the set was decoded. A drop
+    is from the best that any system reaches without exits, a part of a cost from the collaboration's.
 
     Args:
-        translations: of a validation set.
+        translations: of a held-out text.
         aims: as typed, see `coe_core.support.aims`.
         data: which data these are.
-        scoring: see `routed_systems`.
+        scoring: see `held_out_systems`.
+        level: of the paired test, see `coe_core.choose`.
+        system: the one to use; None: whichever is best.
 
     Raises:
-        ValueError: an aim that is not understood.
-        AimNotReachableError: CoE can meet none of them.
+        ValueError: an aim that is not understood, a system that there is not, or a level outside (0, 1].
+        AimNotReachableError: no system meets any of them.
     """
     parsed = [parse_aim(aim, KINDS) for aim in aims]
-    systems = routed_systems(translations, scoring)
+    metrics = dict.fromkeys(map(_metric, parsed))
+    systems = {metric: held_out_systems(translations, scoring, metric) for metric in metrics}
+    if system is not None:
+        only = find_system(system, list(next(iter(systems.values()))))
+        systems = {metric: {only: of_metric[only]} for metric, of_metric in systems.items()}
     points: dict[str, list[OperatingPoint]] = {}
+    choices: dict[str, Choice] = {}
     unmet = []
-    for name in (COE, CASCADE):
-        if name not in systems:
+    for aim in parsed:
+        candidates = systems[_metric(aim)]
+        try:
+            choices[aim.text], fitted = _fit(translations, candidates, aim, data, level)
+        except AimNotReachableError as error:
+            unmet.append(f"{aim.text}: {error}")
             continue
-        settings = fitted_with(translations.provenance, name)
-        points[name] = []
-        for aim in parsed:
-            try:
-                points[name].append(fit(systems[name], aim, data, settings))
-            except AimNotReachableError as error:
-                unmet.append(f"{name}, {aim.text}: {error}")
-        if name == COE and not points[name]:
-            raise AimNotReachableError("; ".join(unmet))
-    return AllPoints(points, unmet)
+        for name, point in fitted.items():
+            points.setdefault(name, []).append(point)
+        unmet += [
+            f"{name}, {aim.text}: reached by {choices[aim.text].deployed}, not by {name}"
+            for name in (COE, CASCADE)
+            if name in candidates and name not in fitted
+        ]
+    if not choices:
+        raise AimNotReachableError("; ".join(unmet))
+    return Calibration(points, choices, unmet)
 
 
-def save_points(
-    path: str | Path, points: dict[str, list[OperatingPoint]], provenance: dict[str, Any]
-) -> None:
+def _metric(aim: Aim) -> str:
+    return "chrF" if aim.kind == "chrf_drop" else "BLEU"
+
+
+def _fit(
+    translations: Translations,
+    candidates: Mapping[str, Candidate],
+    aim: Aim,
+    data: str,
+    level: float,
+) -> tuple[Choice, dict[str, OperatingPoint]]:
+    """The choice for an aim, and the point of every system that reaches it."""
+    unit = "ms" if aim.kind == "latency" else "macs"
+    kind = cast(AimKind, "accuracy_drop" if aim.kind in ("bleu_drop", "chrf_drop") else aim.kind)
+    stages = {name: candidate.stage for name, candidate in candidates.items()}
+    whole = {name: stage.at(NO_EXITS).cost[unit] for name, stage in stages.items()}
+    value = aim.absolute(whole.get(COE, max(whole.values())))
+    choice = choose(candidates, kind, value, cost=unit, level=level)
+    fitted = {
+        name: OperatingPoint.at_index(
+            stages[name].curve(cost=unit),
+            index,
+            name=aim.text,
+            aim=aim.kind,
+            value=value,
+            cost_unit=unit,
+            num_samples=len(translations),
+            data=data,
+            fitted_with=fitted_with(translations.provenance, name),
+        )
+        for name, index in fit_systems(stages, kind, value, cost=unit).items()
+    }
+    return choice, fitted
+
+
+def find_system(text: str, systems: Sequence[str]) -> str:
+    """The system of that name, in any case; a control's also without what it is.
+
+    Args:
+        text: as it is written.
+        systems: that there are.
+
+    Raises:
+        ValueError: there is none (says which there are).
+
+    Example:
+        >>> find_system("Large", ["CoE", "single:large"])
+        'single:large'
+    """
+    by_lower = {system.lower(): system for system in systems}
+    by_lower |= {s.partition(":")[2].lower(): s for s in systems if ":" in s}
+    if text.lower() not in by_lower:
+        raise ValueError(
+            f"no system {text[:80]!r}; there are: {', '.join(systems)}{nearest(text, systems)}"
+        )
+    return by_lower[text.lower()]
+
+
+def save_points(path: str | Path, stored: StoredPoints) -> None:
     """Write them as JSON, whole or not at all, see `coe_core.save_points`."""
-    coe_core.save_points(path, TASK, StoredPoints(points, provenance))
+    coe_core.save_points(path, TASK, stored)
 
 
-def load_points(path: str | Path) -> dict[str, list[OperatingPoint]]:
-    """Inverse of `save_points`.
+def load_points(path: str | Path) -> StoredPoints:
+    """Inverse of `save_points`; of an older file, without choices, all is the collaboration's.
 
     Raises:
         ValueError: no such file, or not one of these.
@@ -161,4 +192,4 @@ def load_points(path: str | Path) -> dict[str, list[OperatingPoint]]:
     if not Path(path).is_file():
         what = "not a regular file" if Path(path).exists() else "no such file"
         raise ValueError(f"{path}: {what}; coe-translation calibrate writes it")
-    return coe_core.load_points(path, TASK).points
+    return coe_core.load_points(path, TASK)

@@ -54,7 +54,7 @@ def evaluate(runs: Sequence[Run], folder: Path, name: str) -> Evaluation:
         )
     scoring = _scoring(seeds[0])
     tables = [
-        table.rows(seed, load_points(run.points), scoring)
+        table.rows(seed, load_points(run.points).points, scoring)
         for run, seed in zip(runs, seeds, strict=True)
     ]
     summary = table.summary(tables)

@@ -36,7 +36,7 @@ class CorpusQuality:
     def __init__(self, metric: str, reference: Sequence[str], scoring: Scoring | None = None):
         if metric not in METRICS:
             raise ValueError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
-        self.metric = build_metric(metric, scoring)
+        self.name, self.metric = metric, build_metric(metric, scoring)
         self.reference = list(reference)
 
     def counts(self, translations: Sequence[str]) -> Float[Tensor, "n d"]:
@@ -54,6 +54,8 @@ class CorpusQuality:
 
     def scores(self, sums: Float[Tensor, "m d"]) -> Float[Tensor, " m"]:
         """Score of each row of summed counts, from 0 to 100."""
+        if self.name == "BLEU":
+            return _bleu(sums.round())
         score_of: Callable = self.metric._compute_score_from_stats
         rows = sums.round().long().tolist()
         return torch.tensor([score_of(row).score for row in rows], dtype=torch.float64)
@@ -68,3 +70,14 @@ class CorpusQuality:
         if not hasattr(self.metric, "num_refs") or self.metric.num_refs in (None, -1):
             self.metric.corpus_score(self.reference[:1], [self.reference[:1]])
         return str(self.metric.get_signature())
+
+
+def _bleu(sums: Float[Tensor, "m 10"]) -> Float[Tensor, " m"]:
+    """sacreBLEU's formula (orders 1 to 4, smoothing "exp") for many rows at once."""
+    length, reference, correct, total = sums[:, 0], sums[:, 1], sums[:, 2:6], sums[:, 6:10]
+    halved = 2.0 ** (correct == 0).cumsum(1)  # of an order without matches, half of the one before
+    matched = torch.where(correct == 0, 1 / halved, correct)
+    precision = matched / total.clamp(min=1)
+    brevity = torch.exp(1 - reference / length.clamp(min=1)).clamp(max=1)
+    scores = 100 * brevity * precision.log().mean(1).exp()
+    return torch.where((correct == 0).all(1) | (total == 0).any(1), 0.0, scores)

@@ -97,6 +97,7 @@ def _routed(
             float(_column(first, cost).mean()),
             _column(second, cost),
             0.0 if selection is None else float(_column(selection, cost).mean()),
+            _column(first, cost),
         )
         for cost in COSTS
     }

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from coe_core import CalibratedCurve, OperatingPoint, check_fitted_with
+from coe_core import (
+    AimNotReachableError,
+    CalibratedCurve,
+    OperatingPoint,
+    StoredPoints,
+    check_fitted_with,
+)
 from coe_core.stored_points import COE
 from coe_core.support.aims import looks_like_an_amount, parse_budget
 from coe_core.support.command import nearest
-from translation.evaluation.calibrate import CASCADE, fitted_with, load_points
+from translation.evaluation.calibrate import find_system, load_points
+from translation.evaluation.held_out import fitted_with, has_exits, held_out_systems
 from translation.prediction.engine import Search, Setting
 
 DEFAULT = "best"
@@ -20,31 +29,41 @@ _REMEDY = "translate with these settings, or calibrate again (coe-translation de
 
 
 class Budgets:
-    """Stored operating points, and the curve that any other budget is read off.
+    """Stored operating points, and the curves that any other budget is read off.
 
     Args:
         points: file that calibrate wrote; None: there is none.
-        decoded: translations of the validation text, which the curve is made of when it is needed.
-        used_with: what thresholds must have been fitted with, by system.
-        systems: that there are.
+        decoded: translations of the validation text, which the curves are made of when they are needed.
+        used_with: what points must have been fitted with, of a system.
+        systems: that there are, what translates where nothing is stored first.
     """
 
     def __init__(
         self,
         points: Path | None,
         decoded: Path | None,
-        used_with: Mapping[str, Mapping[str, Any]],
+        used_with: Callable[[str], Mapping[str, Any]],
         systems: list[str],
     ):
-        self.points = load_points(points) if points is not None and points.is_file() else {}
+        self.stored = StoredPoints({}, {})
+        if points is not None and points.is_file():
+            self.stored = load_points(points)
         self.decoded = decoded if decoded is not None and decoded.is_file() else None
-        self.used_with, self.systems = used_with, systems
+        self.used_with, self.systems = cache(used_with), systems
         self._curves: dict[str, CalibratedCurve] | None = None
         self._lock = threading.Lock()
 
-    def named(self, system: str) -> dict[str, OperatingPoint]:
-        """Points of a system by their names."""
-        return {point.name: point for point in self.points.get(system, [])}
+    def deployed(self, name: str) -> str:
+        """The system that is used at the point of that name: of those there are."""
+        chosen = self.stored.deployed(name)
+        return chosen if chosen in self.systems else self.systems[0]
+
+    def named(self, system: str | None = None) -> dict[str, OperatingPoint]:
+        """Points of a system by their names; None: of each name that of the system deployed at it."""
+        if system is not None:
+            return self.stored.named(system)
+        points = {n: self.stored.named(self.deployed(n)).get(n) for n in self.stored.names}
+        return {name: point for name, point in points.items() if point is not None}
 
     def resolve(
         self,
@@ -57,28 +76,27 @@ class Budgets:
 
         Raises:
             ValueError: see there.
-            AimNotReachableError: a budget below what the delegator alone spends.
+            AimNotReachableError: a budget below what the cheapest system spends.
         """
         if budget is not None and threshold is not None:
             raise ValueError("give a budget or a threshold, not both")
-        system = COE if system is None else self.find_system(system)
-        if system not in (COE, CASCADE):
-            return self._alone(budget, threshold, system)
+        system = None if system is None else self.find_system(system)
         if threshold is not None:
-            return self._at(system, f"threshold {threshold:g}", threshold)
+            return self._at_threshold(threshold, system or self.systems[0])
         points = self.named(system)
-        if budget is None and not points:
-            return Setting("no exits", system)
+        if budget is None and not (points and has_exits(system or COE)):
+            used_by = system or self.systems[0]
+            return Setting("no exits" if has_exits(used_by) else used_by, used_by)
         name = DEFAULT if budget is None else str(budget)
         aim = f"macs={name}"
         if name in points or aim in points:
             point = points.get(name) or points[aim]
-            self._check(system, point.name, point.fitted_with, search)
-            return Setting(point.name, system, point.threshold, point.exit_rate, point.num_samples)
+            return self._of_point(point, system or self.deployed(point.name), search)
         if not looks_like_an_amount(name):
             known = ", ".join(points) or "none"
+            of_system = "" if system is None else f" of {system}"
             raise ValueError(
-                f"no operating point {name[:80]!r} of {system}; stored: {known}{nearest(name, points)}; or "
+                f"no operating point {name[:80]!r}{of_system}; stored: {known}{nearest(name, points)}; or "
                 "give multiply-adds such as 20M or 60%"
             )
         return self._fitted(system, name, search)
@@ -89,52 +107,79 @@ class Budgets:
         Raises:
             ValueError: there is none (says which there are).
         """
-        by_lower = {system.lower(): system for system in self.systems}
-        by_lower |= {s.partition(":")[2].lower(): s for s in self.systems if ":" in s}
-        if name.lower() not in by_lower:
-            raise ValueError(
-                f"no system {name[:80]!r}; there are: {', '.join(self.systems)}"
-                f"{nearest(name, self.systems)}"
-            )
-        return by_lower[name.lower()]
+        return find_system(name, self.systems)
 
     def curve(self, system: str) -> CalibratedCurve | None:
         """BLEU against multiply-adds on the validation text; None: there is none."""
+        return self._all_curves().get(system)
+
+    def _all_curves(self) -> dict[str, CalibratedCurve]:
         with self._lock:
             if self._curves is None:
-                self._curves = {} if self.decoded is None else _curves(self.decoded)
-        return self._curves.get(system)
+                found = {} if self.decoded is None else _curves(self.decoded)
+                self._curves = {name: found[name] for name in self.systems if name in found}
+        return self._curves
 
-    @staticmethod
-    def _alone(budget: str | float | None, threshold: float | None, system: str) -> Setting:
-        if budget is not None or threshold is not None:
-            raise ValueError(
-                f"{system} always runs whole: it takes no budget and no threshold beside --system"
-            )
-        return Setting(system, system)
-
-    def _at(self, system: str, name: str, threshold: float) -> Setting:
+    def _at_threshold(self, threshold: float, system: str) -> Setting:
+        if not has_exits(system):
+            raise ValueError(f"{system} always runs whole: it takes no threshold")
+        name = f"threshold {threshold:g}"
         curve = (self._curves or {}).get(system)  # a server has loaded it; others need no exit rate
         if curve is None or math.isinf(threshold):
             return Setting(name, system, threshold)
         return Setting(name, system, threshold, curve.at(threshold).exit_rate, curve.num_samples)
 
-    def _fitted(self, system: str, name: str, search: Search) -> Setting:
-        amount, curve = parse_budget(name), self.curve(system)
-        if curve is None:
+    def _of_point(self, point: OperatingPoint, system: str, search: Search) -> Setting:
+        self._check(system, point.name, point.fitted_with, search)
+        if not has_exits(system):
+            return Setting(point.name, system)
+        return Setting(point.name, system, point.threshold, point.exit_rate, point.num_samples)
+
+    def _fitted(self, system: str | None, name: str, search: Search) -> Setting:
+        """What is best at a cost, of a system, or of those that are deployed for any point."""
+        amount, curves = parse_budget(name), self._all_curves()
+        whole = curves.get(COE) or max(curves.values(), key=lambda c: c.macs[0], default=None)
+        if system is not None:
+            curves = {n: curve for n, curve in curves.items() if n == system}
+        if not curves or whole is None:
             raise ValueError(
                 f"no trade-off curve to read {name!r} off: coe-translation train makes it, or name one of "
                 f"the stored points: {', '.join(self.named(system)) or 'none'}"
             )
-        self._check(system, name, curve.fitted_with, search)
-        index = curve.fit(amount.absolute(curve.macs[0]))
+        used_by, index = self._best_within(curves, amount.absolute(whole.macs[0]))
+        curve = curves[used_by]
+        self._check(used_by, name, curve.fitted_with, search)
+        if not has_exits(used_by):
+            return Setting(name, used_by)
         return Setting(
-            name, system, curve.threshold[index], curve.exit_rate[index], curve.num_samples
+            name, used_by, curve.threshold[index], curve.exit_rate[index], curve.num_samples
         )
 
+    def _best_within(self, curves: Mapping[str, CalibratedCurve], macs: float) -> tuple[str, int]:
+        """The deployed system of the best held-out BLEU at a mean cost, and the point on its curve.
+
+        Where all that are deployed cost more, of the others.
+        """
+        fits = {}
+        for name, curve in curves.items():
+            with contextlib.suppress(AimNotReachableError):
+                fits[name] = curve.fit(macs)
+        deployed = {self.deployed(name) for name in self.stored.names} or {self.systems[0]}
+        fits = {name: at for name, at in fits.items() if name in deployed} or fits
+        if not fits:
+            name = min(curves, key=lambda n: (min(curves[n].macs), has_exits(n)))
+            raise AimNotReachableError(
+                f"a mean cost of {macs:g} is below that of every system; the cheapest that exists is {name} "
+                f"at {min(curves[name].macs):g}: raise the budget"
+            )
+        # Of equals one without exits, which is simpler.
+        best = max(fits, key=lambda n: (curves[n].quality[fits[n]], not has_exits(n)))
+        return best, fits[best]
+
     def _check(self, system: str, name: str, fitted: Mapping[str, Any], search: Search) -> None:
-        used = {**self.used_with.get(system, {}), "beam": search.beam, "lenpen": search.lenpen}
-        check_fitted_with(f"threshold {name!r} of {system}", fitted, used, _REMEDY)
+        used = {**self.used_with(system), "beam": search.beam, "lenpen": search.lenpen}
+        what = "threshold" if has_exits(system) else "operating point"
+        check_fitted_with(f"{what} {name!r} of {system}", fitted, used, _REMEDY)
 
 
 def _curves(decoded: Path) -> dict[str, CalibratedCurve]:
@@ -142,21 +187,19 @@ def _curves(decoded: Path) -> dict[str, CalibratedCurve]:
     import datetime
 
     from translation.evaluation.metrics import Scoring
-    from translation.evaluation.systems import routed_systems
     from translation.evaluation.translations import Translations
 
     translations = Translations.load(decoded)
     stored = translations.provenance.get("scoring")
-    systems = routed_systems(translations, Scoring(**stored) if isinstance(stored, dict) else None)
+    scoring = Scoring(**stored) if isinstance(stored, dict) else None
     return {
         name: CalibratedCurve.from_curve(
-            systems[name].stages.curve("BLEU", "macs"),
+            candidate.stage.curve(cost="macs"),
             rough_weight=0.0,
             num_samples=len(translations),
             data=decoded.stem,
             date=str(translations.provenance.get("date", datetime.date.today().isoformat())),
             fitted_with=fitted_with(translations.provenance, name),
         )
-        for name in (COE, CASCADE)
-        if name in systems
+        for name, candidate in held_out_systems(translations, scoring).items()
     }

@@ -115,5 +115,9 @@ class Engine(Protocol):
     ) -> list[Decoded]:
         """Translate sentences that are not empty and not too long, as one batch."""
 
-    def facts(self) -> dict:
-        """For a page: networks and their cost, operating points, and the curve if there is one."""
+    def facts(self, system: str | None = None) -> dict:
+        """For a page: networks and their cost, operating points, and the curve if there is one.
+
+        Args:
+            system: that translates whatever is asked for; None: the one of each operating point.
+        """

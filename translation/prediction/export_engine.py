@@ -113,13 +113,14 @@ class ExportEngine:
                 total += spends.of_lengths(length, 0, beam=0)
         return total
 
-    def facts(self) -> dict:
+    def facts(self, system: str | None = None) -> dict:
         points = self.runner.routing["operating_points"]
         costs = [int(s.of_lengths(20, 20, self.search.beam)) for s in self._spends.values()]
         return {
             "systems": self.systems,
             "macs": {"delegator": costs[0], "experts": costs[1:]} if costs else {},
-            "operating_points": points,
+            "slider": COE,
+            "operating_points": {n: {**point, "system": COE} for n, point in points.items()},
             "curve": None,
             "confidence": self.confidence,
         }

@@ -17,7 +17,8 @@ from torch import Tensor
 from coe_core.stored_points import COE
 from coe_core.support.files import sha256_of
 from translation.corpora.vocabulary import load_pieces
-from translation.evaluation.calibrate import CASCADE
+from translation.evaluation.held_out import control_system, has_exits
+from translation.evaluation.systems import CASCADE
 from translation.evaluation.translations import DELEGATOR_ALONE, EXPERT_ALONE
 from translation.generation.generator import (
     CollaborativeGenerator,
@@ -77,7 +78,8 @@ class FairseqEngine:
         self.confidence = getattr(self.task, "confidence", "probability")
         self.pieces = None if vocabulary is None else load_pieces(str(vocabulary))
         self.points = points
-        self.budgets = Budgets(points, decoded, self._used_with(path), self.systems)
+        self.path = path
+        self.budgets = Budgets(points, decoded, self._used_with, self.systems)
         self.search = search or self._fitted_search()
         self._loaded: dict[str, list[Any]] = {}
         self._generators: dict[tuple[str, Search], CollaborativeGenerator] = {}
@@ -93,9 +95,7 @@ class FairseqEngine:
         names = [COE] if self.team is not None else [f"single:{Path(self.name).stem}"]
         if {DELEGATOR_ALONE, EXPERT_ALONE} <= self.controls.keys():
             names.append(CASCADE)
-        for name, paths in self.controls.items():
-            names.append(f"{'single' if len(paths) == 1 else 'ensemble'}:{name}")
-        return names
+        return names + [control_system(name, len(paths)) for name, paths in self.controls.items()]
 
     def cut(self, line: str) -> list[str]:
         if self.pieces is None:
@@ -136,36 +136,44 @@ class FairseqEngine:
             found.append(Decoded(texts, network, confidence, macs))
         return found
 
-    def facts(self) -> dict:
-        curve = self.budgets.curve(COE)
+    def facts(self, system: str | None = None) -> dict:
+        of_thresholds = self.systems[0] if system is None else self.budgets.find_system(system)
         macs: dict[str, Any] = {}
         if self.team is not None:
             networks = [self.team.delegator, *self.team.experts]
             first, *rest = (_per_sentence(network, self.search.beam) for network in networks)
             macs = {"delegator": first, "experts": rest}
+        curve = self.budgets.curve(of_thresholds) if has_exits(of_thresholds) else None
         return {
             "systems": self.systems,
             "macs": macs,
-            "operating_points": {n: p.to_dict() for n, p in self.budgets.named(COE).items()},
-            "curve": None if curve is None or self.team is None else curve.to_dict(),
+            "slider": of_thresholds if has_exits(of_thresholds) else None,
+            "operating_points": {
+                name: {**point.to_dict(), "system": system or self.budgets.deployed(name)}
+                for name, point in self.budgets.named(system and of_thresholds).items()
+            },
+            "curve": None if curve is None else curve.to_dict(),
             "confidence": self.confidence,
         }
 
-    def _used_with(self, path: Path) -> dict[str, dict[str, Any]]:
-        """What stored thresholds must have been fitted with."""
+    def _used_with(self, system: str) -> dict[str, Any]:
+        """What stored points of a system must have been fitted with."""
         config = self.task.cfg
-        common = {"confidence": self.confidence}
-        common["direction"] = f"{config.source_lang}-{config.target_lang}"
-        used = {COE: {**common, "router": "learned"}, CASCADE: {**common, "router": "cascade"}}
-        if self.points is not None:
-            used[COE]["checkpoint"] = sha256_of(path)
-            for name in (DELEGATOR_ALONE, EXPERT_ALONE):
-                if name in self.controls and self.controls[name][0].is_file():
-                    used[CASCADE][name] = sha256_of(self.controls[name][0])
+        used: dict[str, Any] = {"direction": f"{config.source_lang}-{config.target_lang}"}
+        if has_exits(system):
+            used |= {"confidence": self.confidence}
+            used |= {"router": "learned" if system == COE else "cascade"}
+        if system == CASCADE:
+            files = {name: self.controls[name][0] for name in (DELEGATOR_ALONE, EXPERT_ALONE)}
+            return used | {n: sha256_of(path) for n, path in files.items() if path.is_file()}
+        name = system.partition(":")[2]
+        paths = self.controls.get(name, [self.path])
+        if all(path.is_file() for path in paths):
+            used["checkpoint"] = ":".join(map(sha256_of, paths))
         return used
 
     def _fitted_search(self) -> Search:
-        for point in self.budgets.points.get(COE, []):
+        for point in self.budgets.named().values():
             beam, lenpen = point.fitted_with.get("beam"), point.fitted_with.get("lenpen")
             return Search().changed(beam, lenpen, None)
         return Search()

@@ -53,7 +53,7 @@ class Service(coe_core.serving.app.Service[_Item, Translation]):
 
     def __init__(self, translator: Translator, settings: ServerSettings, max_sentences: int):
         self.translator, self.max_sentences = translator, max_sentences
-        facts = translator.engine.facts()
+        facts = translator.engine.facts(translator.system)
         num_experts = len(facts["macs"].get("experts", []))
         super().__init__(
             self._translate,

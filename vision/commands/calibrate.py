@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from coe_core.support.command import at_least, number_in
 
 if TYPE_CHECKING:
-    from coe_core import Choice, OperatingPoint
+    from coe_core import OperatingPoint
     from vision.run import Run
 
 
@@ -74,6 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def print_points(run: Run, points: Iterable[OperatingPoint]) -> None:
     """The operating points as a table for the terminal, and why each system was chosen."""
+    from coe_core.chosen import reason, shown_cost
     from coe_core.support.reports import print_table, rich_table
 
     points = list(points)
@@ -92,52 +93,5 @@ def print_points(run: Run, points: Iterable[OperatingPoint]) -> None:
     title = "operating points, fitted on validation data"
     print_table(rich_table(headings, rows, title, left=(0, 1)))
     for point in points:
-        print(f"{point.name}: {reason(run.stored.choices[point.name], point.cost_unit)}")
-
-
-def shown_cost(cost: float, unit: str) -> str:
-    """A mean cost with its unit.
-
-    Example:
-        >>> shown_cost(2.5e6, "macs"), shown_cost(3.0, "ms")
-        ('2.5 MMACs', '3.000 ms')
-    """
-    return f"{cost / 1e6:.3g} MMACs" if unit == "macs" else f"{cost:.3f} ms"
-
-
-def reason(choice: Choice, unit: str) -> str:
-    """Who won, by how much, with the interval, in one line."""
-    deployed, best, rivals = choice.deployed, choice.best, choice.rivals
-    by_cost = choice.criterion == "cost"
-    if len(rivals) == 1:
-        return f"{deployed} is the only system that reaches it"
-    if deployed != best:
-        parts, of_best = rivals[deployed].parts, rivals[best].parts
-        behind = "dearer" if by_cost else "behind"
-        return (
-            f"{deployed} ({_networks(parts)}), {_gap(choice, deployed, unit)} {behind} {best} "
-            f"({_networks(of_best)}): not worse at level {choice.level:g}"
-        )
-    others = [name for name in rivals if name != best]
-    key = (lambda n: rivals[n].cost) if by_cost else (lambda n: -rivals[n].quality)
-    second = min(others, key=key)
-    return f"{deployed} ({_networks(rivals[deployed].parts)}), the best; {second} is " + (
-        f"{_gap(choice, second, unit)} {'dearer' if by_cost else 'behind'}"
-    )
-
-
-def _networks(count: int) -> str:
-    return f"{count} network{'s' * (count > 1)}"
-
-
-def _gap(choice: Choice, name: str, unit: str) -> str:
-    """How far a system is behind the best, with the interval and the p-value."""
-    difference = choice.rivals[name].difference
-    mean, low, high = difference[:3]
-    sure = f"{100 * (1 - choice.level):g}% interval"
-    if choice.criterion == "cost":
-        shown = [shown_cost(value, unit).split() for value in (mean, low, high)]
-        numbers = f"{shown[0][0]} {shown[0][1]} ({sure} {shown[1][0]} to {shown[2][0]}"
-    else:
-        numbers = f"{-100 * mean:.2f} points ({sure} {-100 * high:.2f} to {-100 * low:.2f}"
-    return f"{numbers}, p = {difference.p_value:.2g})"
+        why = reason(run.stored.choices[point.name], point.cost_unit, points=100)
+        print(f"{point.name}: {why}")

@@ -11,7 +11,7 @@ from sacrebleu import corpus_bleu, corpus_chrf
 from coe_core import AimNotReachableError
 from coe_core.support.aims import parse_aim
 from translation.commands.cli import main
-from translation.evaluation.calibrate import KINDS, fit, load_points
+from translation.evaluation.calibrate import KINDS, calibrate, load_points
 from translation.evaluation.systems import routed_systems, single_systems
 from translation.evaluation.translations import OfNetwork, Selection, Translations
 
@@ -148,11 +148,12 @@ def test_calibrate_stores_thresholds_that_generation_reads(
 ):
     out = tmp_path / "thresholds.json"
     aims = ("best", "bleu_drop=0.5", "macs=60%", "latency=90%", "chrf_drop=1")
-    status, shown, _ = said("calibrate", file, *aims, "--out", out)
+    status, shown, _ = said("calibrate", file, *aims, "--system", "coe", "--out", out)
     assert status == 0
-    assert shown.count("MMACs") == 8
-    assert shown.count(" ms") == 2
-    points = {point.name: point for point in load_points(out)["CoE"]}
+    assert shown.count("MMACs") == 4
+    assert shown.count(" ms") == 1
+    assert shown.count("CoE is the only system that reaches it") == 5
+    points = load_points(out).named()
     assert list(points) == list(aims)
     whole = routed_systems(translations)["CoE"].at(float("inf"))
     reached = routed_systems(translations)["CoE"].at(points["macs=60%"].threshold)
@@ -506,14 +507,14 @@ def test_aims():
 
 
 def test_a_budget_below_the_delegator(translations, said, file, tmp_path):
-    with pytest.raises(AimNotReachableError, match="below the delegator's own"):
-        fit(routed_systems(translations)["CoE"], parse_aim("macs=1"), "x")
+    with pytest.raises(AimNotReachableError, match="is below that of every system; the cheapest"):
+        calibrate(translations, ["macs=1"], "x")
     status, _, error = said("calibrate", file, "macs=1", "--out", tmp_path / "x")
-    assert (status, "below the delegator's own" in error) == (2, True)
+    assert (status, "the cheapest that exists is single:delegator-alone at" in error) == (2, True)
     assert not (tmp_path / "x").exists()
     status, _, error = said("calibrate", file, "best", "macs=1", "--out", tmp_path / "x")
-    assert (status, "left out: CoE, macs=1: a mean cost of 1 is below" in error) == (0, True)
-    assert [point.name for point in load_points(tmp_path / "x")["CoE"]] == ["best"]
+    assert (status, "left out: macs=1: a mean cost of 1 is below" in error) == (0, True)
+    assert list(load_points(tmp_path / "x").named()) == ["best"]
 
 
 def test_files_that_are_not_what_they_should_be(said, file, translations, tmp_path):

@@ -4,6 +4,7 @@ import copy
 import json
 
 import pytest
+import torch
 from sacrebleu import corpus_bleu
 
 from translation.evaluation.calibrate import load_points
@@ -79,7 +80,7 @@ def test_translations_survive_their_file(translations, file):
 def test_thresholds_are_refused_with_what_they_were_not_fitted_with(said, file, tmp_path):
     points = tmp_path / "points.json"
     assert said("calibrate", file, "best", "--out", points)[0] == 0
-    stored = load_points(points)
+    stored = load_points(points).points
     fitted = stored["CoE"][0].fitted_with
     assert (fitted["confidence"], fitted["beam"], fitted["router"]) == ("probability", 3, "learned")
     assert (len(fitted["checkpoint"]), fitted["direction"]) == (64, "de-en")
@@ -145,3 +146,22 @@ def test_another_tokenizer(translations):
     )
     with pytest.raises(ValueError, match="unknown tokenizer 'chars'; known: 13a, char"):
         CorpusQuality("BLEU", translations.reference, Scoring(tokenize="chars"))
+
+
+def test_many_scores_at_once_are_sacrebleus():
+    """Of no words, of one word, of no match of an order, of short and of long ones."""
+    reference = ["the cat sat on the mat today", "a dog barks", "we are here", "no", "more of it"]
+    systems = [
+        ["the cat sat on the mat today", "a dog barks", "we are here", "no", "more of it"],
+        ["the cat on sat mat", "dog", "here are we", "", "it"],
+        ["", "", "", "", ""],
+        ["the", "a", "we", "x", "y"],
+        ["x y z w v", "u", "t", "s", "r"],
+        ["the cat sat on the mat today and more of it", "a dog", "we are", "no no", "more"],
+    ]
+    quality = CorpusQuality("BLEU", reference)
+    sums = torch.stack([quality.counts(text).sum(0) for text in systems])
+    expected = [corpus_bleu(text, [reference]).score for text in systems]
+    assert quality.scores(sums).tolist() == pytest.approx(expected, abs=1e-9)
+    each = [corpus_bleu([text], [[r]]).score for text, r in zip(systems[1], reference, strict=True)]
+    assert quality.of_sentences(systems[1]).tolist() == pytest.approx(each, abs=1e-9)

@@ -8,7 +8,7 @@ from translation.commands.cli import main
 @pytest.fixture(scope="session")
 def points(tmp_path_factory):
     """A file as calibrate writes it."""
-    from coe_core import OperatingPoint
+    from coe_core import OperatingPoint, StoredPoints
     from translation.evaluation.calibrate import save_points
 
     path = tmp_path_factory.mktemp("points") / "thresholds.json"
@@ -19,7 +19,7 @@ def points(tmp_path_factory):
                 name, threshold, "best", None, 0.5, 9.0, 1e5, "macs", 9, "x", "2026-01-01"
             )
         )
-    save_points(path, stored, {})
+    save_points(path, StoredPoints(stored, {}))
     return path
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from coe_core import OperatingPoint
+from coe_core import OperatingPoint, StoredPoints
 from coe_core.support.exports import write_routing
 from coe_core.support.routing_file import DamagedExportError
 from translation.commands.cli import main
@@ -53,7 +53,7 @@ def points_file(path: Path, **values: object) -> Path:
     fields = {"name": "some", "threshold": 0.14, "aim": "best", "value": None, "exit_rate": 0.5}
     fields |= {"quality": 9.0, "cost": 1e5, "cost_unit": "macs", "num_samples": 9, "data": "x"}
     point = OperatingPoint(**{**fields, "date": "2026-01-01", **values})
-    save_points(path, {"CoE": [point]}, {})
+    save_points(path, StoredPoints({"CoE": [point]}, {}))
     return path
 
 

@@ -1,12 +1,17 @@
 """The translator beside fairseq-generate and the export: the same sentences, the same texts and routes."""
 
+import contextlib
+import io
 import itertools
 import math
+import shutil
 import threading
 
 import pytest
 
+from coe_core import AimNotReachableError
 from translation.commands.cli import main
+from translation.evaluation.translations import Translations
 from translation.prediction.engine import Search, TranslatorError
 from translation.prediction.translator import Translator
 
@@ -121,14 +126,60 @@ def test_budgets(translator, trained_run):
     assert translator.resolve(system="single:expert-alone").threshold == math.inf
 
 
+@pytest.fixture(scope="module")
+def chosen(trained_run, tmp_path_factory):
+    """The run, calibrated so that a control is deployed: one with nothing in common with the team."""
+    folder = tmp_path_factory.mktemp("chosen") / "numbers"
+    shutil.copytree(trained_run, folder)
+    decoded = Translations.load(folder / "decoded/valid.json")
+    decoded.networks["expert-alone"].text = list(decoded.reference)
+    decoded.save(folder / "decoded/valid.json")
+    words = ["calibrate", folder / "decoded/valid.json", "best", "macs=50%", "bleu_drop=0.5"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main([str(w) for w in (*words, "--out", folder / "operating_points.json")]) == 0
+    return Translator(folder, device="cpu")
+
+
+def test_the_system_that_calibration_chose_translates(chosen, translator, lines):
+    setting = chosen.resolve()
+    assert (setting.name, setting.system) == ("best", "single:expert-alone")
+    assert (setting.threshold, setting.exit_rate) == (math.inf, None)
+    found, single = chosen(lines), translator(lines, system="single:expert-alone")
+    assert [(t.text, t.route, t.macs) for t in found] == [(t.text, t.route, t.macs) for t in single]
+    assert {t.route for t in found} == {"expert-alone", "empty"}
+    assert chosen.resolve("bleu_drop=0.5").system == "single:expert-alone"
+    assert chosen.resolve("50%").system == chosen.resolve("macs=50%").system
+    assert chosen.resolve("1G").system == "single:expert-alone"  # the best that is deployed
+    assert chosen.resolve(system="CoE").system == "CoE"  # at its own point "best"
+    assert chosen.resolve("99%", system="coe").system == "CoE"
+    assert chosen.resolve(threshold=0.5).system == "CoE"
+    with pytest.raises(
+        ValueError, match="'best' of single:expert-alone was fitted with beam 2, no"
+    ):
+        chosen(lines, beam=1)
+    assert chosen(["eins"], beam=1, system="single:expert-alone")[0].route == "expert-alone"
+    with pytest.raises(AimNotReachableError, match="that exists is single:expert-alone at"):
+        chosen.resolve("1%", system="single:expert-alone")
+    facts = chosen.engine.facts()
+    assert facts["operating_points"]["best"]["system"] == "single:expert-alone"
+    assert facts["slider"] == "CoE"
+    assert chosen.engine.facts("single:expert-alone")["slider"] is None
+    (chosen.source / "networks/expert-alone.pt").unlink()
+    with pytest.raises(TranslatorError, match=r"no such file; expert-alone was not trained"):
+        Translator(chosen.source, device="cpu")(["eins"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (
             {"budget": "bset"},
-            "no operating point 'bset' of CoE; stored: best, macs=70%; nearest: best",
+            "no operating point 'bset'; stored: best, macs=70%; nearest: best",
         ),
-        ({"budget": "1"}, "below what the first stage alone costs|delegator"),
+        (
+            {"budget": "1"},
+            "below that of every system; the cheapest that exists is single:delegator",
+        ),
         ({"budget": "best", "threshold": 0.5}, "give a budget or a threshold, not both"),
         ({"threshold": -1.0}, "outside the range of a probability"),
         ({"threshold": math.nan}, "outside the range of a probability"),

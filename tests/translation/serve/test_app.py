@@ -77,7 +77,7 @@ def test_an_over_long_sentence_is_cut_and_told(served):
         ({"text": 3}, 422, "text: Input should be a valid string, got 3"),
         ({"texts": ["a", None]}, 422, "Input should be a valid string, got None"),
         ({"text": "a", "budgets": "x"}, 422, "budgets: Extra inputs are not permitted"),
-        ({"text": "a", "budget": "fast"}, 400, "no operating point 'fast' of CoE; stored: best"),
+        ({"text": "a", "budget": "fast"}, 400, "no operating point 'fast'; stored: best"),
         ({"text": "a", "budget": "1"}, 400, "1"),
         ({"text": "a", "budget": "best", "threshold": 0.5}, 400, "a budget or a threshold"),
         ({"text": "a", "threshold": "nan"}, 400, "outside the range of a probability"),
