@@ -296,6 +296,10 @@ class Training:
         patience: validations without a better one after which a training ends early; null: never.
         init: checkpoint of a plain transformer of an expert's sizes and this vocabulary, copied into every
             expert of the team at the start; null: random weights.
+        subword_sampling: cut every training sentence anew in each epoch, the same way for the team and its
+            controls: of a unigram vocabulary the exponent of the probabilities of its segmentations, of bpe
+            the probability of leaving out a merge; null: as the data are cut.
+        subword_sides: which sides that is of.
         fp16: numbers of 16 bits, on a GPU.
         device: auto: a GPU where there is one; cpu.
         workers: processes that load batches.
@@ -323,6 +327,8 @@ class Training:
     select: Literal["average", "last", "best"] = "average"
     patience: int | None = None
     init: str | None = None
+    subword_sampling: float | None = None
+    subword_sides: Literal["both", "source"] = "both"
     fp16: bool = False
     device: Literal["auto", "cpu"] = "auto"
     workers: int = 0
@@ -332,6 +338,7 @@ class Training:
         ranges = dict.fromkeys((*counts, "save_interval", "average", "patience"), _MANY)
         ranges |= {"lr": _RATE, "warmup_init_lr": "[0, 1000]", "warmup_updates": "[0, 1000000000]"}
         ranges |= dict.fromkeys(("adam_betas", "label_smoothing", "dropout"), _BELOW_ONE)
+        ranges |= {"subword_sampling": "(0, 1]"}
         ranges |= {"weight_decay": "[0, 1000]", "clip_norm": _WEIGHT, "workers": "[0, 1024]"}
         check_ranges(self, ranges, "training.")
         if len(self.adam_betas) != 2:

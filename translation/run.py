@@ -66,6 +66,11 @@ class Run:
         return self.folder / "vocabulary" / "joint.model"
 
     @property
+    def dictionary(self) -> Path:
+        """fairseq's dictionary of all pieces, where sentences are cut anew in each epoch."""
+        return self.vocabulary.with_name("dict.txt")
+
+    @property
     def pieces(self) -> Path:
         return self.folder / "pieces"
 

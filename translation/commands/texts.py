@@ -67,13 +67,21 @@ def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
         help="longer lines are not learned from",
     )
     parser.add_argument("--out", required=True, help="file to write, such as joint.model")
+    parser.add_argument(
+        "--dictionary",
+        metavar="FILE",
+        help="also write fairseq's dictionary of all pieces, for fairseq-preprocess --srcdict; training with "
+        "--subword-sampling needs it",
+    )
 
 
 def run_vocabulary(arguments: argparse.Namespace) -> None:
     """Learn a joint SentencePiece vocabulary."""
-    from translation.corpora.vocabulary import Segmentation, train_vocabulary
+    from translation.corpora.vocabulary import Segmentation, train_vocabulary, write_dictionary
 
     ready_to_write(arguments.out, arguments.texts)
+    if arguments.dictionary is not None:
+        ready_to_write(arguments.dictionary, [*arguments.texts, arguments.out])
     how = Segmentation(
         arguments.kind,
         arguments.normalization,
@@ -84,6 +92,8 @@ def run_vocabulary(arguments: argparse.Namespace) -> None:
         arguments.longest_line,
     )
     report = train_vocabulary(arguments.texts, arguments.size, arguments.out, segmentation=how)
+    if arguments.dictionary is not None:
+        write_dictionary(arguments.out, arguments.dictionary)
     print(f"{arguments.out}: {report.num_pieces} pieces")
     if report.num_too_long:
         shown = ", ".join(report.too_long) + (", ..." if report.num_too_long > 3 else "")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from coe_core.support.files import ready_to_write, whole_file
+from coe_core.support.files import ready_to_write, whole_file, write_text
 from translation.corpora.lines import read_lines, refuse_breaks, refuse_nul
 
 KINDS = ("unigram", "bpe")
@@ -222,6 +222,35 @@ def load_pieces(model: str | Path) -> Any:
         return sentencepiece.SentencePieceProcessor(model_file=str(model))
     except (RuntimeError, OSError) as error:
         raise ValueError(f"{model}: not a SentencePiece model: {_reason(error)}") from error
+
+
+def real_pieces(pieces: Any) -> list[str]:
+    """The pieces that a text can be cut into; none that stand for control, for what is unknown or for a byte.
+
+    Args:
+        pieces: of `load_pieces`.
+    """
+    return [
+        pieces.id_to_piece(number)
+        for number in range(pieces.get_piece_size())
+        if not (
+            pieces.is_control(number)
+            or pieces.is_unknown(number)
+            or pieces.is_unused(number)
+            or pieces.is_byte(number)
+        )
+    ]
+
+
+def write_dictionary(model: str | Path, out: str | Path) -> None:
+    """Write fairseq's dictionary of all pieces of a model, for fairseq-preprocess --srcdict.
+
+    Its own has those pieces only that occur in the text as it is cut.
+    """
+    pieces = load_pieces(model)
+    numbers = range(pieces.get_piece_size())
+    of_bytes = [pieces.id_to_piece(number) for number in numbers if pieces.is_byte(number)]
+    write_text(out, "".join(f"{piece} 1\n" for piece in (*real_pieces(pieces), *of_bytes)))
 
 
 def encoded_names(texts: Sequence[str | Path], folder: str | Path) -> dict[str, Path]:

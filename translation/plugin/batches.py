@@ -9,6 +9,8 @@ import torch
 from fairseq.data import LanguagePairDataset
 from fairseq.data.data_utils import numpy_seed
 
+from translation.plugin.subwords import SubwordSampler
+
 
 class WholePairDataset(LanguagePairDataset):
     """fairseq's data set without two faults of 0.12.3 in how batches are cut.
@@ -20,6 +22,20 @@ class WholePairDataset(LanguagePairDataset):
     """
 
     order_seed: int | None = None
+    sampler: SubwordSampler | None = None  # cuts sentences anew
+    epoch = 1
+
+    def set_epoch(self, epoch):
+        super().set_epoch(epoch)
+        self.epoch = epoch
+
+    def __getitem__(self, index):
+        example, sampler = super().__getitem__(index), self.sampler
+        if sampler is not None:
+            for side in sampler.sides:
+                key = f"{self.epoch} {int(index)} {side}"
+                example[side] = sampler.cut(example[side], key)
+        return example
 
     def ordered_indices(self):
         if self.order_seed is None:

@@ -1,29 +1,27 @@
 """The translation task of fairseq, with routing: for fairseq-train, -validate, -generate, -interactive."""
 
-# No "from __future__ import annotations": fairseq reads the types of dataclass fields.
 import struct
 from collections import deque
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
 
-from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 from fairseq.tasks import register_task
-from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from fairseq.tasks.translation import TranslationTask
 from fairseq.utils import resolve_max_positions, split_paths
 from torch import Tensor
 
 from coe_core import CoEError, check_one, share_gradient
 from coe_core.support.files import sha256_of
 from translation.corpora.vocabulary import fingerprint
-from translation.generation.generator import CollaborativeGenerator, by_longest_source
-from translation.generation.routers import ROUTERS, Router, check_threshold, parse_router
+from translation.generation.generator import CollaborativeGenerator
+from translation.generation.routers import Router, check_threshold, parse_router
 from translation.plugin.batches import TypedDataset, WholePairDataset
+from translation.plugin.generators import routed_generator
 from translation.plugin.model import CoETransformerModel
 from translation.plugin.routes import RouteWriter
-from translation.plugin.selection import listen_to_selection
 from translation.plugin.start import copy_into_experts
+from translation.plugin.subwords import check_sampling, sampler_of
+from translation.plugin.task_options import CoETranslationConfig
 from translation.plugin.thresholds import CASCADE, is_stored, threshold_from
 from translation.plugin.trust import check_direction, check_languages, last_loaded, no_such_set
 
@@ -32,49 +30,6 @@ _DECODES_AGAIN = (
     "subword_nmt",
     "fastbpe",
 )  # that a text is put together already does not matter to them
-_NOT_SUPPORTED = {
-    "score_reference": "it scores one network's forced decoding; use fairseq-validate",
-    "retain_iter_history": "it belongs to non-autoregressive models",
-    "print_step": "it belongs to non-autoregressive models",
-}
-
-
-@dataclass
-class CoETranslationConfig(TranslationConfig):
-    """Options of the task: those of ``translation``, and how sentences are routed."""
-
-    router: str = field(
-        default="learned",
-        metadata={"help": f"who translates the sentences that do not end early: {ROUTERS}"},
-    )
-    threshold: str = field(
-        default="inf",
-        metadata={
-            "help": "a sentence ends with the delegator's hypothesis when its confidence is at least this; "
-            "higher means fewer exits; inf (default): none, 0: all; or FILE:AIM, a threshold that "
-            "coe-translation calibrate stored, such as thresholds.json:macs=60%"
-        },
-    )
-    confidence: ChoiceEnum(["probability", "log_probability"]) = field(  # type: ignore[valid-type]  # made here
-        default="probability",
-        metadata={
-            "help": "confidence of a hypothesis: its length-normalised log-probability, or the "
-            "exponential of it (in [0, 1], default)"
-        },
-    )
-    routes: str = field(
-        default="-",
-        metadata={
-            "help": "where the line R-<id>, route, confidence of each sentence goes: a file, - (standard "
-            "output, default) or none; with --results-path only a file keeps them beside the rest"
-        },
-    )
-    init_experts: Optional[str] = field(
-        default=None,
-        metadata={
-            "help": "checkpoint of a plain transformer that every expert starts as; same sizes and dictionary"
-        },
-    )
 
 
 @register_task("coe_translation", dataclass=CoETranslationConfig)
@@ -122,6 +77,7 @@ class CoETranslationTask(TranslationTask):
                 f"--bpe {bpe} and --remove-bpe {removed} would put pieces together twice, and join all "
                 f"words: give --bpe alone (text is typed), or --remove-bpe alone (data are pieces)"
             )
+        check_sampling(cfg)
         for folder in split_paths(cfg.data or ""):
             if "://" not in folder and not Path(folder).is_dir():
                 raise ValueError(f"{folder}: no such folder; fairseq-preprocess makes it")
@@ -272,9 +228,8 @@ class CoETranslationTask(TranslationTask):
         """fairseq's generator for a plain model; for a team, one that routes between its networks'.
 
         Raises:
-            ValueError: an option of generation, or a mixture of checkpoints, that cannot be routed.
+            ValueError: see `routed_generator`.
         """
-        teams = [model for model in models if isinstance(model, CoETransformerModel)]
 
         def over(networks: list):  # a generator over one network, or several as an ensemble
             extra = dict(extra_gen_cls_kwargs or {})
@@ -282,50 +237,19 @@ class CoETranslationTask(TranslationTask):
                 networks, args, *more, extra_gen_cls_kwargs=extra, **named
             )
 
-        if not teams:
+        if not any(isinstance(model, CoETransformerModel) for model in models):
             return over(models)
-        for option, reason in _NOT_SUPPORTED.items():
-            if getattr(args, option, False):
-                name = option.replace("_", "-")
-                raise ValueError(f"--{name} does not go with a Collaboration of Experts: {reason}")
-        team, plain = models[0], models[1:]
-        if len(teams) > 1 or team is not teams[0] or (plain and self.router.kind != "cascade"):
-            raise ValueError(
-                f"--path names {len(models)} checkpoints, {len(teams)} of them collaborations: give one "
-                "collaboration alone, or, with --router cascade, COLLABORATION:PLAIN_MODEL"
-            )
-        if self.router.kind == "cascade" and not plain:
-            raise ValueError(
-                "router 'cascade' is the delegator and one plain model without selection: "
-                "give --path COLLABORATION:PLAIN_MODEL"
-            )
-        if self.router.kind == "oracle":
-            raise ValueError(
-                "router 'oracle' looks at the reference: it serves fairseq-validate, not generation"
-            )
-        if self.router.kind == "cascade":
-            experts = [over(plain)]
-        elif self.router.kind == "ensemble":
-            experts = [over(list(team.experts))]
-        else:
-            experts = [over([expert]) for expert in team.experts]
-        delegator = over([team.delegator])
-        self._check_stored_threshold(args)
-        return CollaborativeGenerator(
-            delegator,
-            listen_to_selection(delegator, team.select),
-            team.select_sentences,
-            experts,
-            self.router,
-            threshold=self.threshold,
-            confidence=self.confidence,
-            pad=self.source_dictionary.pad(),
-            eos=self.source_dictionary.eos(),
-            by_length=by_longest_source(args),
-        )
+        return routed_generator(self, models, args, over)
 
-    def _check_stored_threshold(self, args) -> None:
-        """Refuse a stored threshold of another checkpoint or another search."""
+    def check_stored_threshold(self, args) -> None:
+        """Refuse a stored threshold of another checkpoint or another search.
+
+        Args:
+            args: of the search.
+
+        Raises:
+            ValueError: see `threshold_from`.
+        """
         if not is_stored(self.cfg.threshold) or not self._loaded:
             return
         kind = self.router.kind
@@ -367,11 +291,17 @@ class CoETranslationTask(TranslationTask):
             raise ValueError(f"{split}: source or target has no sentences; {again}") from error
         except (struct.error, KeyError, IndexError, TypeError, OverflowError, OSError) as error:
             raise ValueError(f"{split}: the set is damaged ({error!r}); {again}") from error
-        self.datasets[split].__class__ = WholePairDataset
+        dataset = self.datasets[split]
+        dataset.__class__ = WholePairDataset
+        is_trained_on = "data_selector" in kwargs  # so its trainer asks for it, and nobody else
+        if self.cfg.subword_sampling and is_trained_on and split == self.cfg.train_subset:
+            dataset.sampler, dataset.epoch = sampler_of(self.cfg, self.source_dictionary), epoch
 
     def get_batch_iterator(self, dataset, *options, seed=1, update_epoch_batch_itr=False, **named):
         if isinstance(dataset, WholePairDataset):
             dataset.order_seed = None if update_epoch_batch_itr else seed + 1
+            if dataset.sampler is not None:
+                dataset.sampler.seed = seed
         return super().get_batch_iterator(
             dataset, *options, seed=seed, update_epoch_batch_itr=update_epoch_batch_itr, **named
         )

@@ -37,6 +37,8 @@ def vocabulary(run: Run) -> list[str]:
     if run.recipe.languages.tagged:
         for language in run.recipe.languages.target:
             words += ["--user-symbol", tag(language)]
+    if run.recipe.training.subword_sampling is not None:
+        words += ["--dictionary", str(run.dictionary)]
     return words
 
 
@@ -65,6 +67,8 @@ def preprocess(run: Run, direction: Direction | None = None) -> list[str]:
     words = ["fairseq-preprocess", "--source-lang", source, "--target-lang", target]
     words += ["--joined-dictionary", "--trainpref", str(pieces / texts.train)]
     words += ["--validpref", str(pieces / texts.valid)]
+    if direction is None and run.recipe.training.subword_sampling is not None:
+        words += ["--srcdict", str(run.dictionary)]
     if direction is None:
         words += ["--testpref", ",".join(str(pieces / name) for name in texts.tests)]
     else:
@@ -134,6 +138,9 @@ def _train(run: Run, system: str, data: Path, seed: int, share: float = 1.0) -> 
         words += ["--disable-validation"]
     else:
         words += ["--validate-interval", str(_NEVER), "--validate-interval-updates", every]
+    if training.subword_sampling is not None:
+        words += ["--subword-sampling", str(training.subword_sampling)]
+        words += ["--subword-model", str(run.vocabulary), "--subword-sides", training.subword_sides]
     if training.patience is not None:
         words += ["--patience", str(training.patience)]
     if training.validate == "bleu":
