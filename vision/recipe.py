@@ -74,6 +74,7 @@ class Recipe:
                 )
         for key, network in self.named_networks():
             check_options(network, key)
+            _check_channels(network, key, self.data.channels)
         if self.has_team:
             self._check_team()
         elif self.portions != Portions():
@@ -128,7 +129,13 @@ class Recipe:
             )
 
         self._check_portions()
-        sizes = {network.size for network in (self.delegator, *self.experts) if network}
+        networks = [network for network in (self.delegator, *self.experts) if network]
+        sizes = {network.size for network in networks}
+        if self.hand_over.trunk is not None and len({f"{n.mean} {n.std}" for n in networks}) > 1:
+            raise ValueError(
+                "hand_over.trunk: delegator and experts share their first layers, so they see images of one "
+                "normalisation: give all the same mean and std"
+            )
         if self.hand_over.trunk is not None and len(sizes) > 1:
             raise ValueError(
                 "hand_over.trunk: delegator and experts share their first layers, so they see images of one "
@@ -254,6 +261,12 @@ def unused_settings(recipe: Recipe) -> list[str]:
 def _default(holder: Any, name: str) -> Any:
     (found,) = (f for f in dataclasses.fields(holder) if f.name == name)
     return found.default_factory() if callable(found.default_factory) else found.default
+
+
+def _check_channels(network: Network, key: str, channels: int) -> None:
+    for name, values in (("mean", network.mean), ("std", network.std)):
+        if values is not None and len(values) != channels:
+            raise ValueError(f"{key}.{name} has {len(values)} values for data.channels={channels}")
 
 
 def _can_name(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -17,13 +17,14 @@ from vision.data.preprocess import Preprocess
 from vision.divide.division import Division
 from vision.divide.ensemble import EnsembleNetworks
 from vision.errors import RunError
-from vision.networks.network import AtSize, Network, build_network
+from vision.networks.network import Network, Normalisation, OwnView, build_network, with_own_view
 from vision.networks.outputs import check_outputs
 from vision.networks.size import with_zeros
 from vision.networks.team import Team, Trunked
 from vision.recipe import Recipe, recipe_from_dict
 
 if TYPE_CHECKING:
+    from vision.networks.pretrained import Weights
     from vision.networks.trunk import Parts
 
 MAX_CLASSES = 1_000_000
@@ -41,10 +42,12 @@ class Networks(nn.Module):
         classes: names, in the order of the labels.
         preprocess: see `Preprocess.to_dict`.
         divisions: name of an ensemble -> see `Division.to_dict`; those that are missing are found anew.
+        weights: loads what pretrained networks start from; None: nothing is loaded from anywhere, whatever
+            the recipe says.
 
     Raises:
         ValueError: values that are not plain, not of a recipe, or refused; a network that cannot be built
-            or divided.
+            or divided, or weights that do not fit it.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Networks(nn.Module):
         classes: list[str],
         preprocess: dict[str, Any],
         divisions: dict[str, Any] | None = None,
+        weights: Weights | None = None,
     ):
         super().__init__()
         self.recipe: Recipe = recipe_from_dict(recipe)
@@ -68,14 +72,14 @@ class Networks(nn.Module):
         # With a hand-over the cascade is a team of one expert, trained with the same.
         self.cascade: Team | None = None
         if self.recipe.has_team:
-            shape = (channels, self.preprocess.size, self.preprocess.size)
-            experts = self.recipe.expert_networks
-            self.team = build_team(self.recipe, experts, num_classes, shape)
+            experts, prepare = self.recipe.expert_networks, self.preprocess
+            self.team = build_team(self.recipe, experts, num_classes, prepare, weights)
             if self.recipe.hand_over.anything:
-                self.cascade = build_team(self.recipe, experts[:1], num_classes, shape)
+                self.cascade = build_team(self.recipe, experts[:1], num_classes, prepare, weights)
+        images = Normalisation(self.preprocess.mean, self.preprocess.std)
         self.controls = nn.ModuleDict(
             {
-                name: build_network(network, num_classes, channels)
+                name: build_network(network, num_classes, channels, images=images, weights=weights)
                 for name, network in self.recipe.controls.items()
             }
         )
@@ -85,7 +89,7 @@ class Networks(nn.Module):
                 division = self._division(name, (divisions or {}).get(name))
             except ValueError as error:
                 raise ValueError(f"ensembles.{name}: {error}") from error
-            self.ensembles[name] = EnsembleNetworks(division, num_classes, self.preprocess)
+            self.ensembles[name] = EnsembleNetworks(division, num_classes, self.preprocess, weights)
         self.to(memory_format=torch.channels_last)
 
     def _division(self, name: str, stored: Any) -> Division:
@@ -151,7 +155,11 @@ def _is_finite(network: nn.Module) -> bool:
 
 
 def build_team(
-    recipe: Recipe, experts: list[Network], num_classes: int, image: tuple[int, int, int]
+    recipe: Recipe,
+    experts: list[Network],
+    num_classes: int,
+    preprocess: Preprocess,
+    weights: Weights | None = None,
 ) -> Team:
     """Delegator and experts of a recipe, parted where it says so.
 
@@ -159,28 +167,37 @@ def build_team(
         recipe: whose delegator and hand-over it is.
         experts: one network for each.
         num_classes: c.
-        image: (channels, height, width).
+        preprocess: of the images.
+        weights: see `Networks`.
 
     Raises:
         ValueError: a place where a network cannot be cut (names those where it can), or experts or a
             delegator that do not fit the trunk.
     """
-    hand_over, channels = recipe.hand_over, image[0]
+    hand_over, channels = recipe.hand_over, preprocess.channels
+    images = Normalisation(preprocess.mean, preprocess.std)
+
+    def build(network: Network, outputs: int) -> nn.Module:
+        if hand_over.trunk is not None:  # the trunk makes the view, for all that share it
+            network = replace(network, size=None, mean=None, std=None)
+        return build_network(network, outputs, channels, images=images, weights=weights)
+
     if recipe.delegator is None:
         raise ValueError("a team needs a delegator: name one")
-    outputs = num_classes + len(experts)
-    delegator = build_network(recipe.delegator, outputs, channels)
+    delegator = build(recipe.delegator, num_classes + len(experts))
     told = (
         progress(experts, len(experts), "building", "experts") if len(experts) > _MANY else experts
     )
-    built = [build_network(network, num_classes, channels) for network in told]
+    built = [build(network, num_classes) for network in told]
     if hand_over.trunk is not None:
         from vision.networks.trunk import branch_behind, fitting_rests
 
         parts = [_cut(f"experts[{j}]", net, hand_over.trunk) for j, net in enumerate(built)]
-        built = fitting_rests(parts, image)
+        side = experts[0].size or preprocess.size
+        built = fitting_rests(parts, (channels, side, side))
         delegator_parts = _cut("delegator", delegator, hand_over.branch or hand_over.trunk)
-        delegator = Trunked(parts[0].trunk, branch_behind(parts[0].trunk, delegator_parts, image))
+        branch = branch_behind(parts[0].trunk, delegator_parts, (channels, side, side))
+        delegator = Trunked(with_own_view(parts[0].trunk, experts[0], images), branch)
     return Team(
         delegator,
         built,
@@ -262,7 +279,7 @@ def run_macs(networks: Networks) -> RunMacs:
             counts.append(count_macs(part.network, part.images))
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            own = part.network.size if isinstance(part.network, AtSize) else None
+            own = part.network.size if isinstance(part.network, OwnView) else None
             size, key = (prepare.size, "data.size") if own is None else (own, "its size")
             raise ValueError(
                 f"{part.label} cannot take images of {prepare.channels} x {size} x {size}: {reason}; "
@@ -298,16 +315,6 @@ def check_trainable(networks: Networks, batch_size: int) -> None:
             check_outputs(part.network, images, part.outputs, part.label)
 
 
-def without_downloads(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's plain values whose networks fetch nothing: their weights are not wanted, or come later."""
-    networks = [recipe["delegator"]] if recipe["delegator"] is not None else []
-    networks += [*recipe["experts"], *recipe["controls"].values()]
-    networks += [ensemble["network"] for ensemble in recipe.get("ensembles", {}).values()]
-    for network in networks:
-        network["pretrained"] = False
-    return recipe
-
-
 def untrained(recipe: Recipe) -> Networks:
     """The networks of a recipe, to be counted and not to be used: small ones of zeros, large ones of nothing.
 
@@ -315,7 +322,7 @@ def untrained(recipe: Recipe) -> Networks:
     """
     data = recipe.data
     classes = classes_before_reading(data.name)
-    arguments = without_downloads(recipe.to_dict()), classes, data.preprocess().to_dict()
+    arguments = recipe.to_dict(), classes, data.preprocess().to_dict()
     try:
         with torch.device("meta"):
             networks = Networks(*arguments)

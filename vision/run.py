@@ -21,7 +21,7 @@ from vision.data.load import ImageData, load_data
 from vision.errors import RunError
 from vision.precision import choose_precision
 from vision.recipe import Recipe, recipe_from_dict
-from vision.recipe_networks import Networks, without_downloads
+from vision.recipe_networks import Networks
 
 POINTS = Path("operating_points.json")
 TASK = "vision"  # of stored points
@@ -184,7 +184,7 @@ def _build(checkpoint: Path, parameters: dict[str, Any]) -> Networks:
     values = {name: parameters[name] for name in PARAMETERS}
     try:
         recipe = recipe_from_dict(parameters["recipe"], str(checkpoint))
-        values["recipe"] = without_downloads(recipe.to_dict())
+        values["recipe"] = recipe.to_dict()
         return Networks(**values, divisions=parameters.get("divisions"))
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,8 +14,11 @@ from coe_core import ramped_agreement
 from coe_core.agreement import AGREEMENTS, Agreement
 from vision.data.preprocess import Preprocess
 from vision.divide.division import Division, divide_network
-from vision.networks.network import Network, build_network
+from vision.networks.network import Network, Normalisation, build_network
 from vision.networks.side_by_side import Together
+
+if TYPE_CHECKING:
+    from vision.networks.pretrained import Weights
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,23 @@ class EnsembleNetworks(nn.Module):
         division: see `Ensemble.divide`.
         num_classes: c.
         preprocess: of the images.
+        weights: see `build_network`.
     """
 
-    def __init__(self, division: Division, num_classes: int, preprocess: Preprocess):
+    def __init__(
+        self,
+        division: Division,
+        num_classes: int,
+        preprocess: Preprocess,
+        weights: Weights | None = None,
+    ):
         super().__init__()
         channels, size = preprocess.channels, preprocess.size
+        images = Normalisation(preprocess.mean, preprocess.std)
         self.division = division
         self.members = nn.ModuleList(
-            build_network(division.divided, num_classes, channels) for _ in range(division.s)
+            build_network(division.divided, num_classes, channels, images=images, weights=weights)
+            for _ in range(division.s)
         )
         self._together = Together(self.members, (channels, size, size))
 

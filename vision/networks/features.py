@@ -27,13 +27,13 @@ class ClassifierInput:
     """
 
     def __init__(self, network: nn.Module, num_outputs: int):
-        layers = [module for module in network.modules() if _outputs(module) == num_outputs]
+        layers = output_layers(network, num_outputs)
         if not layers:
             raise ValueError(
                 f"it has no last layer of {num_outputs} outputs (linear, or a 1 x 1 convolution) whose input "
                 "could be clustered: take another delegator, or portions.follow: selection"
             )
-        last = layers[-1]
+        _, last = layers[-1]
         self.num_features = int(last.weight.shape[1])  # type: ignore[index]
         self.features: Tensor | None = None
         last.register_forward_pre_hook(self._keep)
@@ -41,6 +41,32 @@ class ClassifierInput:
     def _keep(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         features = inputs[0].detach()
         self.features = features.flatten(2).mean(2) if features.ndim > 2 else features
+
+
+def output_layers(network: nn.Module, num_outputs: int) -> list[tuple[str, nn.Module]]:
+    """Dotted name and module of the layers (linear, or 1 x 1 convolutions) of so many outputs, in order.
+
+    The last is the classifier.
+
+    Example:
+        >>> output_layers(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)), 3)[-1]
+        ('1', Linear(in_features=3, out_features=3, bias=True))
+    """
+    return [(name, m) for name, m in network.named_modules() if _outputs(m) == num_outputs]
+
+
+def classifier_names(network: nn.Module, num_outputs: int) -> list[str]:
+    """Dotted names of a network's classifier: what timm says, else its last layer of so many outputs.
+
+    Example:
+        >>> classifier_names(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), 2)
+        ['2']
+    """
+    config: dict[str, Any] = getattr(network, "pretrained_cfg", None) or {}
+    told = config.get("classifier")
+    if told:
+        return [told] if isinstance(told, str) else list(told)
+    return [name for name, _ in output_layers(network, num_outputs)[-1:]]
 
 
 def _outputs(module: nn.Module) -> int | None:

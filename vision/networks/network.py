@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -16,9 +17,13 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from vision.networks.own import OWN, own_constructor
 
+if TYPE_CHECKING:
+    from vision.networks.pretrained import Weights
+
+HUB = "hub"  # of `Network.pretrained`: the same as true
 MAX_OPTION = 1_000_000  # of numbers among the options, to either side
 MAX_PARTS = 10_000  # layers and blocks of one network; the largest published ones have about 3,000
-_WEIGHTS = "weights come from pretrained: true alone"
+_WEIGHTS = "weights come from pretrained alone"
 _OUTPUTS = "a network of a recipe returns one row of logits for each image"
 _DATA = "the data decide it"
 _NO_SHAPE = "it says nothing of the network itself"
@@ -45,10 +50,16 @@ class Network:
         name: one of our own, such as "small_resnet" or "cifar_resnet", any timm model or any
             torchvision classifier; "timm/NAME" or "torchvision/NAME" where both have it (timm
             otherwise goes first).
-        pretrained: start from the library's published weights, all but the classifier.
+        pretrained: what it starts from, all but a classifier of other classes: true or hub, the weights
+            that timm or torchvision publish; a file of weights (.safetensors, or .pt or .pth that holds
+            numbers alone); or the name of an installed package of weights, see
+            `vision.networks.pretrained`. Read when a training begins, and never again.
         options: further arguments of the network's constructor, such as width or drop_rate.
         size: side in pixels at which this network sees the images, of which it makes a smaller copy
             (bilinear, antialiased, on its device); null: as they come, data.size.
+        mean: of each channel in [0, 1], that this network's images are normalised with; null: what its
+            pretrained weights need, where timm or torchvision say it; else the data's.
+        std: see mean.
         activation: replaces the network's ReLU-like activations: pwlu (learned, per channel), prelu, relu,
             relu6, silu, hardswish, gelu, mish or leaky_relu; null: its own.
         activation_options: of the activation, such as ``{intervals: 8, per_channel: false}`` of pwlu.
@@ -62,9 +73,11 @@ class Network:
     """
 
     name: str
-    pretrained: bool = False
+    pretrained: bool | str = False
     options: dict[str, Any] = field(default_factory=dict)
     size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
     activation: str | None = None
     activation_options: dict[str, Any] = field(default_factory=dict)
     condconv: int = 0
@@ -76,21 +89,44 @@ class Network:
         options = ", ".join(f"{key}={value}" for key, value in self.options.items())
         parts = [self.name, options, f"at {self.size}" if self.size else ""]
         parts += [self.activation or "", f"condconv {self.condconv}" if self.condconv else ""]
+        parts += ["pretrained"] if self.pretrained else []
         return " ".join(part for part in parts if part)
 
+    @property
+    def from_hub(self) -> bool:
+        """Whether it starts from weights that its library publishes."""
+        return self.pretrained in (True, HUB)
 
-def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.Module:
+
+class Normalisation(NamedTuple):
+    """What images were normalised with: mean and std of each channel, for pixels in [0, 1]."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def build_network(
+    network: Network,
+    num_outputs: int,
+    channels: int = 3,
+    *,
+    images: Normalisation | None = None,
+    weights: Weights | None = None,
+) -> nn.Module:
     """The network with ``num_outputs`` logits, its activations and convolutions replaced if asked.
 
     Args:
         network: name and options.
         num_outputs: of the last layer.
         channels: of the images; torchvision's networks take 3.
+        images: what they are normalised with when they come; None: as this network needs it.
+        weights: loads what the network says it starts from; None: nothing is loaded from anywhere, whatever
+            the network says.
 
     Raises:
         ValueError: unknown name (names the nearest), options that the constructor does not take or that
-            make more layers than any network has,
-            channels that the network cannot take, or nothing to replace.
+            make more layers than any network has, channels that the network cannot take, nothing to
+            replace, or weights that cannot be had or do not fit.
 
     Example:
         >>> sum(p.numel() for p in build_network(Network("small_resnet"), 10).parameters())
@@ -99,8 +135,10 @@ def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.M
     check_options(network)
     try:
         with _bounded():
-            built = _named(network, num_outputs, channels)
-        _replace_parts(built, network)
+            built = _named(network, num_outputs, channels, hub=weights is not None)
+        if weights is not None and network.pretrained:
+            weights.load(built, network, num_outputs, channels)
+        _replace_parts(built, network, keep_weights=weights is not None)
     except ValueError:
         raise
     except Exception as error:  # constructors refuse in any way that they like
@@ -109,7 +147,46 @@ def build_network(network: Network, num_outputs: int, channels: int = 3) -> nn.M
             f"network {network.name!r} with options {shown}: {type(error).__name__}: "
             f"{' '.join(str(error).split())[:300]}"
         ) from error
-    return built if network.size is None else AtSize(built, network.size)
+    return with_own_view(built, network, images)
+
+
+def with_own_view(
+    built: nn.Module, network: Network, images: Normalisation | None = None
+) -> nn.Module:
+    """The network behind what makes its own view of the images, where it has one.
+
+    Args:
+        built: the network, or the part of it that takes the images.
+        network: whose size, mean and std they are.
+        images: see `build_network`.
+    """
+    factors = None
+    if images is not None and network.mean is not None and network.std is not None:
+        own = Normalisation(network.mean, network.std)
+        factors = None if _close(images, own) else rescaling(images, own)
+    if network.size is None and factors is None:
+        return built
+    return OwnView(built, network.size, factors)
+
+
+def _close(a: Normalisation, b: Normalisation) -> bool:
+    pairs = zip((*a.mean, *a.std), (*b.mean, *b.std), strict=True)
+    return all(abs(x - y) < 1e-9 for x, y in pairs)
+
+
+def rescaling(images: Normalisation, own: Normalisation) -> Normalisation:
+    """What images that are normalised with one mean and std are normalised with, to have another's.
+
+    Example:
+        >>> images, own = Normalisation([0.5], [0.25]), Normalisation([0.4], [0.5])
+        >>> pixel = 0.7
+        >>> again = rescaling(images, own)
+        >>> f"{((pixel - 0.5) / 0.25 - again.mean[0]) / again.std[0]:.3f} {(pixel - 0.4) / 0.5:.3f}"
+        '0.600 0.600'
+    """
+    pairs = list(zip(images.mean, images.std, own.mean, own.std, strict=True))
+    mean = [(own_mean - mean) / std for mean, std, own_mean, _ in pairs]
+    return Normalisation(mean, [own_std / std for _, std, _, own_std in pairs])
 
 
 @contextmanager
@@ -130,7 +207,7 @@ def _bounded() -> Iterator[None]:
         handle.remove()
 
 
-def _replace_parts(built: nn.Module, network: Network) -> None:
+def _replace_parts(built: nn.Module, network: Network, keep_weights: bool) -> None:
     try:
         if network.condconv:
             from vision.networks.condconv import replace_convolutions
@@ -139,7 +216,7 @@ def _replace_parts(built: nn.Module, network: Network) -> None:
                 built,
                 network.condconv,
                 where=network.condconv_where,
-                keep_weights=network.pretrained,
+                keep_weights=keep_weights and bool(network.pretrained),
             )
         if network.activation is not None:
             from vision.networks.activations import replace_activations
@@ -149,29 +226,33 @@ def _replace_parts(built: nn.Module, network: Network) -> None:
         raise ValueError(f"network {network.name!r}: {error}") from error
 
 
-class AtSize(nn.Module):
-    """A network that sees the images at a size of its own.
+class OwnView(nn.Module):
+    """A network that sees the images at a size, or normalised with a mean and std, of its own.
 
     Args:
         network: any classifier.
-        size: side in pixels.
+        size: side in pixels; None: as they come.
+        factors: see `rescaling`; None: as they come.
 
     Raises:
         ValueError: size below 1.
     """
 
-    def __init__(self, network: nn.Module, size: int):
+    def __init__(self, network: nn.Module, size: int | None, factors: Normalisation | None = None):
         super().__init__()
-        if size < 1:
+        if size is not None and size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
-        self.network, self.size = network, size
+        self.network, self.size, self.factors = network, size, factors
 
-    def forward(self, images: Float[Tensor, "n ch h w"]) -> Float[Tensor, "n c"]:
-        """The logits of the classes."""
-        if images.shape[-1] != self.size:
+    def forward(self, images: Float[Tensor, "n ch h w"]) -> Tensor:
+        """What the network makes of its view of the images."""
+        if self.size is not None and images.shape[-1] != self.size:
             images = interpolate(
                 images.float(), (self.size, self.size), mode="bilinear", antialias=True
             ).to(images.dtype)
+        if self.factors is not None:
+            mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in self.factors)
+            images = ((images - mean) / std).to(images.dtype)
         return self.network(images)
 
 
@@ -190,7 +271,7 @@ def check_options(network: Network, key: str = "network", allowed: tuple[str, ..
         >>> check_options(Network("resnet18", options={"checkpoint_path": "x.pt"}), "delegator")
         Traceback (most recent call last):
         ...
-        ValueError: delegator.options.checkpoint_path is refused: weights come from pretrained: true alone
+        ValueError: delegator.options.checkpoint_path is refused: weights come from pretrained alone
     """
     for name, value in network.options.items():
         reason = REFUSED_OPTIONS.get(name) or (_WEIGHTS if _OF_WEIGHTS.search(name) else None)
@@ -207,6 +288,17 @@ def check_options(network: Network, key: str = "network", allowed: tuple[str, ..
     for name, value, most in (("size", network.size, 8192), ("condconv", network.condconv, 1024)):
         if value is not None and value > most:
             raise ValueError(f"{key}.{name} must be at most {most}, got {value}")
+    _check_view(network, key)
+
+
+def _check_view(network: Network, key: str) -> None:
+    if isinstance(network.pretrained, str) and not network.pretrained.strip():
+        raise ValueError(f"{key}.pretrained is an empty text: name weights, or set it to false")
+    if (network.mean is None) != (network.std is None):
+        raise ValueError(f"{key}.mean and {key}.std go together: give both, or neither")
+    for name, values, low in (("mean", network.mean, -1e4), ("std", network.std, 1e-6)):
+        if values is not None and not all(low <= value <= 1e4 for value in values):
+            raise ValueError(f"{key}.{name} must be in [{low:g}, 10000], got {values}")
 
 
 def _check_numbers(value: Any, key: str) -> None:
@@ -220,12 +312,12 @@ def _check_numbers(value: Any, key: str) -> None:
         raise ValueError(f"{key} must be in [-{MAX_OPTION}, {MAX_OPTION}], got {value}")
 
 
-def _named(network: Network, num_outputs: int, channels: int) -> nn.Module:
+def _named(network: Network, num_outputs: int, channels: int, hub: bool) -> nn.Module:
     if network.name in OWN:
-        if network.pretrained:
+        if network.from_hub:
             raise ValueError(f"there are no published weights of our own {network.name}")
         constructor = own_constructor(network.name)
         return constructor(num_classes=num_outputs, in_chans=channels, **network.options)
     from vision.networks.libraries import library_network  # timm and torchvision take seconds
 
-    return library_network(network, num_outputs, channels)
+    return library_network(network, num_outputs, channels, hub=hub and network.from_hub)

@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from vision.networks.network import AtSize
+from vision.networks.network import OwnView
 
 
 def check_outputs(network: nn.Module, images: Tensor, num_outputs: int, part: str) -> None:
@@ -47,7 +47,7 @@ normalise: raise train.batch_size to 2 per process or more
                     "cannot normalise: raise train.batch_size to 2 per process or more"
                 ) from error
             shape, key = list(images.shape[1:]), "data.size"
-            if isinstance(network, AtSize):
+            if isinstance(network, OwnView) and network.size is not None:
                 shape, key = [shape[0], network.size, network.size], "its size"
             raise ValueError(
                 f"{part} cannot be trained on images of {' x '.join(map(str, shape))}: "

@@ -40,7 +40,16 @@ class Teacher:
         import timm  # a second; a recipe without a teacher needs none of it
         from timm.data import resolve_model_data_config
 
+        if isinstance(network.pretrained, str) and not network.from_hub:
+            raise ValueError(
+                f"train.teacher.pretrained {network.pretrained!r}: a teacher's weights are its library's "
+                f"(true), or a file of your own in options.{OWN_WEIGHTS}"
+            )
+        weights = None
         if network.pretrained:
+            from vision.networks.pretrained import Weights
+
+            weights = Weights()
             published = timm.get_pretrained_cfg(network.name.removeprefix("timm/"))
             count = published.num_classes if published else None
             if count not in (None, len(classes)):
@@ -51,7 +60,11 @@ class Teacher:
             _check_order(network.name, classes)
         reserved = (OWN_WEIGHTS, OWN_SETTINGS)
         options = {name: v for name, v in network.options.items() if name not in reserved}
-        built = build_network(replace(network, size=None, options=options), len(classes))
+        built = build_network(
+            replace(network, size=None, mean=None, std=None, options=options),
+            len(classes),
+            weights=weights,
+        )
         settings: dict[str, Any] = network.options.get(OWN_SETTINGS, {})
         timm_network = cast(Any, built)
         timm_network.pretrained_cfg = {**timm_network.pretrained_cfg, **settings}

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -18,6 +18,9 @@ from vision.data.load import ImageData
 from vision.errors import RunError
 from vision.recipe import Recipe, recipe_from_dict
 from vision.run import provenance
+
+if TYPE_CHECKING:
+    from vision.networks.pretrained import Weights
 
 # Where the data lie and how they are read does not change what is learned.
 MAY_DIFFER = ("data.path", "data.workers", "data.cache", "train.compile", "budget")
@@ -98,10 +101,13 @@ def check_data(data: ImageData, trained: dict[str, Any], folder: Path) -> None:
         )
 
 
-def save_provenance(recipe: Recipe, data: ImageData, folder: Path, resumed: bool) -> None:
+def save_provenance(
+    recipe: Recipe, data: ImageData, folder: Path, resumed: bool, weights: Weights | None = None
+) -> None:
     """The recipe, and what was run with what; each resumption is added to the first record."""
     path = folder / "provenance.json"
-    record = provenance(data)
+    started = [] if weights is None else [loaded.to_dict() for loaded in weights.loaded]
+    record = provenance(data, **({"pretrained": started} if started else {}))
     if resumed and path.is_file():
         first = _read_record(path)
         record = {**first, "resumed": [*first.get("resumed", []), record]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -23,6 +23,9 @@ from vision.recipe_networks import Networks
 from vision.training.optimizer import build_optimizer
 from vision.training.portions import Groups, TeamPortions
 from vision.training.schedule import learning_rate_schedule
+
+if TYPE_CHECKING:
+    from vision.networks.pretrained import Weights
 
 COMPILER = "inductor"  # of torch.compile
 GAIN = (
@@ -48,6 +51,7 @@ class CoETraining(LightningModule):
         num_samples: size of the training set.
         groups: of the training images, where the recipe tells some; no part of the checkpoint.
         weights: of the classes in the loss, see `vision.training.class_weights`; None: all alike.
+        start: loads what pretrained networks start from; None: they come with a checkpoint.
     """
 
     class_weights: Tensor | None
@@ -60,11 +64,12 @@ class CoETraining(LightningModule):
         num_samples: int,
         groups: Groups | None = None,
         weights: Tensor | None = None,
+        start: Weights | None = None,
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["groups", "weights"])
+        self.save_hyperparameters(ignore=["groups", "weights", "start"])
         self.register_buffer("class_weights", weights, persistent=False)
-        self.networks = Networks(recipe, classes, preprocess)
+        self.networks = Networks(recipe, classes, preprocess, weights=start)
         if self.networks.ensembles:
             self.hparams["divisions"] = self.networks.divisions()
         self.recipe = self.networks.recipe

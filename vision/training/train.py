@@ -35,6 +35,7 @@ from vision.training.callbacks import (
     divergence_of_training,
 )
 from vision.training.class_weights import class_weights
+from vision.training.finetuning import weights_to_start_from, with_own_statistics
 from vision.training.folder import (
     check_data,
     check_folder,
@@ -79,7 +80,7 @@ def train(
             has diverged.
         Interrupted: stopped by a signal; the state is kept.
     """
-    team = processes()
+    team, recipe = processes(), with_own_statistics(recipe)
     with held_folder(folder, team.rank), restored_threads():
         if recipe.portions.starts > 1:
             data = load_data(recipe.data) if data is None else data
@@ -120,6 +121,7 @@ def _train(
     data = load_data(recipe.data) if data is None else data
     if trained is not None:
         check_data(data, trained["hyper_parameters"], folder)
+    weights = weights_to_start_from(recipe) if trained is None else None
     seed_everything(seed_of_start(recipe, start), workers=True, verbose=False)
     module = CoETraining(
         recipe.to_dict(),
@@ -128,6 +130,7 @@ def _train(
         len(data.train),
         known_groups(recipe, data),
         class_weights(data.train.targets, len(data.classes), recipe.train.class_weights),
+        weights,
     )
     # A network that cannot be run or counted is found now, not at the end.
     macs = run_macs(module.networks)
@@ -145,7 +148,9 @@ def _train(
         recipe, module.main_metric, folder, stop, stop_after, first_step, team, parts
     )
     if team.rank == 0:
-        save_provenance(recipe, data, folder, resumed=trained is not None)
+        for loaded in weights.loaded if weights is not None else ():
+            print(loaded.line(), flush=True)
+        save_provenance(recipe, data, folder, resumed=trained is not None, weights=weights)
     loaders = _loaders(recipe, data, team)
     # Absolute: Lightning gives a meaning to some words.
     state = None if trained is None else os.path.abspath(folder / LAST)

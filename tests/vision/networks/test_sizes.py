@@ -7,7 +7,7 @@ from PIL import Image
 
 from coe_core import count_macs
 from vision.data.preprocess import Preprocess
-from vision.networks.network import AtSize, Network, build_network
+from vision.networks.network import Network, OwnView, build_network
 from vision.prediction.predictor import decode_image
 from vision.recipe import load_recipe
 from vision.recipe_networks import Networks, run_macs, untrained
@@ -31,7 +31,7 @@ def test_the_reduction_is_antialiased():
     """Stripes of a pixel each become grey, as in Pillow; a plain pick of pixels would keep them."""
     stripes = torch.arange(64).remainder(2).float().expand(1, 1, 64, 64)
     seen = []
-    AtSize(_Keeps(seen), 24)(stripes)
+    OwnView(_Keeps(seen), 24)(stripes)
     assert seen[0].shape == (1, 1, 24, 24)
     assert (seen[0] - 0.5).abs().max() < 0.1
     picture = Image.fromarray((255 * stripes[0, 0].numpy()).astype(np.uint8))

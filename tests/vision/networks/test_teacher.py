@@ -7,6 +7,7 @@ import torch
 
 from vision.data.load import load_data
 from vision.networks.network import Network, build_network
+from vision.networks.pretrained import Weights
 from vision.networks.teacher import Teacher
 from vision.recipe import load_recipe
 from vision.training.module import CoETraining
@@ -148,6 +149,6 @@ def test_published_weights_that_cannot_be_had(monkeypatch):
     monkeypatch.setattr(timm, "create_model", create_model)
     message = r"weights of tinynet_e cannot be had: cannot find .*; fetch them once .*HF_HOME"
     with pytest.raises(ValueError, match=message):
-        build_network(Network("tinynet_e", pretrained=True), 10)
+        build_network(Network("tinynet_e", pretrained=True), 10, weights=Weights())
     with pytest.raises(ValueError, match="weights of resnet50 cannot be had"):
         Teacher(Network("resnet50", pretrained=True), 0.5, [str(i) for i in range(1000)])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from coe_core import Delegation, infer, scale_gradient
+from vision.data.preprocess import Preprocess
 from vision.networks.network import Network, build_network
 from vision.networks.own.small_resnet import SmallResNet
 from vision.networks.team import Team, Trunked
@@ -121,7 +122,7 @@ def team(num_experts: int = 3, delegator: dict | None = None, experts=None, **ha
         "hand_over": hand_over,
     }
     recipe = recipe_from_dict(values)
-    return build_team(recipe, recipe.expert_networks, 10, (3, 16, 16))
+    return build_team(recipe, recipe.expert_networks, 10, Preprocess(16, 3, (0.5,) * 3, (0.5,) * 3))
 
 
 def test_experts_of_a_trunk_see_its_features_and_add_the_rough_logits():
