@@ -16,6 +16,7 @@ from translation.recipe_sections import (
     Control,
     Ensemble,
     Generation,
+    HandOver,
     Languages,
     Objective,
     Texts,
@@ -47,6 +48,7 @@ class Recipe:
             delegator-alone make the cascade, others are compared as they are.
         ensembles: of plain networks, by name.
         objective: of the team.
+        hand_over: what the experts go on from; nothing by default.
         generation: of all systems.
         aims: thresholds that are fitted on the validation text: best, bleu_drop=0.5, macs=60% ...
         seed: of initial weights and of the order of sentences.
@@ -62,6 +64,7 @@ class Recipe:
     controls: dict[str, Control] = field(default_factory=dict)
     ensembles: dict[str, Ensemble] = field(default_factory=dict)
     objective: Objective = field(default_factory=Objective)
+    hand_over: HandOver = field(default_factory=HandOver)
     generation: Generation = field(default_factory=Generation)
     aims: list[str] = field(default_factory=lambda: ["best"])
     seed: int = 1
@@ -113,6 +116,18 @@ class Recipe:
                 raise ValueError(
                     f"experts[{place}]: experts may differ in encoder_layers and decoder_layers only"
                 )
+        shared = self.hand_over.encoder_layers
+        if shared and first.embed_dim != self.delegator.embed_dim:
+            raise ValueError(
+                f"hand_over.encoder_layers: networks that share layers have embeddings of one dimension, but "
+                f"the delegator's have {self.delegator.embed_dim}, the experts' {first.embed_dim}"
+            )
+        least = min(network.encoder_layers for network in (self.delegator, *self.experts))
+        if shared > least:
+            raise ValueError(
+                f"hand_over.encoder_layers: {shared} layers are shared, but one network has {least}; the "
+                "shared ones are the first of each network's"
+            )
         if self.objective.shared_start and not self.equal_experts:
             raise ValueError(
                 "objective.shared_start needs equal experts, as they start as one network; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -60,6 +61,26 @@ def transformer_parameters(network: Transformer, vocabulary: int, final_norm: bo
     return d * vocabulary + encoder + decoder + (2 * norm if final_norm else 0)
 
 
+def _layers(network: Transformer, count: int, tokens: int) -> Part:
+    """Layers of a network's encoder, without embeddings."""
+    if count == 0:
+        return Part("layers", 0, 0.0)
+    d, inner = network.embed_dim, network.ffn_embed_dim
+    of_layer = 4 * (d * d + d) + 2 * d * inner + inner + d + 4 * d  # with two layer norms
+    spends = transformer_parts(dataclasses.replace(network, encoder_layers=count), 1)
+    macs = tokens * spends.encoder_token + tokens**2 * spends.encoder_pair
+    return Part("layers", count * of_layer, macs)
+
+
+def _layers_of_delegator(recipe: Recipe, tokens: int) -> tuple[Part, Part]:
+    """Its encoder's by its own sizes, and as they are built: where layers are shared, by the experts'."""
+    count = recipe.delegator.encoder_layers
+    own = _layers(recipe.delegator, count, tokens)
+    if not recipe.hand_over.encoder_layers:
+        return own, own
+    return own, _layers(recipe.experts[0], count, tokens)
+
+
 def parts(recipe: Recipe, tokens: int) -> Iterator[Part]:
     """Every network, then the team with and without exits.
 
@@ -78,8 +99,14 @@ def parts(recipe: Recipe, tokens: int) -> Iterator[Part]:
         )
 
     head = recipe.delegator.embed_dim * recipe.num_experts
+    shared = _layers(recipe.experts[0], recipe.hand_over.encoder_layers, tokens)
     rough = part("delegator", recipe.delegator)
-    rough = Part(rough.name, rough.parameters + head + recipe.num_experts, rough.macs + head)
+    own, encoder = _layers_of_delegator(recipe, tokens)
+    rough = Part(
+        rough.name,
+        rough.parameters + encoder.parameters - own.parameters + head + recipe.num_experts,
+        rough.macs + encoder.macs - own.macs + head,
+    )
     experts = [part(f"expert-{j}", network) for j, network in enumerate(recipe.expert_networks)]
     yield rough
     yield from experts
@@ -92,9 +119,10 @@ def parts(recipe: Recipe, tokens: int) -> Iterator[Part]:
     for name, ensemble in recipe.ensembles.items():
         yield part(f"ensemble {name}", ensemble.network, ensemble.size)
     parameters = rough.parameters + sum(expert.parameters for expert in experts)
-    mean = sum(expert.macs for expert in experts) / len(experts)
-    encoder = transformer_parts(recipe.delegator, entries)
-    selects = tokens * encoder.encoder_token + tokens**2 * encoder.encoder_pair + head
-    yield Part("team, no exits", parameters, selects + mean)
+    if recipe.hand_over.encoder_layers:  # one for all, embeddings too
+        once = shared.parameters + recipe.experts[0].embed_dim * entries
+        parameters -= len(experts) * once
+    mean = sum(expert.macs for expert in experts) / len(experts) - shared.macs
+    yield Part("team, no exits", parameters, encoder.macs + head + mean)
     for rate in (0.25, 0.5, 0.75):
         yield Part(f"team, {rate:.0%} exits", parameters, rough.macs + (1 - rate) * mean)

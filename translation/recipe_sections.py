@@ -267,6 +267,32 @@ class Objective:
 
 
 @dataclass(frozen=True)
+class HandOver:
+    """What the delegator computed and the experts go on from (OURS); by default nothing: whole networks.
+
+    The name is that of vision's recipes.
+
+    Args:
+        encoder_layers: first layers of the encoder, and its embeddings, that the delegator and all experts
+            share: they run once a sentence. Embeddings of one dimension are needed, and the delegator's
+            encoder layers have the experts' sizes.
+        trunk_gradient: factor on the gradient of each expert that reaches them; null: 1 / num_experts.
+    """
+
+    encoder_layers: int = 0
+    trunk_gradient: float | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, {"encoder_layers": "[0, 1024]", "trunk_gradient": "[0, 1000]"}, "hand_over."
+        )
+        if self.trunk_gradient is not None and not self.encoder_layers:
+            raise ValueError(
+                "hand_over.trunk_gradient is of shared layers: give hand_over.encoder_layers too"
+            )
+
+
+@dataclass(frozen=True)
 class Training:
     """Optimisation, the same for the team and its controls; names are those of fairseq-train's options.
 

@@ -320,7 +320,7 @@ class _Texts:
 def _select(team: CoETransformerModel, batches: list[dict], dictionary: Any) -> Selection:
     """What the delegator's encoder alone says and spends, in the order of the sentences' numbers."""
     spends, head = transformer_macs(team.delegator), team.selection.linear.weight.numel()
-    by_number: dict[int, tuple[list[float], float, float]] = {}
+    by_number: dict[int, tuple[list[float], float, float, float, float]] = {}
     for batch in batches:
         tokens, lengths = (batch["net_input"][name] for name in ("src_tokens", "src_lengths"))
         started = time.perf_counter()
@@ -329,10 +329,22 @@ def _select(team: CoETransformerModel, batches: list[dict], dictionary: Any) -> 
         runs = not_empty(tokens, dictionary.pad(), dictionary.eos()).cpu()
         macs = ((spends.encoder(lengths.cpu()) + head) * runs).tolist()
         spent = (seconds * runs).tolist()
-        by_number |= dict(
-            zip(batch["id"].tolist(), zip(logits, macs, spent, strict=True), strict=True)
-        )
-    return Selection(*map(list, zip(*(by_number[row] for row in sorted(by_number)), strict=True)))
+        shared = (team.shared_macs.encoder(lengths.cpu()) * runs).tolist()
+        spared = (_seconds_of_shared(team, tokens) / len(tokens) * runs).tolist()
+        values = zip(logits, macs, spent, shared, spared, strict=True)
+        by_number |= dict(zip(batch["id"].tolist(), values, strict=True))
+    columns = list(map(list, zip(*(by_number[row] for row in sorted(by_number)), strict=True)))
+    return Selection(*columns[: 3 if team.shared is None else 5])
+
+
+@torch.no_grad()
+def _seconds_of_shared(team: CoETransformerModel, tokens: torch.Tensor) -> float:
+    """Of the layers that the delegator and the experts share, on a batch; 0 where there are none."""
+    if team.shared is None:
+        return 0.0
+    started = time.perf_counter()
+    team.shared(tokens).states.sum().item()  # waits for the device
+    return time.perf_counter() - started
 
 
 def _search(

@@ -95,7 +95,7 @@ def _routed(
     costs = {
         cost: StageCost(
             float(_column(first, cost).mean()),
-            _column(second, cost),
+            _column(second, cost) - _spared(selection, cost),
             0.0 if selection is None else float(_column(selection, cost).mean()),
             _column(first, cost),
         )
@@ -108,6 +108,12 @@ def _routed(
 
 def _column(network: OfNetwork | Selection, cost: str) -> Float[Tensor, " n"]:
     return torch.tensor(getattr(network, cost), dtype=torch.float64)
+
+
+def _spared(selection: Selection | None, cost: str) -> Float[Tensor, " n"] | float:
+    """What an expert does not run again: layers that it shares with the delegator."""
+    shared = [] if selection is None else getattr(selection, f"shared_{cost}")
+    return torch.tensor(shared, dtype=torch.float64) if shared else 0.0
 
 
 def _by_expert(experts: list[OfNetwork], selected: Tensor) -> OfNetwork:

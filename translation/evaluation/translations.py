@@ -11,6 +11,7 @@ from coe_core.support.files import as_number, read_json, write_json
 
 DELEGATOR, ENSEMBLE = "delegator", "ensemble"
 DELEGATOR_ALONE, EXPERT_ALONE = "delegator-alone", "expert-alone"
+_COSTS = ("macs", "seconds")
 
 
 @dataclass
@@ -25,11 +26,16 @@ class OfNetwork:
 
 @dataclass
 class Selection:
-    """What the delegator's encoder and its selection head say and spend, a value for each sentence."""
+    """What the delegator's encoder and its selection head say and spend, a value for each sentence.
+
+    Of that the experts are spared what their encoders share with it, where they share layers.
+    """
 
     logits: list[list[float]] = field(default_factory=list)  # [n, k]
     macs: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)  # its share of its batch's
+    shared_macs: list[float] = field(default_factory=list)  # empty: nothing is shared
+    shared_seconds: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -108,7 +114,11 @@ class Translations:
         columns: dict[str, list] = {"references": self.reference}
         every: dict[str, Selection | OfNetwork] = {"selection": self.selection, **self.networks}
         for network, values in every.items():
-            columns |= {f"{what} of {network}": column for what, column in vars(values).items()}
+            columns |= {
+                f"{what} of {network}": column
+                for what, column in vars(values).items()
+                if column or not what.startswith("shared_")
+            }
         if self.directions:
             columns["directions"] = self.directions
         for what, column in columns.items():
@@ -118,7 +128,8 @@ class Translations:
             if needed not in self.networks:
                 raise ValueError(f"{name}: no translations by {needed}")
         for network, values in every.items():
-            if not all(map(math.isfinite, (*values.macs, *values.seconds))):
+            spent = [column for name, column in vars(values).items() if name.endswith(_COSTS)]
+            if not all(math.isfinite(value) for column in spent for value in column):
                 raise ValueError(f"{name}: costs of {network} that are not finite")
         if len({len(row) for row in self.selection.logits}) > 1:
             raise ValueError(f"{name}: selection logits of different numbers of experts")
@@ -137,6 +148,8 @@ def _columns(values: Any, record: type, name: str) -> dict[str, list]:
     """Columns of one network, each value of the type it should have."""
     columns = {}
     for entry in fields(record):
+        if entry.name.startswith("shared_") and entry.name not in values:
+            continue  # a file of an older version
         column = values[entry.name]
         if not isinstance(column, list):
             raise ValueError(f"{entry.name} of {name} is {column!r:.60}, not a list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -113,6 +114,7 @@ class CollaborativeGenerator:
         confidence: "probability" or "log_probability".
         pad, eos: token numbers.
         by_length: decode sentences of different lengths apart.
+        remembering: around a batch; layers that the networks share keep what they made of it.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class CollaborativeGenerator:
         pad: int,
         eos: int,
         by_length: bool = False,
+        remembering: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ):
         self.delegator = delegator
         self.selection_logits = selection_logits
@@ -139,6 +142,7 @@ class CollaborativeGenerator:
         self.pad = pad
         self.eos = eos
         self.by_length = by_length
+        self.remembering = remembering
         self.routes: list[Route] = []  # of the last batch
         self.symbols_to_strip_from_output = delegator.symbols_to_strip_from_output
 
@@ -166,7 +170,8 @@ class CollaborativeGenerator:
         hypotheses = [[self._empty(sentences.source)] for _ in range(n)]
         routes = [Route(EMPTY, certainty(self.confidence))] * n
         if len(rows):
-            decoded = self._decode(take(sentences, rows, self.pad), **options)
+            with self.remembering():
+                decoded = self._decode(take(sentences, rows, self.pad), **options)
             for row, ranked, route in zip(rows.tolist(), *decoded, strict=True):
                 hypotheses[row], routes[row] = ranked, route
         return Decoded(hypotheses, routes)

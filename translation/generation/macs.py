@@ -57,6 +57,15 @@ class TransformerMacs(NamedTuple):
         decoder = s * self.memory_token + t * self.decoder_token + pairs * self.decoder_pair
         return s * self.encoder_token + s * s * self.encoder_pair + beam * decoder
 
+    def without(self, shared: TransformerMacs) -> TransformerMacs:
+        """What is left of a network whose first layers have run already.
+
+        Example:
+            >>> TransformerMacs(10, 2, 2, 100, 1).without(TransformerMacs(6, 1, 0, 0, 0))[:3]
+            (4, 1, 2)
+        """
+        return TransformerMacs(*(whole - part for whole, part in zip(self, shared, strict=True)))
+
     def encoder(self, source_tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """MACs of the encoder alone, which is all that a selection needs.
 
@@ -98,6 +107,18 @@ def transformer_macs(model: Any) -> TransformerMacs:
         decoder_token=written,
         decoder_pair=2 * _one_width(decoder.layers),
     )
+
+
+def encoder_macs(encoder: Any, layers: int) -> TransformerMacs:
+    """Count the first layers of an encoder alone.
+
+    Args:
+        encoder: of fairseq's.
+        layers: how many.
+    """
+    first = encoder.layers[:layers]
+    width = sum(layer.self_attn.embed_dim for layer in first)
+    return TransformerMacs(sum(map(_linear, first)), 2 * width, 0, 0, 0)
 
 
 def _linear(part: nn.Module) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from translation.generation.generator import CollaborativeGenerator, by_longest_source
@@ -69,4 +70,5 @@ def routed_generator(
         pad=task.source_dictionary.pad(),
         eos=task.source_dictionary.eos(),
         by_length=by_longest_source(args),
+        remembering=nullcontext if team.shared is None else team.shared.remembering,
     )

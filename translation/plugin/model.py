@@ -10,7 +10,8 @@ from fairseq.models.transformer import TransformerModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from coe_core import Partitioner
+from coe_core import Partitioner, scale_gradient
+from translation.generation.macs import TransformerMacs, encoder_macs
 from translation.plugin.options import (
     PRESETS,
     CoETransformerConfig,
@@ -20,6 +21,12 @@ from translation.plugin.options import (
     fill,
 )
 from translation.plugin.selection import SelectionHead
+from translation.plugin.shared_encoder import (
+    BranchedTransformer,
+    Handed,
+    SharedLayers,
+    share_layers,
+)
 
 MOST_EXPERTS = 1024  # each is a whole network
 PARTITION = "partition"  # how the names of the portions' state begin
@@ -35,11 +42,18 @@ class TeamOutput(NamedTuple):
 
 @register_model("coe_transformer", dataclass=CoETransformerConfig)
 class CoETransformerModel(BaseFairseqModel):
-    """A delegator and k experts, each a plain fairseq transformer; nothing is shared between them.
+    """A delegator and k experts, each a plain fairseq transformer; nothing is shared but what is asked for.
 
     PAPER: the delegator gives a rough prediction and a selection; experts are whole networks.
     RECONSTRUCTED: the delegator of translation is a smaller transformer whose selection head sees
-    its mean-pooled encoder output.
+    its mean-pooled encoder output. OURS: the first layers of all encoders may be the same.
+
+    Args:
+        delegator: network of the rough prediction.
+        selection: its second answer.
+        experts: k networks.
+        shared: layers that all encoders begin with.
+        shared_gradient: factor on each expert's gradient into them; None: 1 / k.
     """
 
     def __init__(
@@ -47,11 +61,15 @@ class CoETransformerModel(BaseFairseqModel):
         delegator: TransformerModel,
         selection: SelectionHead,
         experts: list[TransformerModel],
+        shared: SharedLayers | None = None,
+        shared_gradient: float | None = None,
     ):
         super().__init__()
         self.delegator = delegator
         self.selection = selection
         self.experts = nn.ModuleList(experts)
+        self.shared = shared
+        self.shared_gradient = 1 / len(experts) if shared_gradient is None else shared_gradient
 
     @classmethod
     def build_model(cls, cfg, task):
@@ -65,15 +83,26 @@ class CoETransformerModel(BaseFairseqModel):
             raise ValueError(f"--num-experts must be at least 1, got {cfg.num_experts}")
         if cfg.num_experts > MOST_EXPERTS:
             raise ValueError(f"--num-experts must be at most {MOST_EXPERTS}, got {cfg.num_experts}")
-        delegator = TransformerModel.build_model(delegator_arguments(cfg), task)
-        experts = [
-            TransformerModel.build_model(arguments, task) for arguments in expert_arguments(cfg)
-        ]
-        return cls(delegator, SelectionHead(cfg.delegator_embed_dim, cfg.num_experts), experts)
+        count = cfg.shared_encoder_layers
+        _check_shared(cfg)
+        kind = BranchedTransformer if count else TransformerModel
+        delegator = kind.build_model(delegator_arguments(cfg), task)
+        experts = [kind.build_model(arguments, task) for arguments in expert_arguments(cfg)]
+        tied = cfg.share_all_embeddings
+        shared = share_layers([delegator, *experts], count, tied) if count else None
+        selection = SelectionHead(cfg.delegator_embed_dim, cfg.num_experts)
+        return cls(delegator, selection, experts, shared, cfg.shared_encoder_gradient)
 
     @property
     def num_experts(self) -> int:
         return len(self.experts)
+
+    @property
+    def shared_macs(self) -> TransformerMacs:
+        """What the shared layers spend on a sentence; nothing where there are none."""
+        if self.shared is None:
+            return TransformerMacs(0, 0, 0, 0, 0)
+        return encoder_macs(self.shared.encoder, self.shared.count)
 
     @property
     def equal_experts(self) -> bool:
@@ -106,23 +135,31 @@ class CoETransformerModel(BaseFairseqModel):
         ``one_expert``: of the experts, the first only; for the shared start.
         ``portion``: of each sentence this expert only; where no other learns from it.
         """
-        encoded = self.delegator.encoder(src_tokens, src_lengths=src_lengths)
+        handed = None if self.shared is None else self.shared(src_tokens)
+        encoder = self.delegator.encoder
+        encoded = encoder(src_tokens, src_lengths) if handed is None else encoder.go_on(handed)
         rough, _ = self.delegator.decoder(prev_output_tokens, encoder_out=encoded)
+        if handed is not None and not one_expert:  # one counts as one
+            scaled = scale_gradient(handed.states, self.shared_gradient)
+            handed = handed._replace(states=scaled)
         inputs = src_tokens, src_lengths, prev_output_tokens
         if portion is not None:
-            experts = [self._by_portion(portion, *inputs)]
+            experts = [self._by_portion(portion, handed, *inputs)]
         else:
             running = self.experts[:1] if one_expert else self.experts
-            experts = [expert(*inputs)[0] for expert in running]
+            experts = [_logits(expert, handed, *inputs) for expert in running]
         return TeamOutput(rough, self.select(encoded), experts)
 
-    def _by_portion(self, portion: Int[Tensor, " n"], *inputs: Tensor) -> Float[Tensor, "n t c"]:
+    def _by_portion(
+        self, portion: Int[Tensor, " n"], handed: Handed | None, *inputs: Tensor
+    ) -> Float[Tensor, "n t c"]:
         """Logits of each sentence by its own expert; experts without one have a gradient of zeros."""
         logits, order, idle = [], [], []
         for j, expert in enumerate(self.experts):
             rows = (portion == j).nonzero()[:, 0]
             if len(rows):
-                logits.append(expert(*(side[rows] for side in inputs))[0])
+                mine = None if handed is None else handed.rows(rows)
+                logits.append(_logits(expert, mine, *(side[rows] for side in inputs)))
                 order.append(rows)
             else:  # data-parallel wrappers wait for a gradient of every parameter
                 idle += [parameter.sum() for parameter in expert.parameters()]
@@ -172,6 +209,37 @@ class CoETransformerModel(BaseFairseqModel):
             if key.startswith(PARTITION)
         }
         return super().load_state_dict(state_dict, strict, model_cfg, args)
+
+
+def _logits(
+    expert: TransformerModel,
+    handed: Handed | None,
+    source: Int[Tensor, "n s"],
+    length: Int[Tensor, " n"],
+    previous: Int[Tensor, "n t"],
+) -> Float[Tensor, "n t c"]:
+    """An expert, teacher-forced, from tokens or from what shared layers made of them."""
+    if handed is None:
+        return expert(source, length, previous)[0]
+    return expert.decoder(previous, encoder_out=expert.encoder.go_on(handed))[0]
+
+
+def _check_shared(cfg) -> None:
+    """Raise ValueError for options that do not go with shared layers, or that need some."""
+    count, gradient = cfg.shared_encoder_layers, cfg.shared_encoder_gradient
+    if count < 0:
+        raise ValueError(f"--shared-encoder-layers must be at least 0, got {count}")
+    if gradient is not None and count == 0:
+        raise ValueError(
+            "--shared-encoder-gradient is of shared layers: give --shared-encoder-layers too"
+        )
+    if gradient is not None and not 0 <= gradient <= 1000:
+        raise ValueError(f"--shared-encoder-gradient must be in [0, 1000], got {gradient}")
+    if count and cfg.encoder_layerdrop:
+        raise ValueError(
+            "--encoder-layerdrop drops layers of one network, and --shared-encoder-layers are of all: "
+            "leave one out"
+        )
 
 
 for _name in PRESETS:

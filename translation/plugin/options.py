@@ -49,6 +49,20 @@ class CoETransformerConfig(FairseqDataclass):
     delegator_dropout: Optional[float] = field(
         default=None, metadata={"help": "dropout of the delegator; default: --dropout"}
     )
+    shared_encoder_layers: int = field(
+        default=0,
+        metadata={
+            "help": "first layers of the encoder, and its embeddings, that the delegator and all experts "
+            "share: they run once a sentence; the delegator's encoder has the experts' sizes then; "
+            "0: none, whole networks"
+        },
+    )
+    shared_encoder_gradient: Optional[float] = field(
+        default=None,
+        metadata={
+            "help": "factor on each expert's gradient into the shared layers; default: 1 / --num-experts"
+        },
+    )
     activation_fn: ChoiceEnum(get_available_activation_fns()) = field(  # type: ignore[valid-type]  # made here
         default="relu", metadata={"help": "activation function"}
     )
@@ -163,7 +177,8 @@ def expert_arguments(cfg: CoETransformerConfig) -> list[Namespace]:
     common = {
         option.name: getattr(cfg, option.name)
         for option in fields(CoETransformerConfig)
-        if option.name not in not_shared and not option.name.startswith("delegator_")
+        if option.name not in not_shared
+        and not option.name.startswith(("delegator_", "shared_encoder_"))
     }
     for name in ("decoder_embed_dim", "decoder_ffn_embed_dim"):
         if common[name] is None:
@@ -183,19 +198,27 @@ def expert_arguments(cfg: CoETransformerConfig) -> list[Namespace]:
 
 
 def delegator_arguments(cfg: CoETransformerConfig) -> Namespace:
-    """Arguments of fairseq's own ``transformer`` for the delegator without its selection head."""
+    """Arguments of fairseq's own ``transformer`` for the delegator without its selection head.
+
+    Where it shares layers of the encoder, all of its encoder's have the experts' sizes, so that it is a
+    transformer as others are.
+    """
+    common = vars(expert_arguments(cfg)[0])
+    sides = ("decoder",) if cfg.shared_encoder_layers else ("encoder", "decoder")
+    own = {
+        f"{side}_{name}": getattr(cfg, f"delegator_{name}")
+        for side in sides
+        for name in ("ffn_embed_dim", "attention_heads")
+    }
+    own |= {f"{side}_embed_dim": cfg.delegator_embed_dim for side in ("encoder", "decoder")}
     return _transformer_arguments(
-        vars(expert_arguments(cfg)[0]),
+        common,
         dropout=cfg.dropout if cfg.delegator_dropout is None else cfg.delegator_dropout,
         encoder_layers=cfg.delegator_encoder_layers,
         decoder_layers=cfg.delegator_decoder_layers,
         decoder_output_dim=cfg.delegator_embed_dim,
         decoder_input_dim=cfg.delegator_embed_dim,
-        **{
-            f"{side}_{name}": getattr(cfg, f"delegator_{name}")
-            for side in ("encoder", "decoder")
-            for name in ("embed_dim", "ffn_embed_dim", "attention_heads")
-        },
+        **own,
     )
 
 

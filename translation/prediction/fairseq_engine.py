@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from translation.generation.generator import (
     Sentences,
     hypothesis_confidence,
 )
-from translation.generation.macs import transformer_macs
+from translation.generation.macs import TransformerMacs, transformer_macs
 from translation.generation.routers import Router, check_threshold
 from translation.plugin.model import CoETransformerModel
 from translation.plugin.selection import listen_to_selection
@@ -140,8 +141,10 @@ class FairseqEngine:
         of_thresholds = self.systems[0] if system is None else self.budgets.find_system(system)
         macs: dict[str, Any] = {}
         if self.team is not None:
-            networks = [self.team.delegator, *self.team.experts]
-            first, *rest = (_per_sentence(network, self.search.beam) for network in networks)
+            shared = self.team.shared_macs
+            spends = [transformer_macs(expert).without(shared) for expert in self.team.experts]
+            spends.insert(0, transformer_macs(self.team.delegator))
+            first, *rest = (_per_sentence(part, self.search.beam) for part in spends)
             macs = {"delegator": first, "experts": rest}
         curve = self.budgets.curve(of_thresholds) if has_exits(of_thresholds) else None
         return {
@@ -225,7 +228,7 @@ class FairseqEngine:
             assert self.team is not None, "another system is resolved without one"
             head = self.team.selection.linear.weight.numel()
             first = self._over([self.team.delegator], search, head)
-            experts = [self._over([expert], search) for expert in self.team.experts]
+            experts = [self._over([expert], search, left=True) for expert in self.team.experts]
             selection = listen_to_selection(first, self.team.select)
             return self._routed(first, selection, experts, Router("learned"))
         if system == CASCADE:
@@ -241,6 +244,7 @@ class FairseqEngine:
     def _routed(
         self, first: _Counted, selection: Any, experts: list[_Counted], router: Router
     ) -> CollaborativeGenerator:
+        shared = None if self.team is None else self.team.shared
         return CollaborativeGenerator(
             first,
             selection,
@@ -251,6 +255,7 @@ class FairseqEngine:
             confidence=self.confidence,
             pad=self.dictionary.pad(),
             eos=self.dictionary.eos(),
+            remembering=contextlib.nullcontext if shared is None else shared.remembering,
         )
 
     def _select(self, source: Tensor, length: Tensor) -> Tensor:
@@ -261,22 +266,33 @@ class FairseqEngine:
         self._spent = {row: macs + head for row, macs in enumerate(spends.tolist())}
         return self.team.select_sentences(source, length)
 
-    def _over(self, networks: list[Any], search: Search, extra: int = 0) -> _Counted:
+    def _over(
+        self, networks: list[Any], search: Search, extra: int = 0, left: bool = False
+    ) -> _Counted:
+        """A generator that counts; ``left``: what is left where shared layers have run already."""
         options = argparse.Namespace(
             beam=search.beam, lenpen=search.lenpen, max_len_b=search.max_len
         )
         build = getattr(self.task, "plain_generator", self.task.build_generator)
-        return _Counted(build(networks, options), networks, search.beam, extra, self)
+        spends = [transformer_macs(network) for network in networks]
+        if left and self.team is not None:
+            spends = [part.without(self.team.shared_macs) for part in spends]
+        return _Counted(build(networks, options), spends, search.beam, extra, self)
 
 
 class _Counted:
     """fairseq's generator over some networks, which adds up the multiply-adds of every sentence."""
 
     def __init__(
-        self, generator: Any, networks: list[Any], beam: int, extra: int, engine: FairseqEngine
+        self,
+        generator: Any,
+        spends: list[TransformerMacs],
+        beam: int,
+        extra: int,
+        engine: FairseqEngine,
     ):
         self.generator, self.beam, self.extra, self.engine = generator, beam, extra, engine
-        self.spends = [transformer_macs(network) for network in networks]
+        self.spends = spends
         self.symbols_to_strip_from_output = generator.symbols_to_strip_from_output
         self.count = 0  # sentences of the last call
 
@@ -297,9 +313,9 @@ class _Counted:
         return hypotheses
 
 
-def _per_sentence(network: Any, beam: int) -> int:
+def _per_sentence(spends: TransformerMacs, beam: int) -> int:
     """Multiply-adds of a sentence of 20 tokens and a translation of as many, for a page."""
-    return int(transformer_macs(network).of_lengths(20, 20, beam))
+    return int(spends.of_lengths(20, 20, beam))
 
 
 def _device(name: str) -> torch.device:

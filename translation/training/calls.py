@@ -99,6 +99,10 @@ def train_team(run: Run) -> list[str]:
     if objective.groups is not None:
         words += ["--portion-groups", str(run.text(recipe.texts.train, "groups"))]
         words += ["--portion-groups-until", str(objective.groups_until)]
+    if recipe.hand_over.encoder_layers:
+        words += ["--shared-encoder-layers", str(recipe.hand_over.encoder_layers)]
+    if recipe.hand_over.trunk_gradient is not None:
+        words += ["--shared-encoder-gradient", str(recipe.hand_over.trunk_gradient)]
     words += ["--agreement", objective.agreement]
     if recipe.training.init is not None:
         words += ["--init-experts", str(Path(recipe.training.init).expanduser())]
