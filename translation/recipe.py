@@ -17,13 +17,11 @@ from translation.recipe_sections import (
     Ensemble,
     Generation,
     HandOver,
-    Languages,
     Objective,
-    Texts,
     Training,
     Transformer,
-    Vocabulary,
 )
+from translation.recipe_texts import Languages, Texts, Vocabulary
 from translation.shipped import find_recipe
 
 AIMS = ("best", "bleu_drop", "chrf_drop", "macs", "latency")

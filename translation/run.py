@@ -27,7 +27,7 @@ from pathlib import Path
 from coe_core.errors import CoEError
 from coe_core.support.plain_values import read_yaml
 from translation.recipe import TEAM, Recipe, recipe_from_dict
-from translation.recipe_sections import Direction
+from translation.recipe_texts import Direction
 
 RECIPE = "recipe.yaml"
 

@@ -10,7 +10,8 @@ from coe_core.labels import LabelKind
 from coe_core.objective import Scores
 from coe_core.weights import Scope
 from translation.recipe import load_recipe, recipe_from_dict
-from translation.recipe_sections import Direction, Objective
+from translation.recipe_sections import Objective
+from translation.recipe_texts import Direction
 from translation.run import Run, RunError, load_run
 from translation.shipped import shipped_recipes
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import translation
 from translation.corpora.lines import read_lines
 from translation.recipe import TEAM
-from translation.recipe_sections import Direction, Transformer
+from translation.recipe_sections import Transformer
+from translation.recipe_texts import Direction
 from translation.run import Run
 
 USER_DIR = str(Path(translation.__file__).parent)

@@ -13,7 +13,7 @@ from translation.corpora.numbers import number_pairs
 from translation.corpora.pairs import clean, read_pairs, repeated, sampled
 from translation.corpora.published import Pair
 from translation.recipe import Recipe
-from translation.recipe_sections import Direction
+from translation.recipe_texts import Direction
 from translation.run import Run
 from translation.training.calls import tag
 
