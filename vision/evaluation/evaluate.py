@@ -73,9 +73,8 @@ def evaluate(
 ) -> Evaluation:
     """Table over the runs; writes it, the law of each, pictures and examples to ``folder``.
 
-    The files are table.csv, table.md, table.json, classes.csv (accuracy on each class), per_run.csv, law.csv,
-    trade_off.png, classes_per_expert.png.
-    Runs with ensembles also get ensembles.csv and ensembles.md: see `vision.evaluation.ensemble_table`.
+    The files are table.csv, table.md, table.json, classes.csv, per_run.csv, law.csv, trade_off.png and
+    classes_per_expert.png; of runs with ensembles also ensembles.csv and ensembles.md.
 
     Args:
         runs: of one recipe, differing in seed.
