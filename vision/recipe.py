@@ -247,6 +247,9 @@ def unused_settings(recipe: Recipe) -> list[str]:
     unused += [("train.", train, "decay_epochs", "without train.decay")] * (train.decay is None)
     unused += [("train.", train, "teacher_weight", "without a teacher")] * (train.teacher is None)
     unused += [("train.", train, "statistics_epochs", "without pwlu")] * (not pwlu)
+    if not any(network.pretrained for _, network in recipe.named_networks()):
+        fields = ("head_epochs", "layer_decay", "batch_norm")
+        unused += [("train.", train, name, "without a pretrained network") for name in fields]
     for name, ensemble in recipe.ensembles.items():
         if ensemble.rule not in (None, "solve"):
             why = f"with rule {ensemble.rule}"

@@ -20,6 +20,7 @@ from vision.errors import RunError
 from vision.networks.network import Network, Normalisation, OwnView, build_network, with_own_view
 from vision.networks.outputs import check_outputs
 from vision.networks.size import with_zeros
+from vision.networks.started import StartedNetworks
 from vision.networks.team import Team, Trunked
 from vision.recipe import Recipe, recipe_from_dict
 
@@ -67,15 +68,18 @@ class Networks(nn.Module):
             raise ValueError(f"preprocess: {error}") from error
         channels = self.recipe.data.channels
         num_classes = len(classes)
+        self.started = StartedNetworks()
         # None: the recipe has no delegator, only ensembles and controls.
         self.team: Team | None = None
         # With a hand-over the cascade is a team of one expert, trained with the same.
         self.cascade: Team | None = None
         if self.recipe.has_team:
             experts, prepare = self.recipe.expert_networks, self.preprocess
-            self.team = build_team(self.recipe, experts, num_classes, prepare, weights)
+            team = self.recipe, experts, num_classes, prepare, weights, self.started
+            self.team = build_team(*team)
             if self.recipe.hand_over.anything:
-                self.cascade = build_team(self.recipe, experts[:1], num_classes, prepare, weights)
+                alone = self.recipe, experts[:1], num_classes, prepare, weights, self.started
+                self.cascade = build_team(*alone)
         images = Normalisation(self.preprocess.mean, self.preprocess.std)
         self.controls = nn.ModuleDict(
             {
@@ -83,6 +87,8 @@ class Networks(nn.Module):
                 for name, network in self.recipe.controls.items()
             }
         )
+        for name, network in self.recipe.controls.items():
+            self.started.add(self.controls[name], network, num_classes)
         self.ensembles = cast(MutableMapping[str, EnsembleNetworks], nn.ModuleDict())
         for name in self.recipe.ensembles:
             try:
@@ -90,6 +96,8 @@ class Networks(nn.Module):
             except ValueError as error:
                 raise ValueError(f"ensembles.{name}: {error}") from error
             self.ensembles[name] = EnsembleNetworks(division, num_classes, self.preprocess, weights)
+            for member in self.ensembles[name].members:
+                self.started.add(member, division.divided, num_classes)
         self.to(memory_format=torch.channels_last)
 
     def _division(self, name: str, stored: Any) -> Division:
@@ -160,6 +168,7 @@ def build_team(
     num_classes: int,
     preprocess: Preprocess,
     weights: Weights | None = None,
+    started: StartedNetworks | None = None,
 ) -> Team:
     """Delegator and experts of a recipe, parted where it says so.
 
@@ -169,6 +178,7 @@ def build_team(
         num_classes: c.
         preprocess: of the images.
         weights: see `Networks`.
+        started: notes the pretrained networks.
 
     Raises:
         ValueError: a place where a network cannot be cut (names those where it can), or experts or a
@@ -180,7 +190,10 @@ def build_team(
     def build(network: Network, outputs: int) -> nn.Module:
         if hand_over.trunk is not None:  # the trunk makes the view, for all that share it
             network = replace(network, size=None, mean=None, std=None)
-        return build_network(network, outputs, channels, images=images, weights=weights)
+        built = build_network(network, outputs, channels, images=images, weights=weights)
+        if started is not None:
+            started.add(built, network, outputs)
+        return built
 
     if recipe.delegator is None:
         raise ValueError("a team needs a delegator: name one")

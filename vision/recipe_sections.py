@@ -186,6 +186,11 @@ class Train:
             n^-class_weights for n training images, 1 on average over the images; 0: all alike. One of it and
             of data.balance, which draws them more often, is enough.
         ema_decay: keep an exponential moving average of the weights and use it; 0 is off.
+        head_epochs: of pretrained networks: so many epochs at first train the classifier alone.
+        layer_decay: of pretrained networks, in (0, 1]: the learning rate of every layer is that of the next
+            one times this, up to the classifier, which has the whole rate; timm's layers.
+        batch_norm: statistics of pretrained networks: train, as in any training; frozen, as they are loaded;
+            or recalibrated, estimated anew on 32 training batches before the first step, and frozen then.
         statistics_epochs: of PWLU activations: ReLU until then, to see what reaches them; then learned.
         teacher: a timm network from whose probabilities all networks learn too, see
             `vision.networks.teacher`: its name alone stands for its published weights.
@@ -209,6 +214,9 @@ class Train:
     label_smoothing: float = 0.0
     class_weights: float = 0.0
     ema_decay: float = 0.0
+    head_epochs: int = 0
+    layer_decay: float = 1.0
+    batch_norm: Literal["train", "frozen", "recalibrated"] = "train"
     statistics_epochs: int = 5
     teacher: Network | None = None
     teacher_weight: float = 0.5
@@ -244,7 +252,8 @@ _TRAIN_RANGES = {
     "decay": "(0, 10]",
     "decay_epochs": "(0, 1000000]",
     **dict.fromkeys(("label_smoothing", "ema_decay"), _BELOW_ONE),
-    "statistics_epochs": "[0, 1000000]",
+    **dict.fromkeys(("statistics_epochs", "head_epochs"), "[0, 1000000]"),
+    "layer_decay": "(0, 1]",
 }
 
 

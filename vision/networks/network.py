@@ -60,6 +60,8 @@ class Network:
         mean: of each channel in [0, 1], that this network's images are normalised with; null: what its
             pretrained weights need, where timm or torchvision say it; else the data's.
         std: see mean.
+        frozen: of a pretrained network: dotted name of the module up to which it stays as it is loaded, its
+            statistics too, such as blocks.4 or layer3; null: all of it is trained.
         activation: replaces the network's ReLU-like activations: pwlu (learned, per channel), prelu, relu,
             relu6, silu, hardswish, gelu, mish or leaky_relu; null: its own.
         activation_options: of the activation, such as ``{intervals: 8, per_channel: false}`` of pwlu.
@@ -78,6 +80,7 @@ class Network:
     size: int | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    frozen: str | None = None
     activation: str | None = None
     activation_options: dict[str, Any] = field(default_factory=dict)
     condconv: int = 0
@@ -294,6 +297,10 @@ def check_options(network: Network, key: str = "network", allowed: tuple[str, ..
 def _check_view(network: Network, key: str) -> None:
     if isinstance(network.pretrained, str) and not network.pretrained.strip():
         raise ValueError(f"{key}.pretrained is an empty text: name weights, or set it to false")
+    if network.frozen is not None and not network.pretrained:
+        raise ValueError(
+            f"{key}.frozen without {key}.pretrained would keep random weights: name some"
+        )
     if (network.mean is None) != (network.std is None):
         raise ValueError(f"{key}.mean and {key}.std go together: give both, or neither")
     for name, values, low in (("mean", network.mean, -1e4), ("std", network.std, 1e-6)):

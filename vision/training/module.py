@@ -107,6 +107,8 @@ class CoETraining(LightningModule):
         prepare = self.networks.preprocess
         image = (prepare.channels, prepare.size, prepare.size)
         self._experts = Together(team.experts, team.feature_shape(image))
+        if self.networks.started.parts:
+            self._experts.wide = None  # there what is frozen would not be
         # Queue, table and confusion are equal on all ranks already: nothing to broadcast at every step.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_buffers() if name.startswith(_EQUAL_ON_ALL_RANKS)
@@ -297,7 +299,8 @@ class CoETraining(LightningModule):
             state = self._optimizer_state()
             for expert in others:
                 for source, copy in zip(first.parameters(), expert.parameters(), strict=True):
-                    state[copy] = deepcopy(state[source])
+                    if source in state:  # what is frozen has none
+                        state[copy] = deepcopy(state[source])
 
     def _optimizer_state(self) -> dict[Any, Any]:
         return cast(LightningOptimizer, self.optimizers()).optimizer.state
@@ -362,7 +365,12 @@ class CoETraining(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         train = self.recipe.train
-        optimizer = build_optimizer(train, self, self._parts() if self.recipe.ensembles else None)
+        optimizer = build_optimizer(
+            train,
+            self,
+            self._parts() if self.recipe.ensembles else None,
+            self.networks.started.depth,
+        )
         schedule = learning_rate_schedule(optimizer, train, self.num_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

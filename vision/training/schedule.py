@@ -33,7 +33,7 @@ def learning_rate_schedule(
         final = start / 1e4 if train.final_lr is None else train.final_lr
         return OneCycleLR(
             optimizer,
-            max_lr=train.lr,
+            max_lr=[group["lr"] for group in optimizer.param_groups],  # layers may have their own
             total_steps=num_steps,
             pct_start=train.warmup if rises else 1e-9,
             cycle_momentum=False,

@@ -35,7 +35,12 @@ from vision.training.callbacks import (
     divergence_of_training,
 )
 from vision.training.class_weights import class_weights
-from vision.training.finetuning import weights_to_start_from, with_own_statistics
+from vision.training.finetuning import (
+    FineTuning,
+    recalibrate,
+    weights_to_start_from,
+    with_own_statistics,
+)
 from vision.training.folder import (
     check_data,
     check_folder,
@@ -143,6 +148,8 @@ def _train(
         module.compile_networks()
     begun, stop = Begun(), StopAtSignal(folder / LAST)
     parts = [begun, ThreadCount(threads.count), Divergence(), *watch]
+    if module.networks.started.parts:
+        parts.insert(0, FineTuning(recipe.train))
     first_step = trained["global_step"] if trained else 0
     trainer = _trainer(
         recipe, module.main_metric, folder, stop, stop_after, first_step, team, parts
@@ -151,6 +158,13 @@ def _train(
         for loaded in weights.loaded if weights is not None else ():
             print(loaded.line(), flush=True)
         save_provenance(recipe, data, folder, resumed=trained is not None, weights=weights)
+    if weights is not None and recipe.train.batch_norm == "recalibrated":
+        count = recalibrate(module.networks, _loaders(recipe, data, team)[0])
+        if team.rank == 0:
+            print(
+                f"statistics of pretrained networks are those of {count} training images",
+                flush=True,
+            )
     loaders = _loaders(recipe, data, team)
     # Absolute: Lightning gives a meaning to some words.
     state = None if trained is None else os.path.abspath(folder / LAST)
@@ -305,7 +319,7 @@ def _trainer(
         parts.append(StopAfter(stop_after))
     parts.append(stop)
     # Experts that are still copies of the first take no part in the backward pass.
-    unused = recipe.shared_start > 0
+    unused = recipe.shared_start > 0 or recipe.train.head_epochs > 0
     strategy = "ddp_find_unused_parameters_true" if unused else "ddp"
     return Trainer(
         max_epochs=recipe.train.epochs,
