@@ -136,6 +136,18 @@ class Run:
             if control.one_per is not None
         }
 
+    @property
+    def services(self) -> dict[str, list[Path]]:
+        """Checkpoints of all that a text can be translated with beside the team, by name.
+
+        Controls of one network per direction are one for each: NAME.de-en.
+        """
+        return self.controls | {
+            f"{name}.{direction}": [path]
+            for name, of_direction in self.controls_by_direction.items()
+            for direction, path in of_direction.items()
+        }
+
     def decoded(self, name: str) -> Path:
         """Translations of a text by every network, see `translation.evaluation.translations`."""
         return self.folder / "decoded" / f"{name}.json"

@@ -315,6 +315,33 @@ def _check_translation(routing: dict[str, Any]) -> None:
     _file(routing, "selection")
     if _of(routing, "sentencepiece") is not None:
         _file(routing, "sentencepiece")
+    targets = routing.get("targets", [])  # older exports know of none
+    texts = type(targets) is list and all(type(name) is str for name in targets)
+    _check(texts, f"is damaged: targets is {_shown(targets)}, not a list of languages")
+
+
+def tag_of(routing: dict[str, Any], target: str | None) -> str:
+    """What a source sentence begins with, for an export that translates into several languages.
+
+    Args:
+        routing: of the export.
+        target: language that is wanted.
+
+    Raises:
+        ValueError: a language that there is not, or none where one is due.
+
+    Example:
+        >>> tag_of({"targets": ["de", "fr"]}, "fr"), tag_of({}, None)
+        ('<2fr> ', '')
+    """
+    known = routing.get("targets", [])
+    if target is None and not known:
+        return ""
+    if target not in known:
+        asked = "say into which language" if target is None else f"no language {target!r:.60}"
+        there = ", ".join(known) or "one language: name none"
+        raise ValueError(f"{asked}; the export translates into {there}")
+    return f"<2{target}> "
 
 
 def _from_format_1(routing: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,11 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--int8", action="store_true", help="weights in 8 bits")
     parser.add_argument("--points", help="what calibrate wrote: thresholds to store by their names")
     parser.add_argument("--at", metavar="NAME", help="of them, the default; without it none exits")
+    parser.add_argument(
+        "--system",
+        choices=["CoE"],
+        help="export the collaboration also where calibrate chose another system for --at",
+    )
     parser.add_argument("--sentencepiece", metavar="MODEL", help="then the runner takes plain text")
     parser.add_argument(
         "--beam", type=at_least(1, 1000), help="of the runner (default: that of --at, or 5)"
@@ -91,7 +96,15 @@ def _points(arguments: argparse.Namespace) -> dict[str, OperatingPoint]:
 
     points = {}
     if arguments.points is not None:
-        points = load_points(arguments.points).named(COE)
+        stored = load_points(arguments.points)
+        points = stored.named(COE)
+        chosen = COE if arguments.at is None else stored.deployed(arguments.at)
+        if chosen != COE and arguments.system is None:
+            raise ValueError(
+                f"{arguments.at} is served by {chosen}, which calibrate chose, and an export is of "
+                "the collaboration: give --system CoE to export it all the same, or convert the networks of "
+                f"{chosen} by CTranslate2's own ct2-fairseq-converter"
+            )
     if arguments.at is not None and arguments.at not in points:
         known = ", ".join(points) or "none: give --points"
         raise ValueError(f"no threshold named {arguments.at!r}; known: {known}")

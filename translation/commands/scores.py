@@ -89,6 +89,13 @@ def add_score_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--known", metavar="TEXT", help="and by how rare their rarest word is in this text"
     )
+    parser.add_argument(
+        "--comet",
+        metavar="FILE",
+        help="also COMET by a checkpoint that is here, with the package unbabel-comet; loading it runs what "
+        "it holds, so trust it",
+    )
+    parser.add_argument("--source", metavar="TEXT", help="of COMET: what was translated")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -98,7 +105,9 @@ def run_score(arguments: argparse.Namespace) -> None:
     from translation.corpora.text import hypotheses_of
     from translation.evaluation.scoring import REPORTED, compare, score, sentence_scores
 
-    named = [*arguments.systems, *arguments.reference]
+    named = [*arguments.systems, *arguments.reference, *filter(None, [arguments.source])]
+    if (arguments.comet is None) != (arguments.source is None):
+        raise ValueError("--comet FILE and --source TEXT go together: COMET looks at the source")
     if named.count(STANDARD_INPUT) > 1:
         raise ValueError("standard input (-) can be one text, not several")
     if len(set(arguments.systems)) != len(arguments.systems):
@@ -119,6 +128,12 @@ def run_score(arguments: argparse.Namespace) -> None:
             num_resamples=arguments.resamples,
             scoring=scoring,
         )
+    if arguments.comet is not None:
+        from translation.evaluation.comet import comet_scores
+
+        texts = read_lines(arguments.source), references[0]
+        for path, of_comet in comet_scores(arguments.comet, systems, *texts).items():
+            table[path] = [*table[path], of_comet]
     sentences = {}
     if arguments.sentences:
         sentences = {

@@ -168,10 +168,20 @@ def find_system(text: str, systems: Sequence[str]) -> str:
     Example:
         >>> find_system("Large", ["CoE", "single:large"])
         'single:large'
+        >>> find_system("each", ["CoE", "single:each.de-en", "single:each.fr-en"])
+        Traceback (most recent call last):
+        ValueError: each is one network for each direction, and is not told that of a sentence: name
+        the one that is wanted, single:each.de-en, single:each.fr-en
     """
     by_lower = {system.lower(): system for system in systems}
     by_lower |= {s.partition(":")[2].lower(): s for s in systems if ":" in s}
     if text.lower() not in by_lower:
+        name = text.lower().rpartition(":")[2]
+        if of_direction := [s for s in systems if s.lower().startswith(f"single:{name}.")]:
+            raise ValueError(
+                f"{text[:80]} is one network for each direction, and is not told that of a sentence: name "
+                f"the one that is wanted, {', '.join(of_direction)}"
+            )
         raise ValueError(
             f"no system {text[:80]!r}; there are: {', '.join(systems)}{nearest(text, systems)}"
         )

@@ -19,6 +19,7 @@ from translation.export import runner as ctranslate2_runner
 from translation.generation.macs import transformer_macs
 from translation.plugin.checkpoints import load_state, network_names, num_updates, take_network
 from translation.plugin.model import CoETransformerModel
+from translation.plugin.subwords import targets_of
 
 
 class ExportError(CoEError):
@@ -164,6 +165,7 @@ def _routing(
         "max_target_tokens": longest,
         "selection": "selection",
         "sentencepiece": None,
+        "targets": targets_of(team.task.source_dictionary.symbols),
         "spends": {
             "delegator": transformer_macs(team.model.delegator)._asdict(),
             "experts": [transformer_macs(expert)._asdict() for expert in team.model.experts],

@@ -27,6 +27,7 @@ from coe_core.support.routing_file import (
     read_routing,
     run_as_command,
     stored_setting,
+    tag_of,
     verify_files,
 )
 
@@ -155,8 +156,10 @@ class Runner:
         """Pieces of a sentence that the networks take, without its end."""
         return self.routing["max_source_tokens"] - 1
 
-    def cut(self, lines: Sequence[str]) -> list[list[str]]:
-        """Pieces of each line: by the export's own model, or else at the spaces."""
+    def cut(self, lines: Sequence[str], target: str | None = None) -> list[list[str]]:
+        """Pieces of each line: by the export's own model, or else at the spaces; see `tag_of`."""
+        tag = tag_of(self.routing, target)
+        lines = [tag + line if line.strip() else line for line in lines] if tag else lines
         if self.pieces is None:
             return [line.split() for line in lines]
         return [self.pieces.encode(line, out_type=str) for line in lines]
@@ -166,10 +169,12 @@ class Runner:
         lines: Sequence[str],
         at: str | None = None,
         threshold: float | None = None,
+        *,
+        target: str | None = None,
         **options,
     ) -> list[Translation]:
         """Translate lines of text, in order; ``options`` as in `decode`."""
-        return self.decode(self.cut(lines), at, threshold, **options)
+        return self.decode(self.cut(lines, target), at, threshold, **options)
 
     def decode(
         self,
@@ -288,10 +293,9 @@ class Runner:
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}")
-    if value > high:
-        raise ValueError(f"{name} must be at most {high}, got {value}")
+    if not low <= value <= high:
+        bound = f"at least {low}" if value < low else f"at most {high}"
+        raise ValueError(f"{name} must be {bound}, got {value}")
 
 
 def _head(path: Path, num_experts: int) -> tuple[np.ndarray, np.ndarray]:
@@ -328,6 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", default=str(Path(__file__).parent), help="of the export")
     parser.add_argument("--at", help="stored threshold")
     parser.add_argument("--threshold", type=float, help="end early when confidence >= this")
+    parser.add_argument("--target", help="language, of an export that translates into several")
     parser.add_argument("--beam", type=int)
     parser.add_argument("--lenpen", type=float)
     parser.add_argument("--max-length", type=int, help="pieces of a translation, at most")
@@ -344,23 +349,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _translate(chosen: argparse.Namespace) -> int:
-    runner = Runner(
-        chosen.folder,
-        chosen.device,
-        chosen.threads,
-        chosen.compute_type,
-        chosen.batch_size,
-        not chosen.no_verify,
-    )
+    options = (chosen.device, chosen.threads, chosen.compute_type, chosen.batch_size)
+    runner = Runner(chosen.folder, *options, not chosen.no_verify)
     search = {"beam": chosen.beam, "lenpen": chosen.lenpen, "max_length": chosen.max_length}
     how = {"at": chosen.at, "threshold": chosen.threshold, **search}
-    runner.decode([], **how)  # says what is wrong before it reads
+    runner.cut([], chosen.target)  # says what is wrong before it reads
+    runner.decode([], **how)
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # a text of bytes
     counts: dict[str, int] = {}
     started, done = time.perf_counter(), 0
     with open(chosen.routes or os.devnull, "w", encoding="utf-8") as routes:
         while block := list(islice(sys.stdin.buffer, BLOCK)):
-            for answer in _answers(runner, block, done, how):
+            for answer in _answers(runner, block, done, how, chosen.target):
                 print(answer.text)
                 print(f"R-{done}\t{answer.network}\t{answer.confidence:.4f}", file=routes)
                 counts[answer.network] = counts.get(answer.network, 0) + 1
@@ -372,7 +372,7 @@ def _translate(chosen: argparse.Namespace) -> int:
     return 1 if "too-long" in counts else 0
 
 
-def _answers(runner: Runner, block: list[bytes], done: int, how: dict) -> list[Translation]:
+def _answers(runner: Runner, block: list[bytes], done: int, how: dict, target=None) -> list:
     """Translations of some lines; those that are too long are told and left empty."""
     lines = []
     for number, line in enumerate(block, done + 1):
@@ -380,7 +380,7 @@ def _answers(runner: Runner, block: list[bytes], done: int, how: dict) -> list[T
             lines.append(line.decode("utf-8").removesuffix("\n").removesuffix("\r"))
         except UnicodeDecodeError as error:
             raise ValueError(f"line {number} is not UTF-8: {error}") from error
-    sentences = runner.cut(lines)
+    sentences = runner.cut(lines, target)
     kept = [row for row, sentence in enumerate(sentences) if len(sentence) <= runner.longest]
     answers = [Translation("", "too-long", math.nan)] * len(lines)
     for row, answer in zip(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from translation.corpora.vocabulary import load_pieces, real_pieces
 
-_TAG = re.compile(r"<2\w+>")  # of a language
+_TAG = re.compile(r"<2(\w+)>")  # of a language
 SIDES = {"both": ("source", "target"), "source": ("source",)}
 
 
@@ -108,6 +108,16 @@ def _seed(value: int) -> None:
     import sentencepiece
 
     sentencepiece.set_random_generator_seed(value)
+
+
+def targets_of(words: Iterable[str]) -> list[str]:
+    """The languages that a dictionary has tags of, so that a sentence must say into which one it is wanted.
+
+    Example:
+        >>> targets_of(["a", "<2de>", "<2pt_BR>"])
+        ['de', 'pt_BR']
+    """
+    return sorted(match[1] for match in map(_TAG.fullmatch, words) if match)
 
 
 def check_sampling(cfg: Any) -> None:

@@ -27,8 +27,8 @@ class ExportEngine:
 
     def __init__(self, folder: Path, device: str = "auto", threads: int = 0):
         self.name = folder.resolve().name
-        self.targets: list[str] = []
         self.runner = Runner(folder, device, threads)
+        self.targets: list[str] = self.runner.routing.get("targets", [])
         stored = self.runner.routing["search"]
         self.search = Search(stored["beam"], stored["lenpen"], stored["max_length"])
         self.confidence: str = self.runner.routing["confidence"]
@@ -51,7 +51,8 @@ class ExportEngine:
         return [COE]
 
     def cut(self, line: str) -> list[str]:
-        return self.runner.cut([line])[0]
+        pieces = self.runner.pieces  # the line has its tag already
+        return line.split() if pieces is None else pieces.encode(line, out_type=str)
 
     def resolve(
         self,

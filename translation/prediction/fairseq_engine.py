@@ -30,6 +30,7 @@ from translation.generation.macs import TransformerMacs, transformer_macs
 from translation.generation.routers import Router, check_threshold
 from translation.plugin.model import CoETransformerModel
 from translation.plugin.selection import listen_to_selection
+from translation.plugin.subwords import targets_of
 from translation.prediction.budgets import Budgets
 from translation.prediction.engine import Decoded, Search, Setting, TranslatorError
 
@@ -67,7 +68,6 @@ class FairseqEngine:
         device: str = "auto",
     ):
         self.name = path.name
-        self.targets: list[str] = []
         self.controls = dict(controls or {})
         self.device = _device(device)
         (self.model,), _, self.task = checkpoint_utils.load_model_ensemble_and_task(
@@ -76,6 +76,7 @@ class FairseqEngine:
         self._ready(self.model)
         self.team = self.model if isinstance(self.model, CoETransformerModel) else None
         self.dictionary = self.task.source_dictionary
+        self.targets = targets_of(self.dictionary.symbols)
         self.confidence = getattr(self.task, "confidence", "probability")
         self.pieces = None if vocabulary is None else load_pieces(str(vocabulary))
         self.points = points

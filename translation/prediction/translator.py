@@ -337,12 +337,14 @@ def _of_run(folder: Path, device: str) -> Engine:
         run.team,
         run.data(),
         run.vocabulary,
-        controls=run.controls,
+        controls=run.services,
         points=run.points if run.points.is_file() else None,
         decoded=run.decoded(run.recipe.texts.valid),
         search=Search(generation.beam, generation.lenpen, generation.max_len),
         device=device,
     )
     engine.name = folder.resolve().name
-    engine.targets = run.recipe.languages.target if run.recipe.languages.tagged else []
+    engine.targets = (
+        run.recipe.languages.target if run.recipe.languages.tagged else []
+    )  # in its order
     return engine

@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import sacrebleu
@@ -205,3 +207,49 @@ def test_scoring_loads_no_torch(apart):
     code += "print([name for name in ('torch', 'fairseq', 'numba') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class _Comet:
+    """What the package unbabel-comet hands out, with a score that can be worked out: letters in common."""
+
+    @staticmethod
+    def load_from_checkpoint(path):
+        if "damaged" in path:
+            raise RuntimeError("PytorchStreamReader failed\nat length")
+        return _Comet()
+
+    def predict(self, rows, batch_size, gpus, progress_bar):
+        assert (gpus, progress_bar) == (0, False)
+        scores = [len({*row["mt"]} & {*row["ref"]}) / len({*row["ref"]}) for row in rows]
+        assert all(row["src"].startswith("source") for row in rows)
+        return SimpleNamespace(scores=scores, system_score=sum(scores) / len(scores))
+
+
+def test_comet_by_a_model_that_is_here(said, texts, monkeypatch):
+    source, model = texts / "source", texts / "model.ckpt"
+    source.write_text("source 1\nsource 2\nsource 3\n")
+    words = ("score", texts / "system", texts / "reference", "-r", texts / "reference")
+    words += ("--tokenize", "zh", "--resamples", 10, "--comet", model)
+    assert "go together: COMET looks at the source" in said(*words)[2]
+    words += ("--source", source)
+    assert "model.ckpt: no such file; give a COMET checkpoint that is here" in said(*words)[2]
+    model.write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "comet", None)
+    status, _, error = said(*words)
+    assert (status, error.count("\n")) == (2, 1)
+    assert "needs the package unbabel-comet, which is not installed here: pip install" in error
+    monkeypatch.setitem(sys.modules, "comet", _Comet)
+    status, out, _ = said(*words, "--json")
+    assert status == 0
+    found = json.loads(out)["systems"]
+    best = found[str(texts / "reference")]["scores"]["COMET"]
+    assert best["value"] == 100
+    assert best["p_value"] < 1
+    assert found[str(texts / "system")]["scores"]["COMET"]["value"] < 95
+    assert "COMET          100.00" in said(*words)[1]
+    source.write_text("source 1\n")
+    assert "has 3 lines, the source 1" in said(*words)[2]
+    model.rename(texts / "damaged.ckpt")
+    words = (*words[:-4], "--comet", texts / "damaged.ckpt", "--source", source)
+    source.write_text("source 1\nsource 2\nsource 3\n")
+    assert "damaged.ckpt: not loaded: RuntimeError: PytorchStreamReader failed" in said(*words)[2]

@@ -18,6 +18,7 @@ from translation.commands.cli import main
 from translation.evaluation.calibrate import save_points
 from translation.export import runner as module
 from translation.export.runner import Runner
+from translation.prediction.translator import Translator
 
 
 @pytest.fixture
@@ -102,6 +103,23 @@ def test_wrong_settings(call, arguments, message):
     assert said.startswith("runner.py: ")
     assert message in said
     assert said.count("\n") == 1
+
+
+def test_an_export_into_several_languages_is_told_which(call, folder):
+    rewrite(folder, targets=["en", "fr"])
+    status, lines, said = call(b"eins Meter\n")
+    assert (status, lines) == (2, [])
+    assert "say into which language; the export translates into en, fr" in said
+    assert "no language 'de'; the export" in call(b"eins\n", "--target", "de")[2]
+    assert call(b"eins Meter\n\n", "--target", "fr")[0] == 0
+    runner = Runner(folder)
+    assert runner.cut(["eins Meter", ""], "fr") == [["<2fr>", "eins", "Meter"], []]
+    assert runner(["eins Meter"], target="fr") == runner.decode([["<2fr>", "eins", "Meter"]])
+    translator = Translator(folder, device="cpu")
+    assert translator.engine.targets == ["en", "fr"]
+    assert translator.cut("eins Meter", "fr").pieces == ["<2fr>", "eins", "Meter"]
+    rewrite(folder, targets="en")
+    assert 'routing.json is damaged: targets is "en", not a list of languages' in call(b"")[2]
 
 
 @pytest.mark.parametrize(

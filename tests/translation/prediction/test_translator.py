@@ -140,7 +140,7 @@ def chosen(trained_run, tmp_path_factory):
     return Translator(folder, device="cpu")
 
 
-def test_the_system_that_calibration_chose_translates(chosen, translator, lines):
+def test_the_system_that_calibration_chose_translates(chosen, translator, lines, said):
     setting = chosen.resolve()
     assert (setting.name, setting.system) == ("best", "single:expert-alone")
     assert (setting.threshold, setting.exit_rate) == (math.inf, None)
@@ -164,6 +164,10 @@ def test_the_system_that_calibration_chose_translates(chosen, translator, lines)
     assert facts["operating_points"]["best"]["system"] == "single:expert-alone"
     assert facts["slider"] == "CoE"
     assert chosen.engine.facts("single:expert-alone")["slider"] is None
+    words = ["export", chosen.source / "networks/team.pt", chosen.source / "data", "--at", "best"]
+    words += ["--points", chosen.source / "operating_points.json", "--out", chosen.source / "x"]
+    status, _, error = said(*words)
+    assert (status, "best is served by single:expert-alone, which calibrate" in error) == (2, True)
     (chosen.source / "networks/expert-alone.pt").unlink()
     with pytest.raises(TranslatorError, match=r"no such file; expert-alone was not trained"):
         Translator(chosen.source, device="cpu")(["eins"])
@@ -278,6 +282,21 @@ def test_a_run_into_several_languages_is_told_which(translator, monkeypatch):
         translator(["eins"])
     assert translator.cut("eins", "fr").pieces == translator.engine.cut("<2fr> eins")
     assert translator.cut(" ", "fr").pieces == []
+
+
+def test_networks_of_one_direction_each(trained_run, translator, lines, monkeypatch):
+    control = [trained_run / "networks/expert-alone.pt"]
+    monkeypatch.setitem(translator.engine.controls, "each.de-en", control)
+    monkeypatch.setitem(translator.engine.controls, "each.fr-en", control)
+    monkeypatch.setattr(translator.engine.budgets, "systems", translator.engine.systems)
+    with pytest.raises(
+        ValueError, match=r"each is one network for each .*, single:each.de-en, sin"
+    ):
+        translator(["eins"], system="each")
+    found = translator(lines[:3], system="single:each.de-en")
+    assert {t.route for t in found} == {"each.de-en"}
+    single = translator(lines[:3], system="single:expert-alone")
+    assert [t.text for t in found] == [t.text for t in single]
 
 
 def test_what_cannot_be_loaded(trained_run, tmp_path, exported):
