@@ -1,17 +1,22 @@
 """For all tests: annotations are checked, shapes included; marks say what starts processes, what is slow."""
 
+import fcntl
+import gc
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
 
+gc.disable()  # until all is imported and collected: see `pytest_collection_finish`
 os.environ["COE_CACHE"] = "off"  # decoded images of tests are not kept in the developer's cache
 # A model that fairseq imports sets the root's level to DEBUG where it has no handler: then every library's
 # every line is written out for every test.
@@ -64,6 +69,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for fixture in MARKED_BY_FIXTURE.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(MARKED_BY_FIXTURE[fixture])
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays: it is not looked through again and again, nor copied by what forks."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -124,11 +135,19 @@ for words in calls:
 """
 
 
-def loaded_after(program: str, calls: list[list[object]]) -> list[set[str]]:
-    """Which of the watched modules one process has loaded after each of the calls."""
+def loaded_after(
+    program: str, calls: list[list[object]], python: str | Path = sys.executable
+) -> list[set[str]]:
+    """Which of the watched modules one process has loaded after each of the calls.
+
+    Args:
+        program: vision or translation.
+        calls: words of its commands.
+        python: ``warm("torch") / "python"`` where all calls need torch.
+    """
     words = [[str(word) for word in call] for call in calls]
     done = subprocess.run(
-        [sys.executable, "-c", CALLER, json.dumps([program, words]), json.dumps(WATCHED)],
+        [python, "-c", CALLER, json.dumps([program, words]), json.dumps(WATCHED)],
         cwd=CORE.parent,
         capture_output=True,
         text=True,
@@ -142,32 +161,80 @@ def loaded_after(program: str, calls: list[list[object]]) -> list[set[str]]:
 
 
 @pytest.fixture(scope="session", name="loaded_after")
-def _loaded_after() -> Callable[[str, list[list[object]]], list[set[str]]]:
+def _loaded_after() -> Callable[..., list[set[str]]]:
     return loaded_after
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
-    """Folder of ``python`` and an adapter's commands, served by one process that has imported all."""
-    servers: dict[str, tuple[Path, subprocess.Popen]] = {}
+def for_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of pytest-xdist share; without it, one of this process."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "for_all_workers"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """While one process is inside, others that ask for the same path wait."""
+    with path.open("ab") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)  # not flock, which what is forked inside would hold, too
+        yield
+
+
+@pytest.fixture(scope="session")
+def made_once(
+    for_all_workers: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Own copy of a folder that the first worker to ask for it has made."""
+
+    def copy_of(name: str, make: Callable[[Path], object]) -> Path:
+        made, done = for_all_workers / name, for_all_workers / f"{name}.done"
+        with alone(for_all_workers / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(made, ignore_errors=True)  # of one that failed
+                make(made)
+                done.touch()
+        return shutil.copytree(made, tmp_path_factory.mktemp(name) / name)
+
+    return copy_of
+
+
+@pytest.fixture(scope="session")
+def warm(for_all_workers: Path) -> Iterator[Callable[[str], Path]]:
+    """Folder of ``python`` and an adapter's commands, served by one process that has imported all.
+
+    It serves all workers: each holds the folder's lock, and the server ends when none holds it.
+    """
+    held, servers = [], {}
 
     def start(adapter: str) -> Path:
+        folder = for_all_workers / f"bin-{adapter}"
         if adapter not in servers:
-            folder = tmp_path_factory.mktemp("bin")
-            server = subprocess.Popen(
-                [sys.executable, "-W", "ignore", CORE.parent / "tests/warm.py", folder, adapter],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                cwd=CORE.parent,
-                env={**os.environ, "PYTHONPATH": str(CORE.parent), "OMP_NUM_THREADS": "1"},
-            )
-            servers[adapter] = folder, server
-            assert server.stdout.readline() == b"ready\n"
-        return servers[adapter][0]
+            folder.mkdir(exist_ok=True)
+            held.append((folder / "in_use").open("a+b"))
+            fcntl.lockf(held[-1], fcntl.LOCK_SH)
+            servers[adapter] = None
+            with alone(folder / "starting"):
+                if not (folder / "python").exists():
+                    servers[adapter] = serve(folder, adapter)
+        return folder
 
     yield start
-    for _, server in servers.values():
-        # Not by the end of its input alone: workers that a test has forked may hold that open.
-        server.stdin.close()
-        server.kill()
-        server.wait()
+    for file in held:
+        file.close()
+    for server in servers.values():
+        if server is not None:
+            server.wait()
+
+
+def serve(folder: Path, adapter: str) -> subprocess.Popen:
+    server = subprocess.Popen(
+        [sys.executable, "-W", "ignore", CORE.parent / "tests/warm.py", folder, adapter],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        cwd=CORE.parent,
+        env={**os.environ, "PYTHONPATH": str(CORE.parent), "OMP_NUM_THREADS": "1"},
+    )
+    assert server.stdout.readline() == b"ready\n"
+    return server

@@ -20,11 +20,11 @@ FORBIDDEN = {
 }
 
 
-def heavy_modules_after(*statements: str) -> list[set[str]]:
-    """Which of the heavy packages a fresh interpreter has loaded after each of the statements."""
+def heavy_modules_after(python: Path, *statements: str) -> list[set[str]]:
+    """Which of the heavy packages an interpreter has loaded after each of the statements."""
     show = "; import sys; print(*sys.modules)\n"
     process = subprocess.run(
-        [sys.executable, "-c", show.join([*statements, ""])],
+        [python, "-c", show.join([*statements, ""])],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -35,10 +35,11 @@ def heavy_modules_after(*statements: str) -> list[set[str]]:
     return [loaded & HEAVY for loaded in lines]
 
 
-@pytest.mark.process
-def test_the_core_loads_no_trainer_and_no_images():
+def test_the_core_loads_no_trainer_and_no_images(warm):
     own, more = heavy_modules_after(
-        "import coe_core; coe_core.balanced_assignment", "import matplotlib"
+        warm("torch") / "python",
+        "import coe_core; coe_core.balanced_assignment",
+        "import matplotlib",
     )
     assert own == set()
     assert "matplotlib" in more  # so the line above can fail

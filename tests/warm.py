@@ -1,12 +1,14 @@
 """Python and commands without their seconds of imports: one process has imported all and forks for each.
 
-``python warm.py FOLDER vision`` (or ``translation``) writes ``python`` and the commands into FOLDER and
-serves them until its input ends. Each is the real entry point in a process of its own, with the caller's
-arguments, folder, environment, files and process group. It ends with its caller, and a signal to the caller
-is sent on.
+``python warm.py FOLDER vision`` writes ``python`` and the commands into FOLDER and serves them until no
+process holds a lock of FOLDER/in_use; so for ``translation``, and for ``torch``, which has imported torch
+alone and has no commands. Each is the real entry point in a process of its own, with the caller's arguments,
+folder, environment, files and process group. It ends with its caller, and a signal to it is sent on.
 """
 
 import contextlib
+import fcntl
+import gc
 import importlib
 import json
 import os
@@ -28,14 +30,16 @@ ENTRIES = {  # fairseq first: then the import of the plugin registers it
         "coe-translation": "translation.commands.cli:main",
     },
     "vision": {"coe-vision": "vision.commands.cli:main"},
+    "torch": {},
 }
 IMPORTED = {
+    "torch": ("torch",),
     "translation": (
         *("matplotlib.pyplot", "sentencepiece", "translation.evaluation.calibrate"),
         *("translation.evaluation.decode_all", "translation.evaluation.table"),
     ),
     "vision": (
-        *("lightning.pytorch", "sklearn.datasets"),
+        "lightning.pytorch",
         *("vision.training.train", "vision.networks.network"),
     ),
 }
@@ -57,6 +61,7 @@ def serve(folder: Path, adapter: str) -> None:
     entries = ENTRIES[adapter]
     for module in (*(entry.partition(":")[0] for entry in entries.values()), *IMPORTED[adapter]):
         importlib.import_module(module)
+    gc.freeze()  # or every copy would write to all pages, and so copy them
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(folder / "socket"))
     server.listen()
@@ -66,7 +71,7 @@ def serve(folder: Path, adapter: str) -> None:
         (folder / name).chmod(0o755)
     print("ready", flush=True)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+    threading.Thread(target=end_unused, args=(folder,), daemon=True).start()
     while True:
         caller, _ = server.accept()
         if os.fork() == 0:
@@ -78,6 +83,12 @@ def serve(folder: Path, adapter: str) -> None:
                 caller.send(str(status).encode())
                 os._exit(0)
         caller.close()
+
+
+def end_unused(folder: Path) -> None:
+    with (folder / "in_use").open("ab") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+    os._exit(0)
 
 
 def answer(caller: socket.socket, entries: dict[str, str]) -> int:

@@ -1,7 +1,6 @@
 """Selection labels, Sinkhorn's iteration against POT, and the variance of the choice."""
 
 import numpy as np
-import ot
 import pytest
 import torch
 from hypothesis import given
@@ -44,11 +43,14 @@ def test_balanced_labels_are_the_balanced_assignment():
     assert selection_labels(P, demand=demand).sum(0).tolist() == demand.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
 @pytest.mark.parametrize("demand", [None, [1.5, 2.5, 9.0]])
 def test_soft_balanced_labels_are_the_entropic_plan_of_pot(temperature, demand):
     P = evidence_of(13, 3)
     columns = np.full(3, 13 / 3) if demand is None else np.array(demand)
+    import ot  # takes two seconds
+
     oracle = ot.sinkhorn(
         np.ones(13), columns, -P.numpy(), reg=temperature, stopThr=1e-12, numItermax=100_000
     )

@@ -27,12 +27,12 @@ print(4 * n * k, peak() - base)
 """
 
 
-@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_table_of_all_samples_and_its_solution():
+def test_the_table_of_all_samples_and_its_solution(warm):
+    python = warm("torch") / "python"
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE], capture_output=True, text=True, cwd=ROOT, check=False
+        [python, "-c", MEASURE], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr
     table, grown = map(int, done.stdout.split())

@@ -2,11 +2,9 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import ot
 import pytest
 import torch
 from hypothesis import given, settings
@@ -142,11 +140,14 @@ def test_certificate_when_samples_are_left_out(kind: str, dtype: type):
             check(scores, demand, balanced_assignment(scores, demand))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_objective_equals_that_of_pot(kind: str):
     n, k = 1024, 16
     scores = make_scores(kind, n, k, 5)
     demand = even_demand(n, k)
+    import ot  # takes two seconds
+
     plan = ot.emd(np.ones(n), demand.astype(float), -scores, numItermax=10_000_000)
     optimum = (plan * scores).sum()
     assert balanced_assignment(scores).objective == pytest.approx(optimum, rel=1e-10)
@@ -377,10 +378,10 @@ print(type(_transport_kernels.solve._cache).__name__)
 """
 
 
-def run(script: str) -> str:
-    """What a fresh process prints."""
+def run(python: Path, script: str) -> str:
+    """What a process prints that has imported torch at most."""
     finished = subprocess.run(
-        [sys.executable, "-c", script],
+        [python, "-c", script],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -390,12 +391,10 @@ def run(script: str) -> str:
     return finished.stdout.strip()
 
 
-@pytest.mark.process
-def test_the_second_process_compiles_nothing():
+def test_the_second_process_compiles_nothing(warm):
     balanced_assignment(np.eye(4, dtype=np.float32)[:, :2])  # compiles, or finds it compiled
-    assert run(USE) == "1 0"
+    assert run(warm("torch") / "python", USE) == "1 0"
 
 
-@pytest.mark.process
-def test_works_where_no_cache_can_be_written():
-    assert run(NO_CACHE) == "NullCache"
+def test_works_where_no_cache_can_be_written(warm):
+    assert run(warm("torch") / "python", NO_CACHE) == "NullCache"

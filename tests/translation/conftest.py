@@ -12,12 +12,13 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
+MadeOnce: TypeAlias = Callable[[str, Callable[[Path], object]], Path]  # see tests/conftest.py
 ONES = [
     *[("null", "zero"), ("eins", "one"), ("zwei", "two"), ("drei", "three"), ("vier", "four")],
     *[("fünf", "five"), ("sechs", "six"), ("sieben", "seven"), ("acht", "eight"), ("neun", "nine")],
@@ -176,32 +177,37 @@ class Corpus(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory, shell: Shell) -> Corpus:
-    folder = tmp_path_factory.mktemp("corpus")
-    draw = random.Random(0)
-    for split, size in (("train", 300), ("valid", 24), ("test", 24)):
-        pairs = [pair(draw) for _ in range(size)]
-        if split == "test":
-            pairs[5] = ("", "")
-        write_pairs(folder / split, pairs)
-    shell(
-        *("fairseq-preprocess", "-s", "de", "-t", "en", "--joined-dictionary"),
-        *("--trainpref", folder / "train", "--validpref", folder / "valid"),
-        *("--testpref", folder / "test", "--destdir", folder / "bin"),
-    )
+def corpus(made_once: MadeOnce, shell: Shell) -> Corpus:
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        draw = random.Random(0)
+        for split, size in (("train", 300), ("valid", 24), ("test", 24)):
+            pairs = [pair(draw) for _ in range(size)]
+            if split == "test":
+                pairs[5] = ("", "")
+            write_pairs(folder / split, pairs)
+        shell(
+            *("fairseq-preprocess", "-s", "de", "-t", "en", "--joined-dictionary"),
+            *("--trainpref", folder / "train", "--validpref", folder / "valid"),
+            *("--testpref", folder / "test", "--destdir", folder / "bin"),
+        )
+
+    folder = made_once("corpus", make)
     return Corpus(folder, folder / "bin")
 
 
 @pytest.fixture(scope="session")
-def team(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus, shell: Shell) -> Path:
+def team(made_once: MadeOnce, corpus: Corpus, shell: Shell) -> Path:
     """Folder of the checkpoints of a small trained team; ``log`` in it is what training said."""
-    folder = tmp_path_factory.mktemp("team")
-    done = shell(
-        *("fairseq-train", corpus.binary, *shell.PLUGIN, *shell.TRAIN, *shell.TEAM),
-        *("--expert-decoder-layers", "2,1", "--max-update", "60", "--save-dir", folder),
-    )
-    (folder / "log").write_text(done.log)
-    return folder
+
+    def make(folder: Path) -> None:
+        done = shell(
+            *("fairseq-train", corpus.binary, *shell.PLUGIN, *shell.TRAIN, *shell.TEAM),
+            *("--expert-decoder-layers", "2,1", "--max-update", "60", "--save-dir", folder),
+        )
+        (folder / "log").write_text(done.log)
+
+    return made_once("team", make)
 
 
 @pytest.fixture(scope="session")
@@ -228,24 +234,29 @@ def generate(corpus: Corpus, team: Path, shell: Shell) -> Callable[..., Done]:
 
 
 @pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus, shell: Shell) -> Path:
+def plain(made_once: MadeOnce, corpus: Corpus, shell: Shell) -> Path:
     """Checkpoint of fairseq's own transformer, trained by fairseq's own task."""
-    folder = tmp_path_factory.mktemp("plain")
-    shell(
-        *("fairseq-train", corpus.binary, "--user-dir", "translation", *shell.TRAIN),
-        *("--task", "translation", "--arch", "transformer_tiny", "--max-update", "20"),
-        *("--criterion", "label_smoothed_cross_entropy", "--save-dir", folder),
-    )
-    return folder / "checkpoint_last.pt"
+
+    def make(folder: Path) -> None:
+        shell(
+            *("fairseq-train", corpus.binary, "--user-dir", "translation", *shell.TRAIN),
+            *("--task", "translation", "--arch", "transformer_tiny", "--max-update", "20"),
+            *("--criterion", "label_smoothed_cross_entropy", "--save-dir", folder),
+        )
+
+    return made_once("plain", make) / "checkpoint_last.pt"
 
 
 @pytest.fixture(scope="session", name="trained_run")
-def _trained_run(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus, shell: Shell) -> Path:
+def _trained_run(made_once: MadeOnce, corpus: Corpus, shell: Shell) -> Path:
     """A small run as `coe-translation train` leaves it: team, controls, thresholds, translations."""
+    return made_once("numbers", lambda run: train_run(run, corpus, shell))
+
+
+def train_run(run: Path, corpus: Corpus, shell: Shell) -> None:
     from translation.commands.cli import main
     from translation.recipe import recipe_from_dict
 
-    run = tmp_path_factory.mktemp("runs") / "numbers"
     texts = [
         corpus.text / f"{name}.{side}"
         for name in ("train", "valid", "test")
@@ -308,4 +319,3 @@ def _trained_run(tmp_path_factory: pytest.TempPathFactory, corpus: Corpus, shell
         }
     )
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe.to_dict()))
-    return run

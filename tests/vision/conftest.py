@@ -1,7 +1,8 @@
 """One tiny trained run, shared; and the command as users call it."""
 
+import functools
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,16 +37,28 @@ def apart(warm) -> Callable[..., subprocess.CompletedProcess]:
 
 
 @pytest.fixture(scope="session")
-def trained(cli, tmp_path_factory) -> Path:
+def trained(cli, made_once) -> Path:
     """Folder of a tiny run on digits that deploys its collaboration. To be read only: copy it first."""
     from vision.evaluation.calibrate import default_points
     from vision.run import load_run, load_run_data
 
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    assert cli("train", "digits", *TINY, "--out", folder) == 0
-    run = load_run(folder)
-    default_points(run, load_run_data(run), system="coe")  # whichever would win
-    return folder
+    def make(folder: Path) -> None:
+        assert cli("train", "digits", *TINY, "--out", folder) == 0
+        run = load_run(folder)
+        default_points(run, load_run_data(run), system="coe")  # whichever would win
+
+    return made_once("trained", make)
+
+
+@pytest.fixture(scope="session")
+def operators_once() -> Iterator[None]:
+    """ONNX's table of torch's operators is made once: two seconds, that an export takes for every network."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        table = functools.cache(ONNXRegistry.from_torchlib)
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(table))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -89,8 +89,7 @@ assert not set(sys.modules) & set({heavy}), set(sys.modules) & set({heavy})
 reports.draw_trade_off("/dev/null", "x", [[reports.Panel("a", "b", [], [])]])
 assert "matplotlib.figure" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
-coe_core.confidence
-assert "torch" in sys.modules
+assert "numpy" in sys.modules  # so that the first assertion can fail
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

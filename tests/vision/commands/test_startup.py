@@ -24,7 +24,7 @@ def picture(tmp_path_factory):
     return path
 
 
-def test_what_predicts_and_fits(loaded_after, trained, picture, tmp_path):
+def test_what_predicts_and_fits(loaded_after, warm, trained, picture, tmp_path):
     """No library of networks, no trainer, no compiler: digits' networks are our own."""
     results = tmp_path / "results"
     run = shutil.copytree(trained, tmp_path / "run")
@@ -36,10 +36,11 @@ def test_what_predicts_and_fits(loaded_after, trained, picture, tmp_path):
             ["calibrate", run, "best"],
             ["evaluate", run, "--no-time", "--out", results],
         ],
+        warm("torch") / "python",
     ) == [{"torch"}, {"torch"}, {"torch", "scipy"}, {"torch", "scipy", "matplotlib"}]
 
 
-def test_what_serves_and_trains(loaded_after, trained, tmp_path):
+def test_what_serves_and_trains(loaded_after, warm, trained, tmp_path):
     """A server is light; a trainer brings torch's compiler, which torch's own optimizers import, too."""
     serving, training = loaded_after(
         "vision",
@@ -47,6 +48,7 @@ def test_what_serves_and_trains(loaded_after, trained, tmp_path):
             ["serve", trained, "--port", 0],
             ["train", "digits", *TINY, "train.epochs=1", "--out", tmp_path / "run"],
         ],
+        warm("torch") / "python",
     )
     assert serving == {"torch", "fastapi"}
     assert training == serving | {"lightning", "torch._dynamo", "sympy", "scipy", "tensorboard"}

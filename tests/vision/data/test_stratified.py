@@ -2,16 +2,18 @@
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from vision.data.published import digits
 from vision.data.stratified import stratified_split
+
+pytestmark = pytest.mark.slow  # importing scikit-learn takes two seconds
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(("n", "classes", "num_test"), [(1797, 10, 360), (200, 7, 31), (60, 3, 3)])
 def test_number_for_number(n, classes, num_test, seed):
+    from sklearn.model_selection import train_test_split
+
     draw = np.random.default_rng(seed)
     targets = np.concatenate([np.repeat(np.arange(classes), 2), draw.integers(0, classes, n)])
     theirs = train_test_split(
@@ -22,6 +24,8 @@ def test_number_for_number(n, classes, num_test, seed):
 
 
 def test_digits():
+    from sklearn.datasets import load_digits
+
     bunch, own = load_digits(), digits()
     np.testing.assert_array_equal(own.targets, bunch.target)
     np.testing.assert_array_equal(own.pixels[:, 0], (bunch.images * (255 / 16)).round())

@@ -12,6 +12,7 @@ from vision.recipe import load_recipe
 SHORT = ["data.train_fraction=0.2", "train.batch_size=32", "num_experts=2", "train.epochs=2"]
 
 
+@pytest.mark.slow
 def test_the_command(cli, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli("advise", "digits", *SHORT, "--seen", 400, "--out", out) == 0

@@ -76,6 +76,7 @@ def test_evaluated_by_gain(cli, run, tmp_path, capsys):
     assert above + specialising == pytest.approx(single, abs=1e-5)
 
 
+@pytest.mark.usefixtures("operators_once")
 @pytest.mark.slow
 def test_the_exported_delegator_decides_by_the_same(run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -17,7 +17,7 @@ def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     content = {
         "recipe": "digits",
-        "overrides": ["data.train_fraction=0.3", "train.epochs=8"],
+        "overrides": ["data.train_fraction=0.2", "train.epochs=2", "train.batch_size=32"],
         "seeds": [0, 1],
         "baseline": "default",
         "variants": {"focus 0": ["objective.focus=0"], "default": []},

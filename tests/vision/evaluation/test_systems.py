@@ -148,6 +148,7 @@ def test_predict(cli, losing, winner, pixels, tmp_path, capsys):
     assert "CoE, threshold" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("operators_once")
 @pytest.mark.parametrize(("kind", "system"), [("onnx", None), ("pt2", None), ("pt2", "cascade")])
 def test_an_export_holds_only_its_parts(losing, winner, pixels, tmp_path, kind, system):
     from vision.export.check import check_export

@@ -37,7 +37,7 @@ def small(tmp_path_factory) -> Run:
 
 
 @pytest.fixture(scope="session")
-def saves(small) -> dict[str, dict]:
+def saves(small, operators_once) -> dict[str, dict]:
     """Its networks, converted once: that takes most of an export's time."""
     graphs = system_graphs(own_run(small), "CoE")
     example = seen_by(graphs, example_pixels(small, 2))

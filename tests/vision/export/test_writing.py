@@ -5,7 +5,6 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ def state_of(run: Run) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in run.networks.state_dict().items()}
 
 
+@pytest.mark.usefixtures("operators_once")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_the_callers_program_stays_as_it_was(untrained, tmp_path, kind):
@@ -61,6 +61,7 @@ def test_examples_draw_from_no_generator_of_the_caller(small):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.usefixtures("operators_once")
 @pytest.mark.slow
 def test_opset(small, tmp_path):
     for opset, message in [
@@ -80,6 +81,7 @@ def test_opset(small, tmp_path):
         convert.converted("onnx", 99, expert, example)
 
 
+@pytest.mark.usefixtures("operators_once")
 @pytest.mark.slow
 def test_a_mobilenet_in_8_bits(untrained, tmp_path, monkeypatch):
     """onnxruntime's preparation leaves nodes without a name; in one graph they met."""
@@ -120,6 +122,7 @@ def test_nodes_without_a_name_get_one_of_their_own():
     assert [node.name for node in graph.node] == ["Relu/y", "Relu/z_", "Relu/z"]
 
 
+@pytest.mark.usefixtures("operators_once")
 @pytest.mark.slow
 def test_condconv_is_refused_in_one_line(untrained, tmp_path):
     run = untrained(tmp_path, condconv=2, condconv_where="blocks")
@@ -203,12 +206,11 @@ def test_the_comparison_sees_other_pixels(small, small_export, tmp_path, monkeyp
         export_check.check_export(small, small_export, "onnx", example_pixels(small, 4), 0.5, 0.0)
 
 
-@pytest.mark.process
-def test_a_light_import():
+def test_a_light_import(warm):
     """The exporter and what comes with it are loaded when something is exported."""
     code = "import vision.export.export, sys; print(*sys.modules)"
     loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [warm("torch") / "python", "-c", code], capture_output=True, text=True, check=True
     )
     loaded = set(loaded.stdout.split())
     assert "vision.export.convert" in loaded

@@ -109,6 +109,7 @@ def test_refused(network, message):
         replace_activations(nn.Sequential(nn.Linear(7, 7), nn.ReLU()), "pwlu")
 
 
+@pytest.mark.usefixtures("operators_once")
 @pytest.mark.slow
 def test_exports_to_onnx(tmp_path):
     """Plain operators that say what the module says, with any number of images."""

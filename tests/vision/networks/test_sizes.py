@@ -61,6 +61,8 @@ def test_macs_are_of_that_size():
     )
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("operators_once")
 def test_everyone_sees_the_same(tmp_path):
     """A file through the run, runner.py and team.onnx: the delegator's own size is in its graph."""
     pytest.importorskip("onnxruntime")

@@ -5,7 +5,6 @@ import io
 import itertools
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -122,13 +121,12 @@ def measure_memory(channels: int) -> None:
         assert status("VmRSS") - before < 2**22, name
 
 
-@pytest.mark.process
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux measures peaks")
-def test_what_is_foreseen_is_enough_and_given_back():
+def test_what_is_foreseen_is_enough_and_given_back(warm):
     """In a process of its own: what others allocate and give back is not to be seen."""
     program = f"import runpy; measure = runpy.run_path({__file__!r})['measure_memory']\n"
     program += "for channels in (1, 3): measure(channels)"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        [warm("torch") / "python", "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

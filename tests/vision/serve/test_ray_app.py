@@ -17,7 +17,11 @@ from vision.errors import RunError
 from vision.prediction.predictor import Predictor
 from vision.run import load_run, load_run_data
 
-ray = pytest.importorskip("ray", reason="the optional extra `scale` is not installed")
+
+@pytest.fixture(scope="module", autouse=True)
+def ray():
+    """Imported when it is needed: that takes seconds."""
+    return pytest.importorskip("ray", reason="the optional extra `scale` is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,7 @@ def images(run):
 
 
 @pytest.fixture(scope="module")
-def application(run):
+def application(ray, run):
     from ray import serve
 
     from vision.serve.ray_app import build
@@ -200,6 +204,7 @@ def test_the_ingress_answers_and_refuses_without_a_cluster(trained):
         assert (found, message in answer["detail"]) == (status, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
