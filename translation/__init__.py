@@ -9,6 +9,7 @@ import os
 import sys
 
 __all__ = ["register"]
+FAIRSEQ = ("fairseq", "fairseq_cli", "hydra", "omegaconf")  # packages whose errors are of no kind
 
 
 def register() -> None:
@@ -26,11 +27,14 @@ def register() -> None:
 
 
 def say_errors_in_one_line() -> None:
-    """In fairseq's commands, say what the plugin refuses in one line; other errors show where they arose."""
+    """In fairseq's commands, say what the plugin refuses, and what fairseq does, in one line.
+
+    A fault of our own shows where it arose.
+    """
     from types import TracebackType
 
     from coe_core.errors import CoEError
-    from coe_core.support.command import one_line
+    from coe_core.support.command import fault_of_library, one_line
 
     before = sys.excepthook
     folder = os.path.dirname(os.path.abspath(__file__))
@@ -41,10 +45,15 @@ def say_errors_in_one_line() -> None:
         while last is not None and last.tb_next is not None:
             last = last.tb_next
         where = "" if last is None else last.tb_frame.f_code.co_filename
+        line = None
         if isinstance(error, ValueError | CoEError) and where.startswith(ours):
-            print(f"{os.path.basename(sys.argv[0])}: {one_line(error)}", file=sys.stderr)
-        else:
+            line = one_line(error)
+        elif isinstance(error, Exception):
+            line = fault_of_library(error, FAIRSEQ)
+        if line is None:
             before(kind, error, trace)
+        else:
+            print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
 
     sys.excepthook = hook
 

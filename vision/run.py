@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,6 +20,7 @@ from vision.checkpoints import LAST, PARAMETERS, find_checkpoint, load_checkpoin
 from vision.data.facts import DATA_SETS
 from vision.data.load import ImageData, load_data
 from vision.errors import RunError
+from vision.networks.network import no_larger_than
 from vision.precision import choose_precision
 from vision.recipe import Recipe, recipe_from_dict
 from vision.recipe_networks import Networks
@@ -27,6 +29,7 @@ POINTS = Path("operating_points.json")
 TASK = "vision"  # of stored points
 CURVE = Path("trade_off_curve.json")
 _PREFIX = "networks."  # of the networks' weights in a checkpoint of the training module
+_EXPERTS = f"{_PREFIX}team.experts."
 
 
 @dataclass
@@ -125,7 +128,7 @@ def load_run(path: str | PathLike[str], team: bool = True) -> Run:
     """
     checkpoint = find_checkpoint(Path(path))
     content = load_checkpoint(checkpoint)
-    networks = _build(checkpoint, content["hyper_parameters"])
+    networks = _build(checkpoint, content["hyper_parameters"], content["state_dict"])
     if team and networks.team is None:
         raise RunError(
             f"{path} trained ensembles only, no delegator and experts; `coe-vision evaluate` and "
@@ -179,13 +182,26 @@ def load_run_data(
     return data
 
 
-def _build(checkpoint: Path, parameters: dict[str, Any]) -> Networks:
+def _build(
+    checkpoint: Path, parameters: dict[str, Any], weights: Mapping[str, torch.Tensor]
+) -> Networks:
     """The networks of a checkpoint, whose stored values may be damaged or anyone's."""
     values = {name: parameters[name] for name in PARAMETERS}
+    experts = {name.split(".")[3] for name in weights if name.startswith(_EXPERTS)}
     try:
         recipe = recipe_from_dict(parameters["recipe"], str(checkpoint))
+        if recipe.has_team and recipe.num_experts != len(experts):
+            raise ValueError(
+                f"its recipe has {recipe.num_experts} experts, its weights are of {len(experts)}"
+            )
+        stored = parameters["preprocess"].get("size")
+        if stored != recipe.data.size:
+            raise ValueError(
+                f"its recipe's data.size is {recipe.data.size}, that of preprocess {stored!r:.20}"
+            )
         values["recipe"] = recipe.to_dict()
-        return Networks(**values, divisions=parameters.get("divisions"))
+        with no_larger_than(sum(value.numel() for value in weights.values())):
+            return Networks(**values, divisions=parameters.get("divisions"))
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RunError(
@@ -196,7 +212,7 @@ def _build(checkpoint: Path, parameters: dict[str, Any]) -> Networks:
 
 def _stored(path: Path, read: Callable[[Path], Any], missing: Any) -> Any:
     """What `calibrate` left in a JSON file of the run."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return missing
     try:
         return read(path)

@@ -14,6 +14,7 @@ _DAMAGED = (
 )
 
 _REMEDY = "copy or download it again"
+_MOST_UNPACKED = 2**32  # bytes: a few kilobytes of a zip can stand for more than memory holds
 
 
 def check_archive(path: str | Path) -> None:
@@ -26,7 +27,7 @@ def check_archive(path: str | Path) -> None:
         path: of a file that exists.
 
     Raises:
-        ValueError: damaged; names the file, and the part of it.
+        ValueError: damaged, or more than 4 GiB when it is unpacked; names the file, and the part of it.
         OSError: it cannot be read.
 
     Example:
@@ -53,13 +54,22 @@ def check_archive(path: str | Path) -> None:
 def _compare(path: str | Path, saved_by_torch: bool) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
-            reason = _foreign(archive, Path(path).stat().st_size) if saved_by_torch else None
+            if saved_by_torch:
+                reason = _foreign(archive, Path(path).stat().st_size)
+            else:
+                reason = _too_large(archive)
             if reason is None and (wrong := archive.testzip()) is not None:
                 reason = f"{wrong!r} in it does not match its checksum"
     except _DAMAGED as error:
         reason = " ".join(str(error).split()) or type(error).__name__
     if reason is not None:
         raise ValueError(f"{path} is damaged: {reason[:200]}; {_REMEDY}")
+
+
+def _too_large(archive: zipfile.ZipFile) -> str | None:
+    """Told by what the archive says of itself, which is all that is unpacked of it."""
+    size = sum(record.file_size for record in archive.infolist())
+    return f"it unpacks to {size:,} bytes" if size > _MOST_UNPACKED else None
 
 
 def _foreign(archive: zipfile.ZipFile, size: int) -> str | None:

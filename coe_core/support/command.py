@@ -14,13 +14,15 @@ import os
 import re
 import signal
 import sys
+import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import IO, Any, NamedTuple, NoReturn
 
 from coe_core.errors import CoEError
 
 DONE, IN_PART, REFUSED = 0, 1, 2
+_OURS = ("coe_core", "vision", "translation")
 _formatted = warnings.formatwarning
 
 
@@ -107,6 +109,7 @@ def run_command(
     commands: Sequence[Command],
     argv: Sequence[str] | None = None,
     prepare: Callable[[], None] = lambda: None,
+    libraries: Collection[str] = (),
 ) -> int:
     """Parse, run, and return the exit status; what is wrong is said in one line on stderr.
 
@@ -119,6 +122,7 @@ def run_command(
         commands: its table.
         argv: the words after the program; None: those of this process.
         prepare: called before the command runs, such as to quieten loggers.
+        libraries: packages that raise whatever it is for what a user gave, see `fault_of_library`.
     """
     _open_standard_files()
     warnings.formatwarning = _warning_line
@@ -143,10 +147,12 @@ def run_command(
         return _end(said, str(stopped), 128 + stopped.number)
     except (CoEError, ValueError, OSError) as error:
         return _end(said, one_line(error), REFUSED)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_lack_of_memory(error):
+    except Exception as error:
+        if _is_lack_of_memory(error):
+            return _end(said, f"not enough memory: {one_line(error)[:200]}", REFUSED)
+        if (fault := fault_of_library(error, libraries)) is None:
             raise
-        return _end(said, f"not enough memory: {one_line(error)[:200]}", REFUSED)
+        return _end(said, fault, REFUSED)
 
 
 def status_of(program: Callable[[], object]) -> int:
@@ -249,6 +255,36 @@ def one_line(error: BaseException) -> str:
     else:
         text = str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+def fault_of_library(error: BaseException, libraries: Collection[str]) -> str | None:
+    """An error that a library of others, or what that called, has raised: its reason and place in one line.
+
+    None for an error of our own code, the library's callbacks into it included.
+
+    Args:
+        error: that was raised.
+        libraries: names of packages.
+
+    Example:
+        >>> import json
+        >>> try:
+        ...     json.loads(3)
+        ... except TypeError as error:
+        ...     print(fault_of_library(error, ["json"]), fault_of_library(error, ["csv"]))
+        TypeError in json/__init__.py, line ...: the JSON object must be str, ..., not int None
+    """
+    last = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] in (*libraries, *_OURS):
+            last = module, frame.f_code.co_filename, line
+    if last is None or last[0].partition(".")[0] not in libraries:
+        return None
+    name = "/".join(last[1].split(os.sep)[-2:])
+    reason = one_line(error)
+    kind = type(error).__name__
+    return f"{kind} in {name}, line {last[2]}" + (f": {reason[:600]}" if reason != kind else "")
 
 
 def _is_lack_of_memory(error: BaseException) -> bool:

@@ -232,9 +232,13 @@ def read_json(path: str | Path, kind: type = dict) -> Any:
         ValueError: no such file, damaged, or of another kind; one line that names the file.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise ValueError(f"{path} cannot be read: it is no regular file")
+        content = Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        value = json.loads(content.decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not JSON: it is not UTF-8 text") from error
     except RecursionError as error:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import socket
+import stat
 import sys
 import threading
 import time
@@ -79,6 +80,7 @@ def locked(
 
     Raises:
         LockedError: another process, or another part of this one, holds it.
+        ValueError: what is no file is in the place of the lock's.
         OSError: the lock's file cannot be written.
 
     Example:
@@ -124,7 +126,7 @@ def _say(line: str) -> None:
 def _acquire(path: Path, target: Path, remedy: str, say: Callable[[str], None]) -> int:
     """An open descriptor of the lock's file, which is ours."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = _open(path)
         try:
             before = _owner(descriptor)
             by_kernel = _kernel_lock(descriptor)
@@ -142,6 +144,20 @@ def _acquire(path: Path, target: Path, remedy: str, say: Callable[[str], None]) 
         with _guard:
             _held[descriptor] = os.fspath(path)
         return descriptor
+
+
+def _open(path: Path) -> int:
+    """The lock's file, made where there is none; a link is not followed: its target would be written to."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o644)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise type(error)(f"the lock {path} cannot be made: {error.strerror}") from error
+    raise ValueError(f"{path} is a link, a folder or a pipe, where a lock should be: remove it")
 
 
 def _release(descriptor: int, path: Path) -> None:

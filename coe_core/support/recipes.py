@@ -39,14 +39,15 @@ def find_recipe(name: str, shipped: Mapping[str, Path], program: str) -> Path:
             return Path(name)
         is_other = Path(name).exists() and name not in shipped
     except (OSError, ValueError) as error:  # too long, a NUL
-        raise ValueError(f"no recipe can be called {name[:80]!r}: {error}") from error
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise ValueError(f"no recipe can be called {name[:80]!r}: {reason}") from error
     if is_other:
         kind = "a folder" if Path(name).is_dir() else "no regular file"
         raise ValueError(f"{name!r} is {kind}, not a recipe file; `{program} recipes` lists some")
     if name in shipped:
         return shipped[name]
     raise ValueError(
-        f"no recipe file and no shipped recipe is called {name!r}"
+        f"no recipe file and no shipped recipe is called {name!r:.200}"
         f"{nearest(Path(name).stem, shipped)}; `{program} recipes` lists them"
     )
 
@@ -109,8 +110,8 @@ def read_recipe(kind: type, path: Path, overrides: Sequence[str]) -> dict[str, A
         key, equals, text = override.partition("=")
         keys = key.strip().split(".")
         if not equals or not all(keys):
-            raise ValueError(f"override {override!r} is not of the form key=value")
-        set_value(values, keys, parse_override(kind, keys, text, f"override {override!r}"))
+            raise ValueError(f"override {override!r:.200} is not of the form key=value")
+        set_value(values, keys, parse_override(kind, keys, text, f"override {override!r:.200}"))
     return values
 
 
@@ -133,9 +134,8 @@ def set_value(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
         if isinstance(nested, list) and len(nested) == 1:
             nested = nested[0]
         if not isinstance(nested, dict):
-            raise ValueError(
-                printable_line(f"override {'.'.join(keys)}: {key!r} holds {nested!r}, not keys")
-            )
+            where = f"override {'.'.join(keys):.200}: {key!r:.80}"
+            raise ValueError(printable_line(f"{where} holds {nested!r:.200}, not keys"))
         values = nested
     values[keys[-1]] = value
 

@@ -42,6 +42,24 @@ def test_weights_that_are_no_dense_real_numbers(content, tmp_path, tensor, recwa
     assert not recwarn.list
 
 
+def test_networks_that_are_larger_than_their_weights_are_not_built(content, tmp_path):
+    """A few kilobytes may not ask for gigabytes; of these networks one expert alone has 1.8."""
+    large = {"name": "timm/vit_giant_patch14_clip_224", "options": {"img_size": 8, "patch_size": 2}}
+    for change, message in (
+        ({"num_experts": 1000}, "its recipe has 1000 experts, its weights are of 3"),
+        ({"experts": [large]}, "it has far more weights than the [0-9,]+ values that are stored"),
+        ({"delegator": large}, "it has far more weights than the [0-9,]+ values that are stored"),
+    ):
+        changed = copy.deepcopy(content)
+        changed["hyper_parameters"]["recipe"].update(change)
+        torch.save(changed, tmp_path / "x.ckpt")
+        assert re.search(message, refused(tmp_path / "x.ckpt"))
+    changed = copy.deepcopy(content)
+    changed["hyper_parameters"]["preprocess"]["size"] = 16384  # an image of 3 GB
+    torch.save(changed, tmp_path / "x.ckpt")
+    assert "its recipe's data.size is 8, that of preprocess 16384" in refused(tmp_path / "x.ckpt")
+
+
 def with_pickle(path, target, payload):
     """The checkpoint with another pickle in it, its checksum right."""
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(target, "w") as changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ def add_average_options(parser: argparse.ArgumentParser) -> None:
 
 def run_average(arguments: argparse.Namespace) -> None:
     """Average the parameters of checkpoints of one training."""
-    from translation.plugin.checkpoints import average, load_state, num_updates
+    from translation.plugin.checkpoints import average, load_state, num_updates, of_one_training
 
     ready_to_write(arguments.out, arguments.checkpoints)
-    loaded = (load_state(path) for path in arguments.checkpoints)
-    by_updates = {num_updates(state): state for state in loaded}
-    states = [by_updates[updates] for updates in sorted(by_updates)]
+    states, doubt = of_one_training({path: load_state(path) for path in arguments.checkpoints})
     _save(average(states), arguments.out)
-    updates = ", ".join(map(str, sorted(by_updates)))
+    if doubt is not None:
+        print(f"warning: {doubt}", file=sys.stderr)
+    updates = ", ".join(str(num_updates(state)) for state in states)
     print(f"{arguments.out}: mean of {len(states)} checkpoints, after {updates} updates")
 
 

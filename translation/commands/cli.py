@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from coe_core.support.command import Command, Parser, build_parser, run_command
+from translation import FAIRSEQ
 
 PROGRAM = "coe-translation"
+LIBRARIES = (*FAIRSEQ, "sacrebleu", "sentencepiece")  # whose errors may be about anything given
 DESCRIPTION = "Beside fairseq's own commands, which take --user-dir $(coe-translation user-dir)."
 _TEXTS = {  # module -> its commands
     "train": {
@@ -54,7 +56,7 @@ COMMANDS = [
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: returns the exit status; what is wrong is said in one line on stderr."""
-    return run_command(PROGRAM, DESCRIPTION, COMMANDS, argv)
+    return run_command(PROGRAM, DESCRIPTION, COMMANDS, argv, libraries=LIBRARIES)
 
 
 def parser() -> Parser:

@@ -179,6 +179,7 @@ def run_encode(arguments: argparse.Namespace) -> None:
     from translation.corpora.vocabulary import encode_file, encoded_names
 
     names = encoded_names(arguments.texts, arguments.out)
-    Path(arguments.out).mkdir(parents=True, exist_ok=True)
+    for out in names.values():
+        ready_to_write(out, [arguments.model])
     for text, out in names.items():
         print(f"{out}: {encode_file(arguments.model, text, out)} pieces")

@@ -269,11 +269,12 @@ def encoded_names(texts: Sequence[str | Path], folder: str | Path) -> dict[str, 
     """
     places: dict[Path, str] = {}
     names: dict[str, Path] = {}
+    read = {Path(text).resolve(): str(text) for text in texts}
     for text in map(str, texts):
         out = Path(folder) / Path(text).name.removesuffix(".gz").removesuffix(".xz")
-        if out.resolve() == Path(text).resolve():
-            raise ValueError(f"{text} would be overwritten; give another folder to --out")
-        other = places.setdefault(out, text)
+        if (place := out.resolve()) in read:
+            raise ValueError(f"{read[place]} would be overwritten; give another folder to --out")
+        other = places.setdefault(place, text)
         if other != text:
             raise ValueError(
                 f"{other} and {text} would both become {out}; encode them into two folders"

@@ -9,7 +9,6 @@ these values is the matter of `translation.plugin.trust`.
 
 import argparse
 import re
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,8 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from coe_core.support.archives import check_archive
+from coe_core.support.archives import check_saved
 from translation.plugin.trust import check_sizes, options_of, sections
+
+_OLD_KIND = (
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch < 1.6 begins files so, a number of its own
+)
 
 
 def register_safe_classes() -> None:
@@ -44,24 +47,22 @@ def load_state(path: str | Path, only_look: bool = False) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    check_archive(path)
+    with path.open("rb") as file:
+        is_old = file.read(len(_OLD_KIND)) == _OLD_KIND
+    if not is_old:
+        check_saved(path)
     register_safe_classes()
     try:
         # Older checkpoints are no zip archives, and are read whole.
         state = torch.load(
-            path,
-            map_location="cpu",
-            weights_only=True,
-            mmap=only_look and zipfile.is_zipfile(path),
+            path, map_location="cpu", weights_only=True, mmap=only_look and not is_old
         )
     except Exception as error:  # torch's reader fails in many ways, all of which mean the same
-        reason = " ".join(str(error).split())
-        if unsafe := re.search(r"GLOBAL ([\w.]+)", reason):
+        reason = f"torch cannot read it ({type(error).__name__})"  # what it says more is of pickles
+        if unsafe := re.search(r"GLOBAL ([\w.]+)", str(error)):
             reason = f"it holds {unsafe[1]}, which is no plain value and may run code"
-        elif "weights_only" in reason:  # torch would advise to load it without
-            reason = type(error).__name__
         raise ValueError(
-            f"{path}: not a checkpoint that can be loaded, or damaged: {reason[:200] or type(error).__name__}"
+            f"{path}: not a checkpoint that can be loaded, or damaged: {reason[:200]}"
         ) from error
     _check_state(state, path)
     if not only_look:
@@ -243,6 +244,47 @@ def _for_every_reader(arguments: argparse.Namespace, task: Mapping[str, Any]) ->
     vars(options).update(plain, arch="transformer", task="translation")
     vars(options).update({key: task.get(key) for key in ("source_lang", "target_lang")})
     return options
+
+
+_OF_A_TRAINING = (("common", "seed"), ("task", "source_lang"), ("task", "target_lang"))
+_PLACE = ("checkpoint", "save_dir")
+
+
+def of_one_training(
+    states: Mapping[str, dict[str, Any]],
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Checkpoints of one training in its order, those after as many updates once; and what is doubtful.
+
+    Args:
+        states: by path, as `torch.load` returns them.
+
+    Raises:
+        ValueError: they say that they are of different trainings.
+    """
+    kept: dict[int, tuple[str, dict[str, Any]]] = {}
+    (first, start), *_ = states.items()
+    for path, state in states.items():
+        for place in _OF_A_TRAINING:
+            told = [sections(one).get(place[0], {}).get(place[1]) for one in (start, state)]
+            if None not in told and told[0] != told[1]:
+                raise ValueError(
+                    f"{first} was trained with {place[1]} {told[0]}, {path} with {told[1]}: the mean of two "
+                    "trainings is no network; average checkpoints of one"
+                )
+        other, before = kept.setdefault(num_updates(state), (path, state))
+        if before is not state and not _equal(before["model"], state["model"]):
+            raise ValueError(
+                f"{other} and {path} are both after {num_updates(state)} updates and differ: they are of two "
+                "trainings; average checkpoints of one"
+            )
+    places = {str(sections(one).get(_PLACE[0], {}).get(_PLACE[1])) for one in states.values()}
+    doubt = f"the checkpoints were written to {len(places)} folders ({', '.join(sorted(places)[:3])}): the "
+    doubt += "mean of two trainings is no network"
+    return [kept[updates][1] for updates in sorted(kept)], doubt if len(places) > 1 else None
+
+
+def _equal(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 def average(states: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 
 _END = re.compile(r"(?<=[.!?…])([\"'»”“’‘)\]]*)\s+|(?<=[。！？])")
 _LAST_WORD = re.compile(r"([^\W\d_]+)\.[\"'»”“’‘)\]]*$|(\d+)\.$")
+_WINDOW = 40  # letters before an end, more than any abbreviation has
 _SHORT = frozenset(
     "bzw ca dh dr etc evtl fig ggf inkl mlle mme mr mrs ms no nr prof sog st str usw vgl vs".split()  # noqa: SIM905
 )
@@ -22,13 +23,14 @@ def split_sentences(line: str) -> list[str]:
     """
     sentences, start = [], 0
     for mark in _END.finditer(line):
-        before, after = line[start : mark.end()].strip(), line[mark.end() :]
-        if not before or not after:
+        end = mark.end()
+        if end == len(line) or (mark.start() <= start and not line[start:end].strip()):
             continue
-        if after[:1].islower() or _goes_on(before):
+        # The end alone is looked at: the time for a text of anyone grows as its length, no faster.
+        if line[end].islower() or _goes_on(line[max(start, end - _WINDOW) : end].strip()):
             continue
-        sentences.append(before)
-        start = mark.end()
+        sentences.append(line[start:end].strip())
+        start = end
     rest = line[start:].strip()
     return [*sentences, rest] if rest or not sentences else sentences
 

@@ -154,7 +154,7 @@ def _add_translation(app: FastAPI, service: Service) -> None:
         check_parameters(request, ())
         _check_json(request)
         setting = service.resolve(question)
-        paragraphs = _paragraphs(question)
+        paragraphs = await asyncio.to_thread(_paragraphs, question)
         lines = [line for paragraph in paragraphs for line in paragraph]
         if len(lines) > service.max_sentences:
             raise HTTPException(

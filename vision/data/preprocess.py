@@ -152,6 +152,32 @@ class Preprocess:
         """
         return to_tensor(self.square(self.decode(path, max_pixels, self.needed_side), path))
 
+    def load_picture(
+        self, image: Image.Image, name: object = "in memory", max_pixels: int | None = None
+    ) -> UInt8[Tensor, "ch size size"]:
+        """As `load`, of a picture that Pillow holds; one that was opened from a file is set upright, too.
+
+        Args:
+            image: of any mode; it may not be decoded yet.
+            name: of the image in messages.
+            max_pixels: of the picture; None: any number.
+
+        Raises:
+            UnreadableImageError: closed, truncated, without pixels, or above the limit of pixels.
+        """
+        try:
+            _check_size(image.width, image.height, max_pixels)
+            turn = _UPRIGHT.get(_orientation(image) or 1)
+            upright = self.convert(image)
+            upright = upright if turn is None else upright.transpose(turn)
+            return to_tensor(self.square(upright, name))
+        except (MemoryError, UnreadableImageError):
+            raise
+        except _RefusedError as error:
+            raise UnreadableImageError(name, str(error)) from error
+        except Exception as error:  # Pillow's plug-ins raise almost anything
+            raise UnreadableImageError(name, f"{type(error).__name__}: {error}") from error
+
     def load_for_training(
         self, path: str | PathLike | Member, max_pixels: int | None = None
     ) -> UInt8[Tensor, "ch h w"]:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from torch import Tensor
 
 from coe_core import fit_threshold
 from coe_core.support.command import nearest
 from coe_core.support.files import read_json, write_json
+from coe_core.support.plain_values import read_yaml
 from coe_core.support.progress import duration
 from vision.data.load import ImageData, load_data
 from vision.evaluation.predictions import Predictions, predict_all
@@ -37,6 +37,7 @@ from vision.run import load_run
 from vision.shipped import find_study
 from vision.training.train import train
 
+_LONGEST_NAME = 100
 RESULT = "result.json"  # of a run, in its folder
 # What is measured of every run; percentages on test data, None where it does not apply.
 METRICS = {
@@ -128,11 +129,7 @@ def load_study(name: str, data: str | None = None) -> Study:
         ValueError: unknown study, key, variant or recipe, or a value of the wrong type.
     """
     path = find_study(name)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    study = _checked(content, path)
+    study = _checked(read_yaml(path), path)
     if data is not None:
         overrides = [*study.overrides, f"data.path={data}"]
         study = dataclasses.replace(study, overrides=overrides)
@@ -168,6 +165,15 @@ def _checked(content: Any, path: Path) -> Study:
             raise ValueError(f"{path}: {where} must be a list of key=value, got {words!r}")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
         raise ValueError(f"{path}: seeds must be a list of whole numbers, got {seeds!r}")
+    for seed in seeds:  # of the last one it would be known after hours
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"{path}: a seed must be in [0, {2**32 - 1}], got {seed}")
+    for name in variants:
+        if not name.isprintable() or not 0 < len(name.encode()) <= _LONGEST_NAME:
+            raise ValueError(
+                f"{path}: a variant's name has 1 to {_LONGEST_NAME} bytes of printable letters, got "
+                f"{name!r:.80}"
+            )
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"{path}: a seed is named twice in {seeds}")
     baseline = str(content["baseline"])

@@ -91,9 +91,9 @@ def export_run(
         graphs = system_graphs(run, default.system, default.rule)
         if int8_pixels is not None:
             _refuse_large(graphs)
-        saves = converted(kind, opset, graphs, seen_by(graphs, example_pixels(run, 2)))
         routing = routing_of(run, kind, default, opset, int8_pixels is not None)
-        with whole_folder(folder) as part:
+        with whole_folder(folder) as part:  # first, as it says where nothing can be written
+            saves = converted(kind, opset, graphs, seen_by(graphs, example_pixels(run, 2)))
             for name, save in saves.items():
                 save(part / f"{name}.{kind}")
             if kind == "onnx":

@@ -232,7 +232,7 @@ def decode(image: str | Path | Image.Image, preprocess: dict) -> np.ndarray:
     name = "in memory" if isinstance(image, Image.Image) else image
     try:
         if isinstance(image, Image.Image):
-            pictures = _convert(image, preprocess)
+            pictures = _upright(image, preprocess)
         else:
             pictures = _open(Path(image), preprocess)
         size, crop = preprocess["size"], preprocess["resize"] == "crop"
@@ -277,11 +277,15 @@ def _open(path: Path, preprocess: dict) -> list[Image.Image]:
         if halved and preprocess.get("range"):
             raise ValueError("16-bit colours lose their lower bits, so no range can be applied")
         image.load()
-        turn = None
-        with contextlib.suppress(Exception):  # a damaged EXIF block leaves the picture as it is
-            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-        pictures = _convert(image, preprocess)
-        return pictures if turn is None else [picture.transpose(turn) for picture in pictures]
+        return _upright(image, preprocess)
+
+
+def _upright(image: Image.Image, preprocess: dict) -> list[Image.Image]:
+    turn = None
+    with contextlib.suppress(Exception):  # a damaged EXIF block leaves the picture as it is
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    pictures = _convert(image, preprocess)
+    return pictures if turn is None else [picture.transpose(turn) for picture in pictures]
 
 
 def _check_pixels(name: str | Path, pixels: float, shown: str) -> None:

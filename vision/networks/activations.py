@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vision.networks.names import found_by
 from vision.networks.pwlu.layer import PWLU
 
 # Gates such as Sigmoid and Hardsigmoid stay: they are no activations of features.
@@ -88,13 +88,12 @@ def replace_activations(
     if name not in NAMES:
         raise ValueError(f"unknown activation {name!r}: choose of {', '.join(NAMES)}")
     kinds = replaced_kinds()
+    modules = dict(model.named_modules())
+    paths = [path for path, module in modules.items() if isinstance(module, (*kinds, ByWidth))]
     replaced = {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, kinds) and re.search(where, path)
-    }
-    replaced = {p: m for p, m in replaced.items() if not isinstance(_parent(model, p), ByWidth)} | {
-        p: m for p, m in model.named_modules() if isinstance(m, ByWidth) and re.search(where, p)
+        path: modules[path]
+        for path in found_by(where, paths)
+        if isinstance(modules[path], ByWidth) or not isinstance(_parent(model, path), ByWidth)
     }
     if not replaced:
         place = f" where {where!r} matches" if where else ""

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from timm.layers import CondConv2d, Conv2dSame
 from torch import Tensor, nn
 
+from vision.networks.names import found_by
+
 
 class RoutedConv2d(nn.Module):
     """Convolution whose kernel is a mixture, weighted by the image. PAPER (method, section 8).
@@ -87,7 +89,7 @@ def replace_convolutions(
         raise ValueError(f"condconv mixes at least 2 kernels, got {num_experts}")
     mixable = [path for path, m in model.named_modules() if _mixable(m)]
     if where is not None:
-        chosen = _found_by(where, mixable)
+        chosen = found_by(where, mixable)
     else:
         chosen = [path for path in mixable[1:] if not re.search(_NOT_BY_DEFAULT, path)]
         chosen = chosen[len(chosen) // 2 :]
@@ -104,22 +106,6 @@ def replace_convolutions(
     return len(chosen)
 
 
-def _found_by(where: str, paths: list[str]) -> list[str]:
-    """Paths that a regular expression of anyone finds; one that does not end is given up."""
-    import regex
-
-    try:
-        pattern = regex.compile(where)
-        return [path for path in paths if pattern.search(path, timeout=_SECONDS)]
-    except regex.error as error:
-        raise ValueError(f"{where[:80]!r} is no regular expression: {error}") from error
-    except (TimeoutError, RecursionError, OverflowError, MemoryError) as error:
-        raise ValueError(
-            f"the regular expression {where[:80]!r} takes more than {_SECONDS:g} s on one name: write it "
-            "without repetitions of repetitions"
-        ) from error
-
-
 def _mixable(module: nn.Module) -> bool:
     """Plain convolutions, and timm's that pad like TensorFlow's."""
     if type(module) is Conv2dSame:
@@ -127,5 +113,4 @@ def _mixable(module: nn.Module) -> bool:
     return type(module) is nn.Conv2d and module.padding_mode == "zeros"
 
 
-_SECONDS = 1.0  # of a regular expression on one name; usual ones take microseconds
 _NOT_BY_DEFAULT = r"(^|\.)(se|stem|conv_stem|conv_head|head|classifier|fc)(\.|$)"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from vision.networks.own import OWN, own_constructor
 
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
 HUB = "hub"  # of `Network.pretrained`: the same as true
 MAX_OPTION = 1_000_000  # of numbers among the options, to either side
 MAX_PARTS = 10_000  # layers and blocks of one network; the largest published ones have about 3,000
+_LARGER = 8  # times: constructors replace some of their layers
+_SPARE = 1_000_000
+_stored_values: ContextVar[int | None] = ContextVar("_stored_values", default=None)
 _WEIGHTS = "weights come from pretrained alone"
 _OUTPUTS = "a network of a recipe returns one row of logits for each image"
 _DATA = "the data decide it"
@@ -193,21 +200,42 @@ def rescaling(images: Normalisation, own: Normalisation) -> Normalisation:
 
 
 @contextmanager
-def _bounded() -> Iterator[None]:
-    """Give up a network of more parts than any has: a number among its options is absurd."""
-    count, thread = 0, threading.get_ident()
+def no_larger_than(num_values: int) -> Iterator[None]:
+    """Give up networks that are far larger than the weights that are stored for them, before they are built.
 
-    def counted(*_: object) -> None:
-        nonlocal count
-        count += threading.get_ident() == thread
-        if count > MAX_PARTS:
-            raise ValueError(f"it has more than {MAX_PARTS} layers; lower its options")
-
-    handle = register_module_module_registration_hook(counted)
+    Args:
+        num_values: of all the weights.
+    """
+    token = _stored_values.set(num_values)
     try:
         yield
     finally:
-        handle.remove()
+        _stored_values.reset(token)
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Give up a network of more parts than any has, or than are stored: one of its options is absurd."""
+    parts, values, thread = 0, 0, threading.get_ident()
+    stored = _stored_values.get()
+
+    def count_part(*_: object) -> None:
+        nonlocal parts
+        parts += threading.get_ident() == thread
+        if parts > MAX_PARTS:
+            raise ValueError(f"it has more than {MAX_PARTS} layers; lower its options")
+
+    def count_values(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal values
+        if parameter is not None and threading.get_ident() == thread:
+            values += parameter.numel()
+        if stored is not None and values > _LARGER * stored + _SPARE:
+            raise ValueError(f"it has far more weights than the {stored:,} values that are stored")
+
+    with ExitStack() as hooks:
+        hooks.callback(register_module_module_registration_hook(count_part).remove)
+        hooks.callback(register_module_parameter_registration_hook(count_values).remove)
+        yield
 
 
 def _replace_parts(built: nn.Module, network: Network, keep_weights: bool) -> None:
@@ -225,7 +253,7 @@ def _replace_parts(built: nn.Module, network: Network, keep_weights: bool) -> No
             from vision.networks.activations import replace_activations
 
             replace_activations(built, network.activation, **network.activation_options)
-    except (ValueError, re.error) as error:
+    except ValueError as error:
         raise ValueError(f"network {network.name!r}: {error}") from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike
@@ -21,7 +21,7 @@ from coe_core import ExitRule
 from vision.budgets import ResolvedBudget, resolve_budget
 from vision.data.bands import bands_of
 from vision.data.decode import num_processors
-from vision.data.preprocess import Preprocess, UnreadableImageError, to_tensor
+from vision.data.preprocess import Preprocess, UnreadableImageError
 from vision.errors import CoEError, RunError
 from vision.precision import PRECISIONS, autocast, choose_precision
 from vision.recipe_networks import run_macs
@@ -29,6 +29,7 @@ from vision.run import Run, load_run
 from vision.systems import System, build_system, find_system, systems_of
 
 ImageSource = str | PathLike | bytes | Image.Image | np.ndarray
+_SOURCES = "give a file's name or bytes, a Pillow image or an array of uint8, or several in a list"
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,25 +142,25 @@ class Predictor:
 
     def __call__(
         self,
-        images: Sequence[ImageSource] | ImageSource,
+        images: Iterable[ImageSource] | ImageSource,
         budget: str | float | None = None,
         threshold: float | None = None,
     ) -> list[Prediction]:
         """Predictions in the order of the images; always a list, also for one image.
 
         Args:
-            images: each a file name, the bytes of a file, a Pillow image, or pixels (uint8; h x w,
-                or h x w x 1, 3, 4 or as many channels as the run has).
+            images: each a file name, the bytes of a file, a Pillow image (set upright by its EXIF data as a
+                file is), or pixels (uint8; h x w, or h x w x 1, 3, 4 or as many channels as the run has).
             budget: an operating point's name, or mean multiply-adds per image such as "100M".
             threshold: instead of a budget: exit when confidence >= threshold.
 
         Raises:
             UnreadableImageError: a file that cannot be decoded, or an image of too many pixels.
-            ValueError: an array that is not an image; a budget and a threshold; a bad threshold.
+            ValueError: an array that is not an image, or what is none of these; a budget and a threshold; a
+                bad threshold.
             RunError: a budget that the run cannot resolve, or a network that has diverged.
         """
-        single = isinstance(images, ImageSource) and not _is_stack(images)
-        several = cast(Sequence[ImageSource], [images] if single else images)
+        several = _several(images)
         resolved = self.resolve(budget, threshold)
         predictions: list[Prediction] = []
         for start in range(0, len(several), self.batch_size):
@@ -275,7 +276,7 @@ def decode_image(
 
     Raises:
         UnreadableImageError: cannot be decoded, or has too many pixels, or none.
-        ValueError: an array that is not an image.
+        ValueError: an array that is not an image, or what is none of these.
     """
     if isinstance(image, np.ndarray):
         channels = preprocess.channels
@@ -284,11 +285,9 @@ def decode_image(
             return to_tensor(preprocess.square(bands_of(image), name or "in memory"))
         image = picture_of(image)
     if isinstance(image, Image.Image):
-        if 0 in image.size:
-            reason = f"{image.width} x {image.height}: it has no pixels"
-            raise UnreadableImageError(name or "in memory", reason)
-        upright = preprocess.square(preprocess.convert(image), name or "in memory")
-        return to_tensor(upright)
+        return preprocess.load_picture(image, name or "in memory", max_pixels)
+    if not isinstance(image, str | PathLike | bytes):
+        raise ValueError(f"an image cannot be of type {type(image).__name__}; {_SOURCES}")
     file = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
     try:
         return preprocess.load(file, max_pixels)
@@ -298,8 +297,17 @@ def decode_image(
         raise UnreadableImageError(name, reason) from error
 
 
-def _is_stack(images: ImageSource) -> bool:
-    return isinstance(images, np.ndarray) and images.ndim == 4
+def _several(images: Iterable[ImageSource] | ImageSource) -> Sequence[ImageSource]:
+    """Images in a row: one alone, a stack of pixels, or any number of them."""
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return cast(Sequence[ImageSource], images)
+    if isinstance(images, ImageSource):
+        return [images]
+    if isinstance(images, Sequence):
+        return images
+    if isinstance(images, Iterable) and not hasattr(images, "dtype"):
+        return list(images)
+    raise ValueError(f"images cannot be of type {type(images).__name__}; {_SOURCES}")
 
 
 def picture_of(pixels: np.ndarray) -> Image.Image:

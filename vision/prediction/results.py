@@ -93,8 +93,8 @@ def open_results(
         system: that predicts them.
 
     Raises:
-        RunError: the file exists and ``resume`` is off; it is no file of this format; it was
-            written by another system or at another threshold.
+        RunError: the file exists and ``resume`` is off; it is no regular file, or none of this format; it
+            was written by another system or at another threshold.
         LockedError: another process writes to it.
     """
     if path is None:
@@ -104,6 +104,9 @@ def open_results(
         return
     if not path.parent.is_dir():
         raise RunError(f"{path} cannot be written: there is no folder {path.parent}")
+    if path.exists() and not path.is_file():
+        kind_of = "folder" if path.is_dir() else "pipe or a device"
+        raise RunError(f"{path} is a {kind_of}; without --out predictions go to standard output")
     with locked(path, "choose another --out"):
         done: frozenset[str] = frozenset()
         if not path.exists():

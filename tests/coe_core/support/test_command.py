@@ -2,6 +2,8 @@
 
 import argparse
 import io
+import json
+import re
 import signal
 import sys
 import types
@@ -26,7 +28,7 @@ from coe_core.support.command import (
 def call(monkeypatch):
     """A program of two commands; ``say`` does what the test tells it to."""
 
-    def run(*words, do=lambda arguments: None):
+    def run(*words, do=lambda arguments: None, libraries=()):
         module = types.ModuleType("of_a_test")
         module.add_options = lambda parser: parser.add_argument("overrides", nargs="*")
         module.run = do
@@ -43,7 +45,7 @@ def call(monkeypatch):
             Command("say", "of_a_test", "Say it."),
             Command("take", "of_a_test", "Take 60% of it.", "all"),
         ]
-        return run_command("coe", "A program.", commands, list(words))
+        return run_command("coe", "A program.", commands, list(words), libraries=libraries)
 
     return run
 
@@ -83,6 +85,22 @@ def test_what_is_our_own_fault_shows_where(call):
 
     with pytest.raises(RuntimeError, match="a bug"):
         call("say", do=fail)
+
+
+def test_what_a_library_raises_is_said_with_its_place(call, capsys):
+    def ask(call_back=str):
+        return lambda _: json.dumps({1: object()}, default=call_back)
+
+    wrong = lambda _: json.loads(3)  # noqa: E731
+    assert call("say", do=wrong, libraries=["json"]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"coe say: TypeError in json/__init__.py, line \d+: the JSON .*\n", said)
+    with pytest.raises(TypeError):
+        call("say", do=wrong, libraries=["csv"])
+    monkey = types.ModuleType("vision.of_a_test")  # a fault of ours that a library comes upon
+    exec("def back(value):\n    raise KeyError(value)", monkey.__dict__)
+    with pytest.raises(KeyError):
+        call("say", do=ask(monkey.back), libraries=["json"])
 
 
 def test_status(call):

@@ -124,6 +124,18 @@ def test_json_that_is_not_ours(tmp_path, content, message):
     assert len(str(caught.value)) < 300
 
 
+def test_json_that_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "round").symlink_to("round")
+    for path, message in (
+        (tmp_path / "pipe", "pipe cannot be read: it is no regular file"),
+        (tmp_path, "cannot be read: it is no regular file"),
+        (tmp_path / "round", "round cannot be read: Too many levels of symbolic links"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_json(path)
+
+
 @pytest.mark.parametrize(
     "value", ["3", "nan", None, True, [1.0], {}, math.nan, 10**400, "Infinity"]
 )

@@ -173,6 +173,26 @@ def test_without_the_kernels_locks_the_record_decides(tmp_path, monkeypatch, hos
     assert len(said) == 1
 
 
+@pytest.mark.parametrize("kind", ["link", "link to nothing", "folder", "pipe"])
+def test_what_is_no_file_in_the_place_of_a_lock(tmp_path, kind):
+    """A run of a stranger may hold a link to a file of the user, who may not lose that."""
+    path, other = lock_path(tmp_path), tmp_path / "diary"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(other)
+    if kind == "link":
+        other.write_text("kept")
+    message = r"\.lock is a link, a folder or a pipe, .*: remove it"
+    with pytest.raises(ValueError, match=message), locked(tmp_path):
+        pass
+    assert os.path.lexists(path)
+    assert other.exists() == (kind == "link")
+    assert kind != "link" or other.read_text() == "kept"
+
+
 def test_what_is_no_file_needs_no_lock(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with locked(tmp_path / "pipe"), locked(tmp_path / "pipe"), locked("/dev/null"):
@@ -181,5 +201,6 @@ def test_what_is_no_file_needs_no_lock(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written():
-    with pytest.raises(OSError, match=r"/proc/\.lock"), locked("/proc"):
+    message = r"the lock /proc/\.lock cannot be made: "
+    with pytest.raises(OSError, match=message), locked("/proc"):
         pass

@@ -172,6 +172,41 @@ def test_average(said, team, plain, generate, tmp_path):
         average([])
 
 
+def test_checkpoints_of_two_trainings_have_no_mean(said, team, tmp_path):
+    """Of one shape, so that nothing but what they say of themselves tells them apart."""
+    from copy import deepcopy
+
+    other = tmp_path / "other.pt"
+    last = torch.load(team / "checkpoint_last.pt", weights_only=True)
+
+    def averaged(change):
+        state = deepcopy(last)
+        change(state)
+        torch.save(state, other)
+        return said("average", path, other, "--out", tmp_path / "mean.pt")
+
+    last["cfg"]["task"]["target_lang"] = "en"
+    torch.save(last, path := tmp_path / "path.pt")
+
+    def later(state, **more):
+        state["optimizer_history"][-1]["num_updates"] = 90
+        for name, value in more.items():
+            section = {"seed": "common", "target_lang": "task", "save_dir": "checkpoint"}[name]
+            state["cfg"][section][name] = value
+
+    for more, message in (
+        ({"seed": 2}, f"{path} was trained with seed 1, {other} with 2: the mean of two trainings"),
+        ({"target_lang": "fr"}, f"{path} was trained with target_lang en, {other} with fr"),
+    ):
+        status, _, error = averaged(lambda state, more=more: later(state, **more))
+        assert (status, message in error, error.count("\n")) == (2, True, 1), error
+    status, _, error = averaged(lambda state: state["model"]["selection.linear.bias"].add_(1))
+    assert (status, "are both after 60 updates and differ" in error) == (2, True), error
+    assert not (tmp_path / "mean.pt").exists()
+    status, _, error = averaged(lambda state: later(state, save_dir="elsewhere"))
+    assert (status, "warning: the checkpoints were written to 2 folders" in error) == (0, True)
+
+
 def test_a_command_that_is_written_wrongly(said):
     status, _, error = said("inspect", "x.pt", "--beam", "5")
     assert status == 2

@@ -135,6 +135,25 @@ def test_two_texts_of_one_name_are_not_encoded_onto_each_other(tmp_path, capsys)
     assert not (tmp_path / "pieces").exists()
 
 
+def test_no_text_and_no_model_is_encoded_onto_by_way_of_a_link(tmp_path, capsys):
+    for name in ("a/x.de", "b/y.de", "a/joint.model"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("kept\n")
+    out = tmp_path / "pieces"
+    out.mkdir()
+    (out / "x.de").symlink_to(tmp_path / "b/y.de")
+    (out / "joint.model").write_text("kept\n")
+    model, folder = ["--model", str(out / "joint.model")], ["--out", str(out)]
+    for texts, message in (
+        (("a/x.de", "b/y.de"), "b/y.de would be overwritten; give another folder"),
+        (("a/joint.model",), "joint.model is read here, and would be overwritten"),
+    ):
+        assert main(["encode", *(str(tmp_path / text) for text in texts), *model, *folder]) == 2
+        assert message in capsys.readouterr().err
+    assert {path.read_text() for path in (tmp_path / "b/y.de", out / "joint.model")} == {"kept\n"}
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("vocabulary") / "text"

@@ -1,4 +1,4 @@
-"""What the plugin refuses in fairseq's commands is said in one line; other errors show where they arose."""
+"""In fairseq's commands what is refused is one line; an error of our own shows where it arose."""
 
 import sys
 
@@ -11,6 +11,26 @@ def error_of(call):
         call()
     except Exception as error:
         return error
+
+
+def test_what_fairseq_raises_has_its_reason_and_place(monkeypatch, capsys):
+    """Whatever it raises for a wrong option; the way there helps no user."""
+    from fairseq import options
+    from fairseq.data import Dictionary, data_utils
+
+    monkeypatch.setattr(sys, "excepthook", None)
+    monkeypatch.setattr(sys, "argv", ["/bin/fairseq-train"])
+    translation.say_errors_in_one_line()
+    for call, kind in (
+        (lambda: Dictionary().index(3), "AssertionError"),
+        (lambda: options.eval_str_list([1], type=None), "TypeError"),
+        (lambda: data_utils.post_process("a", "no-such-symbol"), "NotImplementedError"),
+    ):
+        error = error_of(call)
+        sys.excepthook(type(error), error, error.__traceback__)
+        said = capsys.readouterr().err
+        assert said.startswith(f"fairseq-train: {kind} in "), said
+        assert (", line " in said, said.count("\n")) == (True, 1)
 
 
 def test_what_is_refused_and_what_is_a_fault(monkeypatch, capsys, tmp_path):

@@ -32,3 +32,14 @@ def test_no_letter_is_lost(line):
     sentences = split_sentences(line)
     assert "".join("".join(sentences).split()) == "".join(line.split())
     assert sentences == [""] or all(sentence.strip() for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    "part", ["a", "a. ", "a! ", ".", '."', ". ", " ", "usw. ", "3. ", "\u3002"]
+)
+def test_a_text_of_anyone_is_split_in_time_that_grows_as_it_does(part):
+    """A request of a megabyte must not hold a server: every part of a quadratic time would be minutes."""
+    line = part * (1_000_000 // len(part)) + "! B"
+    sentences = split_sentences(line)
+    assert sentences[-1] == "B"
+    assert sum(map(len, sentences)) <= len(line)

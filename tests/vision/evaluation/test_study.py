@@ -119,12 +119,35 @@ GOOD = {"recipe": "digits", "seeds": [0], "baseline": "a", "variants": {"a": [],
         ({"variants": {"a": [], "b": ["train.epocs=3"]}}, "variant 'b': .*nearest: train.epochs"),
         ({"recipe": "digts"}, "variant 'a': .*'digts'; nearest: digits"),
         ({"recipe": "divide/digits_terms"}, "has no delegator; a study compares"),
+        ({"seeds": [0, 2**32]}, "a seed must be in .* got 4294967296"),
+        ({"variants": {"a": [], "b" * 101: []}}, "1 to 100 bytes of printable letters, got 'bbb"),
+        ({"variants": {"a": [], "b\x1b[31m": []}}, "of printable letters, got 'b.x1b"),
         (None, "is not a study"),
     ],
 )
 def test_studies_that_are_refused_before_training(tmp_path, change, message):
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(change and GOOD | change))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_study(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: [" + b"[" * 5000, "is nested deeper than|is not YAML"),
+        (b"a: &a [*a]", "an alias contains itself"),
+        (b"seeds: !!int x", "is not YAML"),
+        (b"? [a]\n: 1", "a key must be a plain name"),
+        (b"recipe: a\nrecipe: b", "the key 'recipe' is given twice"),
+        (b"#" * 300_000, "is longer than"),
+        (b"\xff\xfea", "is a text in UTF-16"),
+    ],
+)
+def test_a_study_of_anyone_is_read_as_a_recipe_is(tmp_path, content, message):
+    path = tmp_path / "study.yaml"
+    path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
         load_study(str(path))
     assert "\n" not in str(caught.value)

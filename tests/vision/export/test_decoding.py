@@ -34,6 +34,9 @@ def test_runner_decodes_as_the_run_does(tmp_path, channels, resize, mode):
     decoded = onnx_runner.decode(path, preprocess.to_dict())
     assert decoded.shape == (channels, 13, 13)
     np.testing.assert_array_equal(decoded, preprocess.load(path).numpy())
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(onnx_runner.decode(picture, preprocess.to_dict()), decoded)
+        np.testing.assert_array_equal(preprocess.load_picture(picture).numpy(), decoded)
 
 
 @pytest.mark.parametrize("resize", ["exact", "crop"])

@@ -85,10 +85,22 @@ def test_where():
             {"condconv": 4, "condconv_where": r"^(([a-z0-9._])+)+!$"},
             "the regular expression .* takes more than .* s on one name",
         ),
+        (
+            {"activation": "mish", "activation_options": {"where": r"^(([a-z0-9._])+)+!$"}},
+            "the regular expression .* takes more than .* s on one name",
+        ),
+        (
+            {"activation": "mish", "activation_options": {"where": "("}},
+            r"'\(' is no regular expression: missing \)",
+        ),
+        (
+            {"activation": "mish", "activation_options": {"where": 3}},
+            "where must be a regular expression, got 3",
+        ),
     ],
 )
 def test_refused(options, message, monkeypatch):
     if "takes" in message:
-        monkeypatch.setattr("vision.networks.condconv._SECONDS", 1e-9)
+        monkeypatch.setattr("vision.networks.names._SECONDS", 1e-9)
     with pytest.raises(ValueError, match=f"network 'small_resnet': {message}"):
         build_network(Network("small_resnet", **options), 10)

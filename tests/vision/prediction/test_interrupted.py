@@ -121,6 +121,16 @@ def test_the_lock_of_a_process_that_is_gone(tmp_path, capsys):
     assert "was left behind; taken over" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_is_no_file_is_not_waited_for(tmp_path, resume):
+    """Continuing reads what is there, and a pipe that nobody writes to would never end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, kind in (("pipe", "pipe or a device"), ("folder", "folder")):
+        with pytest.raises(RunError, match=rf"{name} is a {kind}; without --out predictions go to"):
+            predict(tmp_path / name, "csv", ["a"], 0.5, resume)
+
+
 def test_no_folder(tmp_path):
     with (
         pytest.raises(RunError, match=r"x cannot be written: there is no folder .*nowhere"),
