@@ -165,6 +165,10 @@ def as_line(translation: Translation, as_json: bool) -> str:
     return json.dumps(known, ensure_ascii=False) + "\n"
 
 
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
 def _is_nan(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
@@ -187,9 +191,18 @@ class ResumableFile:
         path: of the file; ``.gz`` is packed.
         settings: that a continued one must have been begun with.
         resume: continue; else an unfinished one is refused.
+
+    Raises:
+        TranslatorError: a pipe, a device or a folder is there.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], resume: bool):
+        path = Path(os.path.realpath(path))  # a link stays, and its target is written
+        if path.exists() and not path.is_file():
+            raise TranslatorError(
+                f"{path} is no regular file, and none may take its place; without --out translations go to "
+                "standard output"
+            )
         self.path, self.settings, self.resume = path, settings, resume
         self.part = path.with_name(f"{path.name}.part")
         self.state = path.with_name(f"{path.name}.part.json")
@@ -220,18 +233,19 @@ class ResumableFile:
         if not self.part.exists() or not self.state.exists():
             return
         state = read_json(self.state)
-        done = state.get("lines", 0)
+        done, size, before = (state.get(name) for name in ("lines", "bytes", "settings"))
+        if not (_is_count(done) and _is_count(size) and isinstance(before, dict)):
+            raise TranslatorError(f"{self.state} is damaged; remove it and {self.part}")
         if not self.resume:
             raise TranslatorError(
                 f"{self.part} holds {done:,} lines of a translation that was stopped; continue it with "
                 "--resume, or remove it"
             )
         for name, value in self.settings.items():
-            before = state.get("settings", {}).get(name)
-            if before != value:
+            if before.get(name) != value:
                 raise TranslatorError(
-                    f"{self.part} was begun with {name} {before}, not {value}; resume with the same "
-                    "settings, or remove it"
+                    f"{self.part} was begun with {name} {before.get(name)}, not {value}; resume with the "
+                    "same settings, or remove it"
                 )
         for line in islice(source, done):
             self._digest.update(line)
@@ -240,7 +254,7 @@ class ResumableFile:
                 f"the first {done:,} lines of the input are not those that {self.part} holds the "
                 "translations of; resume with the same text, or remove it"
             )
-        self.lines, self.bytes = done, state["bytes"]
+        self.lines, self.bytes = done, size
         if self.part.stat().st_size < self.bytes:
             raise TranslatorError(f"{self.part} is shorter than it was; remove it")
 

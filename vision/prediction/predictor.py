@@ -304,7 +304,7 @@ def _several(images: Iterable[ImageSource] | ImageSource) -> Sequence[ImageSourc
     if isinstance(images, ImageSource):
         return [images]
     if isinstance(images, Sequence):
-        return images
+        return cast(Sequence[ImageSource], images)
     if isinstance(images, Iterable) and not hasattr(images, "dtype"):
         return list(images)
     raise ValueError(f"images cannot be of type {type(images).__name__}; {_SOURCES}")

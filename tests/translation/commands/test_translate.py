@@ -5,12 +5,14 @@ import io
 import json
 import lzma
 import os
+import stat
 import sys
 import threading
 
 import pytest
 
 from translation.prediction import stream
+from translation.prediction.engine import TranslatorError
 from translation.prediction.translator import Translation, Translator
 
 LONG = "eins Meter und " * 60
@@ -129,6 +131,39 @@ def test_a_stopped_one_is_continued(command, text, tmp_path, monkeypatch, name):
     assert (status, "14 lines: " in err) == (0, True)
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob(f"{name}.part*"))
+
+
+def test_a_pipe_or_a_device_is_not_replaced_and_a_link_stays(command, text, tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    status, _, err = command(text, "--out", pipe)
+    assert (status, "is no regular file, and none may take its place" in err) == (2, True)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    link.symlink_to(tmp_path / "real")
+    assert command(text, "--out", link)[0] == 0
+    assert link.is_symlink()
+    assert (tmp_path / "real").read_text(encoding="utf-8").count("\n") == len(
+        text.read_bytes().splitlines()
+    )
+    assert not list(tmp_path.glob("*.part*"))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *({}, {"lines": "x"}, {"lines": -1, "bytes": 0, "settings": {}}),
+        *({"lines": 1, "bytes": 2**70, "settings": {}}, {"lines": 1, "bytes": 2, "settings": []}),
+    ],
+)
+def test_a_damaged_record_of_a_stopped_one(tmp_path, state):
+    out = tmp_path / "out"
+    (tmp_path / "out.part").touch()
+    (tmp_path / "out.part.json").write_text(json.dumps(state))
+    with (
+        pytest.raises(TranslatorError, match=r"out\.part\.json is damaged; remove it and"),
+        stream.ResumableFile(out, {}, True).opened(io.BytesIO(b"a\nb\n")),
+    ):
+        pass
 
 
 def test_refused(command, text, tmp_path):
