@@ -34,7 +34,7 @@ def say_errors_in_one_line() -> None:
     from types import TracebackType
 
     from coe_core.errors import CoEError
-    from coe_core.support.command import fault_of_library, one_line
+    from coe_core.support.faults import fault_of_library, one_line
 
     before = sys.excepthook
     folder = os.path.dirname(os.path.abspath(__file__))

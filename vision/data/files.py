@@ -7,9 +7,10 @@ import importlib
 import importlib.util
 import os
 import stat
+import struct
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import BinaryIO, NamedTuple
@@ -100,6 +101,18 @@ def open_regular(path: str | PathLike) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+def icon_sizes(content: bytes) -> Iterator[tuple[int, int]]:
+    """Width and height of the pictures in an ICO file as they say themselves: Pillow decodes on opening."""
+    (count,) = struct.unpack_from("<H", content, 4)
+    for number in range(count):
+        (offset,) = struct.unpack_from("<I", content, 6 + 16 * number + 12)
+        if content[offset : offset + 8] == b"\x89PNG\r\n\x1a\n":
+            yield struct.unpack_from(">II", content, offset + 16)
+        else:  # a bitmap: its mask counts as a second half of the height
+            width, height = struct.unpack_from("<ii", content, offset + 4)
+            yield abs(width), abs(height) // 2
 
 
 def _check_regular(mode: int, path: str | PathLike) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from vision.data.bands import (
     loses_bits,
     read_tiff,
 )
-from vision.data.files import image_formats, open_regular, printable
+from vision.data.files import icon_sizes, image_formats, open_regular, printable
 from vision.data.shards import Member
 
 # EXIF orientation -> what sets the picture upright.
@@ -139,44 +138,21 @@ class Preprocess:
         return int(self.size * 1.15)
 
     def load(
-        self, path: str | PathLike | BinaryIO | Member, max_pixels: int | None = None
+        self,
+        path: str | PathLike | BinaryIO | Member | Image.Image,
+        max_pixels: int | None = None,
     ) -> UInt8[Tensor, "ch size size"]:
         """Decode a file, set it upright, convert it and bring it to size x size.
 
         Args:
-            path: of the file, the open file, or a file inside a shard.
-            max_pixels: of the file's own resolution; None is Pillow's limit.
+            path: of the file, the open file, a file inside a shard, or a picture that Pillow holds.
+            max_pixels: of the file's own resolution; None is Pillow's limit, of a picture none.
 
         Raises:
-            UnreadableImageError: missing, truncated, not an image, or above the limit of pixels.
+            UnreadableImageError: missing, truncated, closed, not an image, or above the limit of pixels.
         """
-        return to_tensor(self.square(self.decode(path, max_pixels, self.needed_side), path))
-
-    def load_picture(
-        self, image: Image.Image, name: object = "in memory", max_pixels: int | None = None
-    ) -> UInt8[Tensor, "ch size size"]:
-        """As `load`, of a picture that Pillow holds; one that was opened from a file is set upright, too.
-
-        Args:
-            image: of any mode; it may not be decoded yet.
-            name: of the image in messages.
-            max_pixels: of the picture; None: any number.
-
-        Raises:
-            UnreadableImageError: closed, truncated, without pixels, or above the limit of pixels.
-        """
-        try:
-            _check_size(image.width, image.height, max_pixels)
-            turn = _UPRIGHT.get(_orientation(image) or 1)
-            upright = self.convert(image)
-            upright = upright if turn is None else upright.transpose(turn)
-            return to_tensor(self.square(upright, name))
-        except (MemoryError, UnreadableImageError):
-            raise
-        except _RefusedError as error:
-            raise UnreadableImageError(name, str(error)) from error
-        except Exception as error:  # Pillow's plug-ins raise almost anything
-            raise UnreadableImageError(name, f"{type(error).__name__}: {error}") from error
+        name = "in memory" if isinstance(path, Image.Image) else path
+        return to_tensor(self.square(self.decode(path, max_pixels, self.needed_side), name))
 
     def load_for_training(
         self, path: str | PathLike | Member, max_pixels: int | None = None
@@ -197,7 +173,7 @@ class Preprocess:
 
     def decode(
         self,
-        path: str | PathLike | BinaryIO | Member,
+        path: str | PathLike | BinaryIO | Member | Image.Image,
         max_pixels: int | None = None,
         needed: int | None = None,
     ) -> Picture:
@@ -215,8 +191,12 @@ class Preprocess:
         Raises:
             UnreadableImageError: as `load`.
         """
+        shown = "in memory" if isinstance(path, Image.Image) else path
         try:
             with contextlib.ExitStack() as stack:
+                if isinstance(path, Image.Image):
+                    _check_size(path.width, path.height, max_pixels)
+                    return self._upright(path)
                 if isinstance(path, Member):
                     content: BinaryIO = io.BytesIO(path.read_bytes())
                 elif isinstance(path, str | PathLike):
@@ -237,17 +217,21 @@ class Preprocess:
                         "applied; save it as TIFF, and install tifffile"
                     )
                 image.load()
-                turn = _UPRIGHT.get(_orientation(image) or 1)
-                picture = self.convert(image)
-                return picture if turn is None else picture.transpose(turn)
+                return self._upright(image)
         except MemoryError:
             raise
         except FileNotFoundError as error:
             raise UnreadableImageError(path, "no such file") from error
         except _RefusedError as error:
-            raise UnreadableImageError(path, str(error)) from error
+            raise UnreadableImageError(shown, str(error)) from error
         except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
-            raise UnreadableImageError(path, f"{type(error).__name__}: {error}") from error
+            raise UnreadableImageError(shown, f"{type(error).__name__}: {error}") from error
+
+    def _upright(self, image: Image.Image) -> Picture:
+        """Converted, and turned as its EXIF data say."""
+        turn = _UPRIGHT.get(_orientation(image) or 1)
+        picture = self.convert(image)
+        return picture if turn is None else picture.transpose(turn)
 
     def _needs_tifffile(self, content: BinaryIO) -> bool:
         """Whether a file is a TIFF that Pillow cannot read, or not whole, and there is what can."""
@@ -350,7 +334,7 @@ def open_image(content: BinaryIO, max_pixels: int | None = None) -> Iterator[Ima
     start = content.read(16)
     content.seek(0)
     if start[:4] == b"\0\0\1\0":
-        for width, height in _icon_sizes(content.read()):
+        for width, height in icon_sizes(content.read()):
             _check_size(width, height, limit)
         content.seek(0)
     with _pillow_open(content, limit) as image:
@@ -401,18 +385,6 @@ def _check_size(width: int, height: int, limit: int | None) -> None:
         raise _RefusedError(f"{width} x {height}: it has no pixels")
     if limit is not None and width * height > limit:
         raise _RefusedError(f"{width} x {height} pixels, above the limit of {limit}")
-
-
-def _icon_sizes(content: bytes) -> Iterator[tuple[int, int]]:
-    """Width and height of the pictures in an ICO file as they say themselves: Pillow decodes on opening."""
-    (count,) = struct.unpack_from("<H", content, 4)
-    for number in range(count):
-        (offset,) = struct.unpack_from("<I", content, 6 + 16 * number + 12)
-        if content[offset : offset + 8] == b"\x89PNG\r\n\x1a\n":
-            yield struct.unpack_from(">II", content, offset + 16)
-        else:  # a bitmap: its mask counts as a second half of the height
-            width, height = struct.unpack_from("<ii", content, offset + 4)
-            yield abs(width), abs(height) // 2
 
 
 def _orientation(image: Image.Image) -> int | None:

@@ -21,7 +21,7 @@ from coe_core import ExitRule
 from vision.budgets import ResolvedBudget, resolve_budget
 from vision.data.bands import bands_of
 from vision.data.decode import num_processors
-from vision.data.preprocess import Preprocess, UnreadableImageError
+from vision.data.preprocess import Preprocess, UnreadableImageError, to_tensor
 from vision.errors import CoEError, RunError
 from vision.precision import PRECISIONS, autocast, choose_precision
 from vision.recipe_networks import run_macs
@@ -284,11 +284,13 @@ def decode_image(
         if own and image.size:
             return to_tensor(preprocess.square(bands_of(image), name or "in memory"))
         image = picture_of(image)
+    file: io.BytesIO | Path | Image.Image
     if isinstance(image, Image.Image):
-        return preprocess.load_picture(image, name or "in memory", max_pixels)
-    if not isinstance(image, str | PathLike | bytes):
+        file = image
+    elif isinstance(image, str | PathLike | bytes):
+        file = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
+    else:
         raise ValueError(f"an image cannot be of type {type(image).__name__}; {_SOURCES}")
-    file = io.BytesIO(image) if isinstance(image, bytes) else Path(image)
     try:
         return preprocess.load(file, max_pixels)
     except UnreadableImageError as error:

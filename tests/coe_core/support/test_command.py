@@ -19,9 +19,9 @@ from coe_core.support.command import (
     build_parser,
     nearest,
     number_in,
-    one_line,
     run_command,
 )
+from coe_core.support.faults import one_line
 
 
 @pytest.fixture

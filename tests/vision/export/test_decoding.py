@@ -36,7 +36,7 @@ def test_runner_decodes_as_the_run_does(tmp_path, channels, resize, mode):
     np.testing.assert_array_equal(decoded, preprocess.load(path).numpy())
     with Image.open(path) as picture:
         np.testing.assert_array_equal(onnx_runner.decode(picture, preprocess.to_dict()), decoded)
-        np.testing.assert_array_equal(preprocess.load_picture(picture).numpy(), decoded)
+        np.testing.assert_array_equal(preprocess.load(picture).numpy(), decoded)
 
 
 @pytest.mark.parametrize("resize", ["exact", "crop"])
