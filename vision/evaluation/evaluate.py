@@ -118,8 +118,7 @@ def evaluate(
         for name, stage in stages.items():
             curves.setdefault(name, []).append(stage.test.curve())
         laws += [team_law(test, stages[COE])] if COE in stages else []
-        if run is first:
-            _show_images(run, data, test, folder)
+    _show_images(first, data, tests[0], folder)
     lines = summarise(tables)
     title = f"{first.recipe.data.name}, {len(data.test):,} test images, {len(runs)} run(s)"
     pictures.draw_trade_off(folder / "trade_off.png", title, curves, lines)
