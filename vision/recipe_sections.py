@@ -172,6 +172,9 @@ class Train:
     Args:
         epochs: over the training set.
         batch_size: of the whole step, over all processes.
+        accumulate: parts that a step's batch is computed in, one after the other, so that it needs the memory
+            of one part. Gradients are averaged over the parts; batch normalisation and balanced portions
+            are of each part.
         optimizer: any name of timm.optim.create_optimizer_v2, such as sgd, adamw, lamb, rmsprop.
         lr: peak learning rate.
         momentum: for optimizers that have one.
@@ -202,6 +205,7 @@ class Train:
 
     epochs: int = 20
     batch_size: int = 128
+    accumulate: int = 1
     optimizer: str = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
@@ -229,6 +233,11 @@ class Train:
                 "train.epochs and train.batch_size must be at least 1, got "
                 f"{self.epochs} and {self.batch_size}"
             )
+        if self.accumulate >= 1 and self.batch_size % self.accumulate:
+            raise ValueError(
+                f"train.batch_size={self.batch_size} does not divide into train.accumulate={self.accumulate} "
+                "equal parts"
+            )
         if self.statistics_epochs < 0:
             raise ValueError(
                 f"train.statistics_epochs must be at least 0, got {self.statistics_epochs}"
@@ -242,10 +251,16 @@ class Train:
         check_ranges(self, _TRAIN_RANGES, "train.")
         check_teacher(self.teacher, self.teacher_weight)
 
+    @property
+    def images_at_once(self) -> int:
+        """Images of all processes that are computed together: a part of the step's batch."""
+        return self.batch_size // self.accumulate
+
 
 _TRAIN_RANGES = {
     "epochs": _MANY,
     "batch_size": _MANY,
+    "accumulate": "[1, 4096]",
     **dict.fromkeys(("lr", "start_lr", "final_lr"), _RATE),
     **dict.fromkeys(("momentum", "warmup", "class_weights"), _PART),
     "weight_decay": "[0, 1000]",

@@ -161,6 +161,11 @@ class ResumableLoader(DataLoader):
         sampler: which samples, in batches of its ``batch_size``.
         workers: processes.
         collate: samples -> batch.
+        parts: batches that each of this process's is yielded in, one behind the other; the state is kept
+            between whole ones.
+
+    Raises:
+        ValueError: a process's batch does not divide into parts.
     """
 
     def __init__(
@@ -169,34 +174,40 @@ class ResumableLoader(DataLoader):
         sampler: EpochSampler,
         workers: int = 0,
         collate: Callable[[list[dict]], Batch] | None = None,
+        parts: int = 1,
     ) -> None:
         share = sampler.batch_size // sampler.world_size
+        if share % parts:
+            raise ValueError(
+                f"a batch of {share} for each of {sampler.world_size} processes does not divide into "
+                f"{parts} parts (train.accumulate)"
+            )
         augmentation = getattr(images, "augmentation", None)
         if augmentation is not None:
             augmentation.prepare()
         super().__init__(
             images,
-            batch_sampler=BatchSampler(sampler, share, drop_last=True),  # type: ignore[arg-type]
+            batch_sampler=BatchSampler(sampler, share // parts, drop_last=True),  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=collate or collate_samples,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             generator=torch.Generator().manual_seed(sampler.seed),
         )
-        self.epoch_sampler = sampler
-        self._yielded = 0
+        self.epoch_sampler, self.parts = sampler, parts
+        self._yielded = 0  # parts
         self._resume: tuple[int, int] | None = None  # (epoch, batches yielded in it)
 
     def __len__(self) -> int:
-        return self.epoch_sampler.num_batches
+        return self.epoch_sampler.num_batches * self.parts
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator: nothing happens before the first batch is asked for, by when the epoch is set.
         sampler = self.epoch_sampler
         epoch, first = self._resume or (sampler.epoch, 0)
         self._resume = None
-        self._yielded = first if epoch == sampler.epoch else 0
-        sampler.first_batch = self._yielded
+        sampler.first_batch = first if epoch == sampler.epoch else 0
+        self._yielded = sampler.first_batch * self.parts
         for batch in super().__iter__():
             self._yielded += 1
             yield batch
@@ -205,10 +216,10 @@ class ResumableLoader(DataLoader):
     def state_dict(self) -> dict:
         """Position in the epoch; 0 at its end."""
         sampler = self.epoch_sampler
-        epoch, yielded = self._resume or (sampler.epoch, self._yielded)
+        epoch, batches = self._resume or (sampler.epoch, self._yielded // self.parts)
         return {
             "epoch": epoch,
-            "batches": yielded if yielded < len(self) else 0,
+            "batches": batches if batches < sampler.num_batches else 0,
             "batch_size": sampler.batch_size,
             "num_samples": sampler.num_samples,
             "seed": sampler.seed,
@@ -316,6 +327,7 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     per_node: int | None = None,
+    parts: int = 1,
 ) -> ResumableLoader:
     """Training batches: shuffled, augmented, mixed as ``data`` says.
 
@@ -329,6 +341,7 @@ def train_loader(
         rank: of this process.
         world_size: number of processes.
         per_node: those that share this machine's processors; null: all of them.
+        parts: see `ResumableLoader`.
 
     Raises:
         ValueError: more per batch than samples, or a batch that does not divide over the processes.
@@ -343,4 +356,4 @@ def train_loader(
     workers = data.workers
     if workers is None:
         workers = default_workers(images, per_node or world_size)
-    return ResumableLoader(images, sampler, workers, collate)
+    return ResumableLoader(images, sampler, workers, collate, parts)

@@ -76,8 +76,17 @@ class StopAtSignal(Callback):
         if threading.current_thread() is threading.main_thread():
             self._take_signals()  # from Lightning, which would break off validation
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if not trainer.is_last_batch and self._asked(trainer):
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.is_last_batch or not ends_step(trainer, batch_idx):
+            return
+        if self._asked(trainer):
             trainer.save_checkpoint(self.checkpoint, weights_only=False)
             raise self._interrupted()
 
@@ -88,6 +97,11 @@ class StopAtSignal(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._stopping:
             raise self._interrupted()
+
+
+def ends_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether a batch was the last part of its step, so that the state may be kept: no gradients wait."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
 class StopAfter(Callback):

@@ -55,10 +55,10 @@ class DryRun:
 
     def lines(self, recipe: Recipe) -> Iterator[str]:
         """What the command prints."""
-        size, whole = recipe.data.size, recipe.train.batch_size
+        size, whole = recipe.data.size, recipe.train.images_at_once
         yield (
             f"two steps on {self.batch_size} generated images of {size} x {size} each (the recipe's batch: "
-            f"{whole}): losses {self.losses[0]:.3f}, {self.losses[1]:.3f}"
+            f"{recipe.train.batch_size}): losses {self.losses[0]:.3f}, {self.losses[1]:.3f}"
         )
         yield (
             f"memory of a process: {self.state_bytes / _GIB:.2f} GiB for weights, gradients and optimiser, "
@@ -166,14 +166,15 @@ def two_steps(recipe: Recipe) -> DryRun:
     """
     from vision.training.train import train
 
-    batch_size = min(recipe.train.batch_size, IMAGES_PER_STEP)
+    batch_size = min(recipe.train.images_at_once, IMAGES_PER_STEP)
     if torch.cuda.is_available():
-        batch_size = max(1, recipe.train.batch_size // 8)
+        batch_size = max(1, recipe.train.images_at_once // 8)
     if recipe.has_team:
         batch_size = max(batch_size, 2)
     short = replace(
         recipe.train,
         batch_size=batch_size,
+        accumulate=1,
         epochs=2,  # of one step each
         statistics_epochs=min(1, recipe.train.statistics_epochs),
     )

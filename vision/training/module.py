@@ -141,7 +141,8 @@ class CoETraining(LightningModule):
         target = truth if self._teacher is None else self._teacher.mix(batch["image"], truth)
         total = torch.zeros((), device=images.device)
         if self.recipe.has_team:
-            total = total + self._collaboration_step(images, target, truth, batch["index"])
+            part = batch_idx % self.recipe.train.accumulate
+            total = total + self._collaboration_step(images, target, truth, batch["index"], part)
         for control in self.networks.controls.values():
             total = total + self._loss(control(images), target).mean()
         if self.networks.cascade is not None:
@@ -156,17 +157,18 @@ class CoETraining(LightningModule):
         return total
 
     def _collaboration_step(
-        self, images: Tensor, target: Tensor, truth: Tensor, index: Tensor
+        self, images: Tensor, target: Tensor, truth: Tensor, index: Tensor, part: int
     ) -> Tensor:
+        """The loss on a part of a step's batch, the whole of it where gradients are not accumulated."""
         if self.split_step and self.global_step <= self.split_step:
             self._copy_first_expert(with_optimizer=self.global_step == self.split_step)
-        if self.global_step == self.start_step:
+        if self.global_step == self.start_step and part == 0:
             self.portions.settle()
             if self.families is not None:
                 self.families.settle()
         if self.global_step < self.split_step:
             return self._shared_step(images, target)
-        return self._team_step(images, target, truth, index)
+        return self._team_step(images, target, truth, index, part)
 
     def _ensemble_step(self, name: str, views: list[Tensor], target: Tensor) -> Tensor:
         """Sum of the networks' losses and the agreement between them; one view for each, or for all."""
@@ -202,7 +204,9 @@ class CoETraining(LightningModule):
         self._log({"rough_loss": rough_loss, "expert_loss": expert_loss}, len(target))
         return rough_loss + expert_loss
 
-    def _team_step(self, images: Tensor, target: Tensor, truth: Tensor, index: Tensor) -> Tensor:
+    def _team_step(
+        self, images: Tensor, target: Tensor, truth: Tensor, index: Tensor, part: int
+    ) -> Tensor:
         """All experts; ``truth`` is the target without a teacher's part, for the evidence."""
         team = self.networks.required_team
         handed = team.hand_over(images)
@@ -213,7 +217,7 @@ class CoETraining(LightningModule):
         known = self.portions.known(index, progress)
         # Of seed and step alone: a training that is resumed draws as it would have.
         number = (self.recipe.seed % 2**16 * 2**32 + self.global_step) * 2**15 + self.global_rank
-        chance = torch.Generator().manual_seed(number)
+        chance = torch.Generator().manual_seed(number + (part << 60))
         drawn = self.objective.draw(selection_logits, progress, index, known, chance)
         experts = self._run_experts(handed, target, truth, drawn)
         loss = self.objective(

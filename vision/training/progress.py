@@ -73,10 +73,10 @@ class ProgressLines(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         if trainer.is_last_batch or time.monotonic() - self._last < self._seconds:
             return
-        step = trainer.global_step % trainer.num_training_batches
+        steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
         print(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  "
-            f"step {step}/{trainer.num_training_batches}  {self._speed(trainer, pl_module)}",
+            f"step {trainer.global_step % steps}/{steps}  {self._speed(trainer, pl_module)}",
             flush=True,
         )
 

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from coe_core.support.files import write_bytes, write_text
 from vision.checkpoints import load_checkpoint
+from vision.training.callbacks import ends_step
 
 TRAIN_METRICS = "train/"  # prefix of what is averaged over an epoch's batches
 
@@ -87,8 +88,15 @@ class Checkpoints(Checkpoint):
         self._saved_at = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *arguments: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
+        if not ends_step(trainer, batch_idx):
+            return
         due = time.monotonic() - self._saved_at >= self._interval
         # Every process must save, or none; the end of an epoch saves in any case.
         if not trainer.is_last_batch and trainer.strategy.broadcast(due):

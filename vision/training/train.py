@@ -139,7 +139,7 @@ def _train(
     )
     # A network that cannot be run or counted is found now, not at the end.
     macs = run_macs(module.networks)
-    check_trainable(module.networks, recipe.train.batch_size // team.count)
+    check_trainable(module.networks, recipe.train.images_at_once // team.count)
     threads = _threads(module.networks, macs, trained, team)
     torch.set_num_threads(threads.count)
     if threads.reason and team.rank == 0:
@@ -185,7 +185,14 @@ def _loaders(recipe: Recipe, data: ImageData, team: Processes) -> tuple[DataLoad
     images = data.train.with_views(recipe.num_views)
     batch_size, seed = recipe.train.batch_size, recipe.seed
     loader = train_loader(
-        recipe.data, images, batch_size, seed, team.rank, team.count, team.per_node
+        recipe.data,
+        images,
+        batch_size,
+        seed,
+        team.rank,
+        team.count,
+        team.per_node,
+        recipe.train.accumulate,
     )
     mine = Subset(data.validation, range(team.rank, len(data.validation), team.count))
     workers = recipe.data.workers
@@ -203,7 +210,7 @@ def _threads(
     if isinstance(kept, dict) and type(kept.get("count")) is int and 1 <= kept["count"] <= 1024:
         users = choose_threads(lambda: None, 0.0)
         return Threads(kept["count"], "as before") if users.reason else users
-    images = recipe.train.batch_size // team.count
+    images = recipe.train.images_at_once // team.count
     step = 3 * images * (macs.delegator + sum(macs.experts) + sum(macs.controls.values()))
     step += 3 * images * sum(macs.ensembles[n] * e.s for n, e in recipe.ensembles.items())
     work = _trial(networks, images)
@@ -259,8 +266,9 @@ def _explain(
         raise RunError(f"{line}; {_kept(checkpoint)}") from error
     if "Expected more than 1 value per channel" in text:
         raise RunError(
-            f"train.batch_size={recipe.train.batch_size} over {team.count} process(es) leaves batch "
-            "normalisation one value for each channel: raise train.batch_size"
+            f"train.batch_size={recipe.train.batch_size} over {team.count} process(es), in "
+            f"{recipe.train.accumulate} part(s), leaves batch normalisation one value for each channel: "
+            "raise train.batch_size"
         ) from error
     if team.count > 1 and isinstance(error, RuntimeError) and _lost_process(error):
         raise RunError(
@@ -331,6 +339,7 @@ def _trainer(
         callbacks=parts,
         logger=[metrics, TensorBoardFile(folder)],
         plugins=[AtomicCheckpoints(), *team.plugins],
+        accumulate_grad_batches=recipe.train.accumulate,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         use_distributed_sampler=False,

@@ -83,6 +83,32 @@ def test_ranks_share_every_global_batch():
         assert union == whole[8 * step : 8 * step + 8]
 
 
+def test_parts_of_batches_are_the_batches():
+    whole, parts = loader(batch_size=6), ResumableLoader(images(), EpochSampler(22, 6, 0), parts=3)
+    assert (len(whole), len(parts)) == (3, 9)
+    batches = list(parts)
+    joined = [
+        {key: torch.cat([part[key] for part in batches[i : i + 3]]) for key in batches[0]}
+        for i in range(0, 9, 3)
+    ]
+    same(joined, list(whole))
+    started = iter(parts)
+    for _ in range(3):
+        next(started)
+    state = parts.state_dict()
+    assert state["batches"] == 1
+    again = ResumableLoader(images(), EpochSampler(22, 6, 0), parts=2)  # in other parts
+    again.load_state_dict(state)
+    assert (
+        torch.cat([b["index"] for b in again]).tolist()
+        == torch.cat([b["index"] for b in batches[3:]]).tolist()
+    )
+    with pytest.raises(
+        ValueError, match="a batch of 6 for each of 1 processes does not divide into 4"
+    ):
+        ResumableLoader(images(), EpochSampler(22, 6, 0), parts=4)
+
+
 @pytest.mark.parametrize(("balance", "counts"), [(1.0, [12, 12, 12]), (0.5, [18, 12, 6])])
 def test_rare_classes_are_drawn_more_often(balance, counts):
     targets = np.repeat([0, 1, 2], [22, 10, 4])
