@@ -293,11 +293,20 @@ def _check_images(routing: dict[str, Any]) -> None:
     texts = bool(classes) and all(type(name) is str for name in classes)
     _check(texts, f"is damaged: classes is {_shown(classes)}, not a list of names")
     preprocess = _typed(routing, "preprocess", dict)
-    _typed(preprocess, "size", int, "preprocess.", low=1)
-    for name, known in (("channels", (1, 3)), ("resize", ("exact", "crop"))):
-        value = _of(preprocess, name, "preprocess.")
-        fits = type(value) in (int, str) and value in known
-        _check(fits, f"is damaged: preprocess.{name} is {_shown(value)}, known: {known}")
+    sides = _of(preprocess, "size", "preprocess.")  # of a square, or height and width
+    sides = [sides] if type(sides) is int else sides
+    fits = type(sides) is list and len(sides) in (1, 2) and all(type(s) is int for s in sides)
+    fits = fits and min(sides) >= 1
+    _check(fits, f"is damaged: preprocess.size is {_shown(preprocess['size'])}, not one side or two")
+    _typed(preprocess, "channels", int, "preprocess.", low=1)
+    value, known = _of(preprocess, "resize", "preprocess."), ("exact", "crop")
+    fits = type(value) is str and value in known
+    _check(fits, f"is damaged: preprocess.resize is {_shown(value)}, known: {known}")
+    values = preprocess.get("range")
+    if values is not None:  # of pixels of more than 8 bits
+        fits = type(values) is list and len(values) == 2
+        fits = fits and all(type(v) in (int, float) for v in values) and values[0] < values[1]
+        _check(fits, f"is damaged: preprocess.range is {_shown(values)}, not a low and a high value")
     for where in ("delegator", *range(len(routing["experts"]))):
         network = routing["delegator"] if where == "delegator" else routing["experts"][where]
         _check(network.get("macs") is not None, f"is damaged: {where} has no macs")

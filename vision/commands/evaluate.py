@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate, print the tables, and say where pictures and tables are."""
     from coe_core.support.reports import print_table
-    from vision.evaluation import deployed, ensemble_table
+    from vision.evaluation import deployed, doubted, ensemble_table
     from vision.evaluation.evaluate import evaluate
     from vision.evaluation.summary import rich_table
     from vision.run import load_run
@@ -68,6 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"law of {run.folder.name}: {law.shown}")
     if evaluation.deployed:
         print_table(deployed.rich_table(evaluation.deployed))
+    if evaluation.doubted:
+        print(doubted.shown(evaluation.doubted))
     for line in evaluation.left_out:
         print(f"left out: {line}", file=sys.stderr)
     for line in evaluation.diverged:
@@ -84,6 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
         "classes.csv",
         *["law.csv"] * bool(evaluation.laws),
     ]
+    tables += ["doubted_labels.csv"] * bool(evaluation.doubted)
     tables += ["ensembles.csv", "ensembles.md"] * bool(ensembles)
     tables += ["deployed.csv", "deployed.md"] * bool(evaluation.deployed)
     for what, files in (("pictures", pictures), ("tables", tables)):

@@ -18,8 +18,9 @@ from vision.data.load import ImageData
 from vision.data.preprocess import to_be_seen
 from vision.data.shards import Member
 from vision.errors import RunError
-from vision.evaluation import deployed, ensemble_table, pictures
+from vision.evaluation import deployed, doubted, ensemble_table, pictures
 from vision.evaluation.deployed import DeployedRow, chosen_budgets, deployed_rows
+from vision.evaluation.doubted import Doubted, doubted_labels
 from vision.evaluation.ensemble_table import EnsembleRow
 from vision.evaluation.law import law_table, team_law
 from vision.evaluation.predictions import Predictions, diverged_line, predict_all
@@ -53,6 +54,7 @@ class Evaluation(NamedTuple):
     deployed: list[DeployedRow]  # what users get at each operating point
     left_out: list[str]  # a line about each stored point that is of other weights
     class_images: list[int]  # test images of each class
+    doubted: list[Doubted]  # held-out images whose labels are worth a look
 
     @property
     def is_uneven(self) -> bool:
@@ -73,8 +75,9 @@ def evaluate(
 ) -> Evaluation:
     """Table over the runs; writes it, the law of each, pictures and examples to ``folder``.
 
-    The files are table.csv, table.md, table.json, classes.csv, per_run.csv, law.csv, trade_off.png and
-    classes_per_expert.png; of runs with ensembles also ensembles.csv and ensembles.md.
+    The files are table.csv, table.md, table.json, classes.csv (accuracy on each class), per_run.csv, law.csv,
+    trade_off.png and classes_per_expert.png; of runs with ensembles also ensembles.csv and ensembles.md; and
+    doubted_labels.csv, of held-out images whose labels are worth a look, where there are some.
 
     Args:
         runs: of one recipe, differing in seed.
@@ -97,6 +100,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     tables: list[list[PredictorRow]] = []
     curves: dict[str, list[TradeOffCurve]] = {}
+    validations: list[Predictions] = []
     tests: list[Predictions] = []
     diverged: list[str] = []
     laws: list[Law] = []
@@ -113,6 +117,7 @@ def evaluate(
         if time_images:
             rows = _timed(run, rows, data, batch_size, time_images)
         tables.append(rows)
+        validations.append(validation)
         tests.append(test)
         stages = fit_stages(validation, test, macs, exits_by)
         for name, stage in stages.items():
@@ -129,8 +134,14 @@ def evaluate(
     )
     left_out = [line for _, lines_of_run in chosen for line in lines_of_run]
     counts = torch.bincount(data.test.targets, minlength=len(data.classes)).tolist()
-    evaluation = Evaluation(lines, detail, diverged, laws, at_points, left_out, counts)
+    odd = _doubted(data, validations, tests)
+    evaluation = Evaluation(lines, detail, diverged, laws, at_points, left_out, counts, odd)
     _write_tables(evaluation, runs, tables, folder)
+    _write_provenance(data, runs, batch_size, folder)
+    return evaluation
+
+
+def _write_provenance(data: ImageData, runs: Sequence[Run], batch_size: int, folder: Path) -> None:
     about = provenance(
         data,
         runs=[str(run.folder) for run in runs],
@@ -138,7 +149,16 @@ def evaluate(
         batch_size=batch_size,
     )
     write_json(folder / "provenance.json", about)
-    return evaluation
+
+
+def _doubted(
+    data: ImageData, validations: Sequence[Predictions], tests: Sequence[Predictions]
+) -> list[Doubted]:
+    """Of both held-out splits; of the one where validation stands in for test."""
+    found = doubted_labels("test", data.test, tests)
+    if data.test_is_validation:
+        return found
+    return [*doubted_labels("validation", data.validation, validations), *found]
 
 
 def _predicted(run: Run, data: ImageData, number: str) -> list[Predictions]:
@@ -203,6 +223,10 @@ def _write_tables(
     write_json(folder / "table.json", plain_rows(evaluation.lines, classes))
     by_class = by_class_csv(evaluation.lines, classes, evaluation.class_images)
     write_text(folder / "classes.csv", by_class)
+    labels = folder / "doubted_labels.csv"
+    labels.unlink(missing_ok=True)
+    if evaluation.doubted:
+        write_text(labels, doubted.csv_table(evaluation.doubted))
     if evaluation.laws:
         seeds = [run.recipe.seed for run in runs]
         write_text(folder / "law.csv", law_table(seeds, evaluation.laws))
