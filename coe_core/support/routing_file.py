@@ -297,7 +297,9 @@ def _check_images(routing: dict[str, Any]) -> None:
     sides = [sides] if type(sides) is int else sides
     fits = type(sides) is list and len(sides) in (1, 2) and all(type(s) is int for s in sides)
     fits = fits and min(sides) >= 1
-    _check(fits, f"is damaged: preprocess.size is {_shown(preprocess['size'])}, not one side or two")
+    _check(
+        fits, f"is damaged: preprocess.size is {_shown(preprocess['size'])}, not one side or two"
+    )
     _typed(preprocess, "channels", int, "preprocess.", low=1)
     value, known = _of(preprocess, "resize", "preprocess."), ("exact", "crop")
     fits = type(value) is str and value in known
@@ -306,7 +308,9 @@ def _check_images(routing: dict[str, Any]) -> None:
     if values is not None:  # of pixels of more than 8 bits
         fits = type(values) is list and len(values) == 2
         fits = fits and all(type(v) in (int, float) for v in values) and values[0] < values[1]
-        _check(fits, f"is damaged: preprocess.range is {_shown(values)}, not a low and a high value")
+        _check(
+            fits, f"is damaged: preprocess.range is {_shown(values)}, not a low and a high value"
+        )
     for where in ("delegator", *range(len(routing["experts"]))):
         network = routing["delegator"] if where == "delegator" else routing["experts"][where]
         _check(network.get("macs") is not None, f"is damaged: {where} has no macs")

@@ -151,8 +151,18 @@ def test_values_of_other_kinds(folder, task, values, message):
     ("task", "values", "message"),
     [
         ("vision", {"classes": ["a", 1]}, r'classes is \["a", 1\], not a list of names'),
-        ("vision", {"preprocess": {"size": 0}}, "preprocess.size is 0, not a whole number from 1"),
-        ("vision", {"preprocess": {"size": 8, "channels": 2}}, "preprocess.channels is 2, known:"),
+        ("vision", {"preprocess": {"size": 0}}, "preprocess.size is 0, not one side or two"),
+        ("vision", {"preprocess": {"size": [8, "a"]}}, "preprocess.size is .8, .a.., not one side"),
+        (
+            "vision",
+            {"preprocess": {"size": 8, "channels": 0}},
+            "preprocess.channels is 0, not a whole",
+        ),
+        (
+            "vision",
+            {"preprocess": {"size": 8, "channels": 2, "resize": "crop", "range": [1, 0]}},
+            "preprocess.range is .1, 0., not a low and a high value",
+        ),
         ("vision", {"default": {"threshold": -1, "rough_weight": 0}}, "threshold is -1, below 0"),
         ("vision", {"delegator": {"file": "x"}}, "delegator has no macs"),
         ("translation", {"search": {"beam": 0}}, "search.beam is 0, not a whole number from 1"),
