@@ -1,5 +1,8 @@
 """Gradients accumulated over parts of a batch: as many steps, the same images, the mean gradient."""
 
+import os
+import signal
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -36,15 +39,13 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer, *_):
         self.batches += 1
         if self.batches == self.stop_behind:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGTERM)
 
     def seen(self):
         return {step: torch.cat(parts).tolist() for step, parts in self.steps.items()}
 
 
+@pytest.mark.slow
 def test_steps_see_the_same_images_and_a_stop_waits_for_the_whole_step(tmp_path):
     seen = {}
     for parts in (1, 4):
