@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 from coe_core.support.command import DONE, IN_PART, at_least, refuse_unused
+from coe_core.support.imports import uncollected
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +30,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, store the default operating points, and say where the run is, and what of it failed."""
-    from vision.commands.calibrate import print_points
-    from vision.evaluation.calibrate import default_points
-    from vision.recipe import load_recipe, unused_settings
-    from vision.run import load_run
-    from vision.training.processes import processes
-    from vision.training.train import train
+    with uncollected():
+        from vision.commands.calibrate import print_points
+        from vision.evaluation.calibrate import default_points
+        from vision.recipe import load_recipe, unused_settings
+        from vision.run import load_run
+        from vision.training.processes import processes
+        from vision.training.train import train
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     for line in unused_settings(recipe):

@@ -40,15 +40,17 @@ def test_what_predicts_and_fits(loaded_after, warm, trained, picture, tmp_path):
     ) == [{"torch"}, {"torch"}, {"torch", "scipy"}, {"torch", "scipy", "matplotlib"}]
 
 
-def test_what_serves_and_trains(loaded_after, warm, trained, tmp_path):
-    """A server is light; a trainer brings torch's compiler, which torch's own optimizers import, too."""
-    serving, training = loaded_after(
+def test_what_serves_exports_and_trains(loaded_after, warm, trained, tmp_path):
+    """A server is light; torch's exporter brings its compiler, which torch's own optimizers import, too."""
+    serving, exporting, training = loaded_after(
         "vision",
         [
             ["serve", trained, "--port", 0],
+            ["export", trained, "--to", "onnx", "--out", tmp_path / "exported"],
             ["train", "digits", *TINY, "train.epochs=1", "--out", tmp_path / "run"],
         ],
         warm("torch") / "python",
     )
     assert serving == {"torch", "fastapi"}
-    assert training == serving | {"lightning", "torch._dynamo", "sympy", "scipy", "tensorboard"}
+    assert exporting == serving | {"torch._dynamo", "sympy"}
+    assert training == exporting | {"lightning", "scipy", "tensorboard"}
