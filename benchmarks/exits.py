@@ -17,11 +17,9 @@ from typing import get_args
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from matplotlib.figure import Figure
-
 from coe_core.inference import ConfidenceKind
 from coe_core.support.files import write_text
-from coe_core.support.reports import csv_text, markdown_table, mean_and_spread
+from coe_core.support.reports import csv_text, figure_to, markdown_table, mean_and_spread
 from vision.evaluation.predictions import predict_all
 from vision.evaluation.stages import CASCADE, COE, fit_stages
 from vision.precision import choose_precision
@@ -87,17 +85,18 @@ def summary(rows: list[list]) -> str:
 
 def draw(rows: list[list], path: Path) -> None:
     """Mean top-1 of the collaborations against the share of test images that end early."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for kind in KINDS:
-        cells = [[row for row in rows if row[1:4] == [COE, kind, e]] for e in (0.0, *EXITS)]
-        shares = [100 * fmean(row[4] for row in cell) for cell in cells]
-        axes.plot(shares, [fmean(row[6] for row in cell) for cell in cells], "o-", label=kind)
-    axes.set_xlabel("test images that end early, %")
-    axes.set_ylabel("top-1 of the collaboration, %")
-    axes.legend(title="exits decided by", frameon=False)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with figure_to(path, (6, 4)) as figure:
+        axes = figure.subplots()
+        for kind in KINDS:
+            cells = [
+                [row for row in rows if row[1:4] == [COE, kind, exits]] for exits in (0.0, *EXITS)
+            ]
+            shares = [100 * fmean(row[4] for row in cell) for cell in cells]
+            axes.plot(shares, [fmean(row[6] for row in cell) for cell in cells], "o-", label=kind)
+        axes.set_xlabel("test images that end early, %")
+        axes.set_ylabel("top-1 of the collaboration, %")
+        axes.legend(title="exits decided by", frameon=False)
+        axes.grid(alpha=0.3)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,24 @@ fit (cheapest point whose drop *on the calibration set* is small enough), which 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 from scipy.stats import binomtest
 from torch import Tensor
 
 from coe_core import confidence, controlled_threshold, fit_threshold, trade_off_curve
+from coe_core.support.files import write_text
+from coe_core.support.reports import (
+    csv_text,
+    figure_to,
+    markdown_table,
+    print_table,
+    rich_table,
+)
 from vision.data.load import load_data
 from vision.evaluation.predictions import predict_all
 from vision.precision import choose_precision
@@ -92,44 +96,36 @@ def report(rows: list[list], resamplings: int, out: Path) -> None:
         *("run", "calibration images", "drop, points", "kept", "exit rate"),
         *("kept, plain fit", "exit rate, plain fit"),
     ]
-    table = Table(
-        title=f"{resamplings} resamplings, asked for {GUARANTEE:.0%}", title_justify="left"
-    )
-    for name in heading:
-        table.add_column(name, justify="left" if name == "run" else "right")
-    lines = [heading, ["---"] + ["---:"] * (len(heading) - 1)]
-    for run, size, drop, *parts in rows:
-        cells = [run, str(size), f"{drop:g}", *(f"{100 * value:.1f} %" for value in parts)]
-        table.add_row(*cells)
-        lines.append(cells)
-    Console(width=160).print(table)
-    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    (out / "table.md").write_text(text, encoding="utf-8")
-    with (out / "guarantee.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([heading, *rows])
+    cells = [
+        [run, str(size), f"{drop:g}", *(f"{100 * value:.1f} %" for value in parts)]
+        for run, size, drop, *parts in rows
+    ]
+    print_table(rich_table(heading, cells, f"{resamplings} resamplings, asked for {GUARANTEE:.0%}"))
+    write_text(out / "table.md", markdown_table(heading, cells))
+    write_text(out / "guarantee.csv", csv_text(heading, rows))
     draw(rows, resamplings, out / "guarantee.png")
     print(f"{out / 'table.md'}, {out / 'guarantee.csv'}, {out / 'guarantee.png'}")
 
 
 def draw(rows: list[list], resamplings: int, file: Path) -> None:
     """Coverage of every setting with its 95% interval, both ways of fitting."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    for way, (name, marker) in enumerate({"controlled": "o", "plain fit": "x"}.items()):
-        values = [row[3 + 2 * way] for row in rows]
-        ends = [binomtest(round(v * resamplings), resamplings).proportion_ci(0.95) for v in values]
-        low = [v - e.low for v, e in zip(values, ends, strict=True)]
-        high = [e.high - v for v, e in zip(values, ends, strict=True)]
-        places = [place + 0.15 * way for place in range(len(rows))]
-        axes.errorbar(places, values, yerr=[low, high], fmt=marker, capsize=2, label=name)
-    axes.axhline(GUARANTEE, linestyle="--", color="grey", linewidth=1, label="asked for")
-    names = [f"{size}\n{drop:g}" for _, size, drop, *_ in rows]
-    axes.set_xticks(range(len(rows)), names)
-    axes.set_xlabel("calibration images; drop allowed, points of top-1")
-    axes.set_ylabel("part of the sets that keep it")
-    axes.set_ylim(0, 1.03)
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(file, dpi=130)
+    with figure_to(file, (8, 4)) as figure:
+        axes = figure.subplots()
+        for way, (name, marker) in enumerate({"controlled": "o", "plain fit": "x"}.items()):
+            values = [row[3 + 2 * way] for row in rows]
+            tests = [binomtest(round(value * resamplings), resamplings) for value in values]
+            ends = [test.proportion_ci(0.95) for test in tests]
+            low = [value - end.low for value, end in zip(values, ends, strict=True)]
+            high = [end.high - value for value, end in zip(values, ends, strict=True)]
+            places = [place + 0.15 * way for place in range(len(rows))]
+            axes.errorbar(places, values, yerr=[low, high], fmt=marker, capsize=2, label=name)
+        axes.axhline(GUARANTEE, linestyle="--", color="grey", linewidth=1, label="asked for")
+        names = [f"{size}\n{drop:g}" for _, size, drop, *_ in rows]
+        axes.set_xticks(range(len(rows)), names)
+        axes.set_xlabel("calibration images; drop allowed, points of top-1")
+        axes.set_ylabel("part of the sets that keep it")
+        axes.set_ylim(0, 1.03)
+        axes.legend(frameon=False, loc="lower right")
 
 
 if __name__ == "__main__":

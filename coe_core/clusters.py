@@ -47,15 +47,15 @@ def balanced_kmeans(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"])
     points, centres = points.detach().cpu().double(), centres.detach().cpu().double()
     cluster = torch.empty(0)
     for _ in range(_ROUNDS):
-        found = balanced_assignment(_scores(points, centres))
-        new = torch.from_numpy(found.expert)
+        assignment = balanced_assignment(_scores(points, centres))
+        new = torch.from_numpy(assignment.expert)
         if torch.equal(new, cluster):
             break
         cluster = new
         used = centres  # the assignment and its prices belong to these
         centres = torch.stack([points[cluster == j].mean(0) for j in range(len(centres))])
     spread = float(((points - used[cluster]) ** 2).sum(1).mean())
-    return Clusters(cluster.long(), used, torch.from_numpy(found.prices), spread)
+    return Clusters(cluster.long(), used, torch.from_numpy(assignment.prices), spread)
 
 
 def balanced_clusters(points: Float[Tensor, "n d"], num_experts: int) -> Clusters:
@@ -86,7 +86,7 @@ def balanced_clusters(points: Float[Tensor, "n d"], num_experts: int) -> Cluster
     tries = [
         balanced_kmeans(points, points[_far_apart(points, k, generator)]) for _ in range(_STARTS)
     ]
-    return min(tries, key=lambda found: found.spread)
+    return min(tries, key=lambda clusters: clusters.spread)
 
 
 def _far_apart(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
@@ -184,9 +184,9 @@ class ClusterPortions(nn.Module):
             )
         mean, deviation = points.mean(0), points.std(0, correction=0)
         self.scale.copy_(torch.stack([mean, deviation.where(deviation > 0, 1.0)]))
-        found = balanced_clusters(self._standardised(points), k)
-        self.centres.copy_(found.centres)
-        self.prices.copy_(found.prices)
+        clusters = balanced_clusters(self._standardised(points), k)
+        self.centres.copy_(clusters.centres)
+        self.prices.copy_(clusters.prices)
         self.seen.fill_(torch.nan)
 
     @torch.no_grad()

@@ -238,8 +238,8 @@ def fit_gain(
     mean, deviation = features.mean(0), features.std(0, correction=0)
     deviation = deviation.where(deviation > 1e-9, 1.0)
     (n, c), k = rough_logits.shape, selection_logits.shape[1]
-    one = torch.ones(n, 1, dtype=torch.float64)
-    shared = torch.cat([(features - mean) / deviation, one], 1).numpy()
+    constant = torch.ones(n, 1, dtype=torch.float64)
+    shared = torch.cat([(features - mean) / deviation, constant], 1).numpy()
     predicted, selected = rough_logits.argmax(1), selection_logits.argmax(1)
     columns = _columns(shared, predicted.numpy(), selected.numpy(), c, k)
     weights = _fit(columns, outcome.numpy(), _NUM_FEATURES)
@@ -291,9 +291,9 @@ def _columns(
     """A sparse matrix [n, 7 + c + k]: numbers and a constant, the predicted class, the selected expert."""
     from scipy.sparse import csr_matrix, hstack
 
-    rows, one = np.arange(len(shared)), np.ones(len(shared))
-    classes = csr_matrix((one, (rows, predicted)), shape=(len(shared), c))
-    experts = csr_matrix((one, (rows, selected)), shape=(len(shared), k))
+    rows, ones = np.arange(len(shared)), np.ones(len(shared))
+    classes = csr_matrix((ones, (rows, predicted)), shape=(len(shared), c))
+    experts = csr_matrix((ones, (rows, selected)), shape=(len(shared), k))
     return hstack([csr_matrix(shared), classes, experts], format="csr")
 
 
@@ -335,8 +335,8 @@ def _regression(
         loss, gradient = _loss(columns, outcome, weights)
         return loss + float((scale * weights**2).sum()) / 2, (gradient + scale * weights).ravel()
 
-    found = minimize(
+    optimum = minimize(
         objective, start.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 200}
     )
-    fitted: np.ndarray = found.x.reshape(-1, 2)
+    fitted: np.ndarray = optimum.x.reshape(-1, 2)
     return fitted

@@ -368,11 +368,11 @@ class CoTrainingObjective(nn.Module):
             demand = demand[open_to]
             if len(demand) == 0:
                 return labels
-        made = torch.zeros_like(labels[rows])
-        made[:, open_to] = selection_labels(
+        of_rest = torch.zeros_like(labels[rows])
+        of_rest[:, open_to] = selection_labels(
             evidence[rows][:, open_to], self.labels, temperature=self.temperature, demand=demand
-        ).to(made)
-        labels[rows] = made
+        ).to(of_rest)
+        labels[rows] = of_rest
         return labels
 
     def _label_demand(self, num_left: int, taken: Tensor | None) -> Tensor | None:

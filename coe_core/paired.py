@@ -136,10 +136,13 @@ def _of_answers(only_first: int, only_second: int, n: int, level: float) -> Pair
     if only_first != only_second:  # of as few or fewer, those of as few by half: both sides alike
         below = float(bdtr(fewer - 1, differing, 0.5)) if fewer else 0.0
         p_value = float(bdtr(fewer, differing, 0.5)) + below
-    one, other = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
-    error = math.sqrt((one + other - (one - other) ** 2) / (n + 2))
+    first_rate, second_rate = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
+    error = math.sqrt((first_rate + second_rate - (first_rate - second_rate) ** 2) / (n + 2))
     width = _normal_quantile(level) * error
-    low, high = max(-1.0, one - other - width), min(1.0, one - other + width)
+    low, high = (
+        max(-1.0, first_rate - second_rate - width),
+        min(1.0, first_rate - second_rate + width),
+    )
     return PairedDifference((only_first - only_second) / n, low, high, p_value)
 
 

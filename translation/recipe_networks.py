@@ -112,9 +112,11 @@ def parts(recipe: Recipe, tokens: int) -> Iterator[Part]:
     yield from experts
     for name, control in recipe.controls.items():
         count = 1 if control.one_per is None else len(recipe.languages.directions)
-        one = part(f"control {name}", control)
+        single = part(f"control {name}", control)
         yield Part(
-            one.name + (f", {count} of them" if count > 1 else ""), count * one.parameters, one.macs
+            single.name + (f", {count} of them" if count > 1 else ""),
+            count * single.parameters,
+            single.macs,
         )
     for name, ensemble in recipe.ensembles.items():
         yield part(f"ensemble {name}", ensemble.network, ensemble.size)

@@ -189,7 +189,10 @@ class Recipe:
         for index, network in enumerate(self.experts):
             yield f"experts[{index}]" if len(self.experts) > 1 else "experts", network
         yield from ((f"controls.{name}", network) for name, network in self.controls.items())
-        yield from ((f"ensembles.{name}.network", e.network) for name, e in self.ensembles.items())
+        yield from (
+            (f"ensembles.{name}.network", ensemble.network)
+            for name, ensemble in self.ensembles.items()
+        )
 
     @property
     def equal_experts(self) -> bool:
@@ -205,9 +208,13 @@ class Recipe:
     def without_control(self) -> list[str]:
         """Ensembles beside which their undivided network is not trained under the same recipe."""
         alone = [*self.controls.values()]
-        alone += [e.network for e in self.ensembles.values() if e.s == 1]
-        divided = {name: e for name, e in self.ensembles.items() if e.s > 1 and e.rule != "none"}
-        return [name for name, e in divided.items() if e.network not in alone]
+        alone += [ensemble.network for ensemble in self.ensembles.values() if ensemble.s == 1]
+        divided = {
+            name: ensemble
+            for name, ensemble in self.ensembles.items()
+            if ensemble.s > 1 and ensemble.rule != "none"
+        }
+        return [name for name, ensemble in divided.items() if ensemble.network not in alone]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: for YAML files and checkpoints."""
@@ -229,7 +236,9 @@ def unused_settings(recipe: Recipe) -> list[str]:
     if not recipe.has_team:
         why = "without a delegator and experts"
         unused += [("", recipe, "num_experts", why)]
-        unused += [("objective.", objective, f.name, why) for f in dataclasses.fields(objective)]
+        unused += [
+            ("objective.", objective, field.name, why) for field in dataclasses.fields(objective)
+        ]
     else:
         families = objective.labels == "families"
         for holds, name, why in (
@@ -253,7 +262,9 @@ def unused_settings(recipe: Recipe) -> list[str]:
     for name, ensemble in recipe.ensembles.items():
         if ensemble.rule not in (None, "solve"):
             why = f"with rule {ensemble.rule}"
-            unused += [(f"ensembles.{name}.", ensemble, f, why) for f in ("match", "tolerance")]
+            unused += [
+                (f"ensembles.{name}.", ensemble, field, why) for field in ("match", "tolerance")
+            ]
     return [
         f"{section}{name} has no effect {why}"
         for section, holder, name, why in unused
@@ -262,8 +273,8 @@ def unused_settings(recipe: Recipe) -> list[str]:
 
 
 def _default(holder: Any, name: str) -> Any:
-    (found,) = (f for f in dataclasses.fields(holder) if f.name == name)
-    return found.default_factory() if callable(found.default_factory) else found.default
+    (field,) = (field for field in dataclasses.fields(holder) if field.name == name)
+    return field.default_factory() if callable(field.default_factory) else field.default
 
 
 def _check_channels(network: Network, key: str, channels: int) -> None:

@@ -198,10 +198,10 @@ def build_team(
     if recipe.delegator is None:
         raise ValueError("a team needs a delegator: name one")
     delegator = build(recipe.delegator, num_classes + len(experts))
-    told = (
+    waiting = (
         progress(experts, len(experts), "building", "experts") if len(experts) > _MANY else experts
     )
-    built = [build(network, num_classes) for network in told]
+    built = [build(network, num_classes) for network in waiting]
     if hand_over.trunk is not None:
         from vision.networks.trunk import branch_behind, fitting_rests
 

@@ -68,7 +68,7 @@ def _first_complaint(kind: type, values: Any, error: ValidationError) -> str:
     """The first complaint; of unknown keys before others, as these often follow from them."""
     problems: list[Any] = sorted(error.errors(), key=lambda e: e["type"] != _UNKNOWN)
     problem, location = problems[0], problems[0]["loc"]
-    key, got = dotted(values, location), problem["input"]
+    key, value = dotted(values, location), problem["input"]
     expected = type_at(kind, location)
     if problem["type"] == _UNKNOWN:
         section = type_at(kind, location[:-1])
@@ -79,18 +79,19 @@ def _first_complaint(kind: type, values: Any, error: ValidationError) -> str:
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
         return message if not key or message.startswith(key) else f"{key}: {message}"
-    if problem["type"] in _KEYS and not (problem["type"] == "dict_type" and got is not None):
-        hint = "" if got is not None else "; write {} or leave it out"
-        return f"{key} holds {_shown(got)}; expected keys and values{hint}"
+    if problem["type"] in _KEYS and not (problem["type"] == "dict_type" and value is not None):
+        hint = "" if value is not None else "; write {} or leave it out"
+        return f"{key} holds {_shown(value)}; expected keys and values{hint}"
     if problem["type"] == "literal_error":
         choices = _choices(expected)
-        return f"{key}: expected one of {choices}, got {_shown(got)}{nearest(str(got), map(str, choices))}"
+        near = nearest(str(value), map(str, choices))
+        return f"{key}: expected one of {choices}, got {_shown(value)}{near}"
     if problem["type"] in _EXPECTED:
         quotes = (
-            "; put it in quotes" if problem["type"] == "string_type" and got is not None else ""
+            "; put it in quotes" if problem["type"] == "string_type" and value is not None else ""
         )
-        return f"{key}: expected {_EXPECTED[problem['type']]}, got {_shown(got)}{quotes}"
-    return f"{key}: {problem['msg']}, got {_shown(got)}"
+        return f"{key}: expected {_EXPECTED[problem['type']]}, got {_shown(value)}{quotes}"
+    return f"{key}: {problem['msg']}, got {_shown(value)}"
 
 
 def _shown(value: Any) -> str:

@@ -53,7 +53,7 @@ def run_compare(arguments: argparse.Namespace) -> None:
             f"line counts differ: the source has {len(source)}, the reference {len(references[0])} lines"
         )
     how = chosen_scoring(arguments, references[0])
-    found = scoring.compare(
+    scores = scoring.compare(
         systems, references, _METRICS, num_resamples=arguments.resamples, scoring=how
     )
     groups = buckets.by_length(references[0])
@@ -70,9 +70,9 @@ def run_compare(arguments: argparse.Namespace) -> None:
     changes = buckets.largest_changes(first, second, arguments.top)
     texts = [source or [], references[0], *systems.values()]
     if arguments.json:
-        _print_json(names, found, of_groups, changes, texts)
+        _print_json(names, scores, of_groups, changes, texts)
         return
-    _print_scores(names, found)
+    _print_scores(names, scores)
     print_buckets(of_groups, names)
     titles = ("source", "reference", "first", "second")
     for change in changes:
@@ -85,9 +85,9 @@ def run_compare(arguments: argparse.Namespace) -> None:
                 print(f"  {title:10} {text[change.sentence]}")
 
 
-def _print_scores(names: Sequence[str], found: dict[str, list[Score]]) -> None:
+def _print_scores(names: Sequence[str], scores: dict[str, list[Score]]) -> None:
     print(f"first:  {names[0]}\nsecond: {names[1]}")
-    for before, after in zip(*found.values(), strict=True):
+    for before, after in zip(*scores.values(), strict=True):
         print(
             f"{before.metric:6} {before.value:6.2f} ± {before.half_width:.2f}  {after.value:6.2f} ± "
             f"{after.half_width:.2f}  p {after.p_value:.4f}  {before.signature}"
@@ -111,7 +111,7 @@ def _print_json(
         "sentences": [
             {
                 **change._asdict(),
-                **{t: x[change.sentence] for t, x in zip(titles, texts, strict=True) if x},
+                **{t: text[change.sentence] for t, text in zip(titles, texts, strict=True) if text},
             }
             for change in changes
         ],

@@ -224,7 +224,7 @@ def _as_json(
         systems[path] = {"scores": of_system}
         if path in sentences:
             systems[path]["sentences"] = list(sentences[path])
-    found: dict[str, Any] = {"systems": systems}
+    document: dict[str, Any] = {"systems": systems}
     if buckets:
-        found["buckets"] = [bucket._asdict() for bucket in buckets]
-    return json_text(found).rstrip("\n")
+        document["buckets"] = [bucket._asdict() for bucket in buckets]
+    return json_text(document).rstrip("\n")

@@ -85,23 +85,23 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     runs = [load_run(path) for path in arguments.runs]
     folder = Path(arguments.out) if arguments.out else runs[0].folder / "evaluation"
     for name in runs[0].recipe.texts.tests:
-        found = evaluate(runs, folder / name, name)
+        evaluation = evaluate(runs, folder / name, name)
         print(f"{name}: {', '.join(run.folder.name for run in runs)}")
-        print(table.shown(found.rows))
-        if found.comparisons:
-            width = max(len(f"{c.system} - {c.control}") for c in found.comparisons)
+        print(table.shown(evaluation.rows))
+        if evaluation.comparisons:
+            width = max(len(f"{c.system} - {c.control}") for c in evaluation.comparisons)
             print("difference in BLEU, 95% interval, p (paired bootstrap over sentences)")
-            for system, control, compared in found.comparisons:
+            for system, control, compared in evaluation.comparisons:
                 value, low, high = compared.interval
                 line = f"{system} - {control}"
                 print(
                     f"{line:{width}}  {value:+6.2f}  [{low:+.2f}, {high:+.2f}]  p {compared.p:.4f}"
                 )
-        for system, scores in found.directions.items():
+        for system, scores in evaluation.directions.items():
             shown = ", ".join(
                 f"{direction} {score.shown(2)}" for direction, score in scores.items()
             )
             print(f"BLEU of {system}: {shown}")
-        for direction, parts in found.loads.items():
+        for direction, parts in evaluation.loads.items():
             print(f"experts of {direction}: {', '.join(f'{100 * part:.0f}%' for part in parts)}")
         print(f"tables and pictures: {folder / name}")

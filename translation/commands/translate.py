@@ -150,11 +150,19 @@ def _translate(
                 target=arguments.target,
                 over_long=arguments.over_long,
             )
-            output.write("".join(as_line(one, arguments.json) for one in translations), block)
-            for number, one in enumerate(translations, done + 1):
-                summary.add(one)
-                if one.cut or one.route == "over-long":
-                    _tell(name, number, one.pieces, translator.engine.longest, bool(one.cut))
+            output.write(
+                "".join(as_line(translation, arguments.json) for translation in translations), block
+            )
+            for number, translation in enumerate(translations, done + 1):
+                summary.add(translation)
+                if translation.cut or translation.route == "over-long":
+                    _tell(
+                        name,
+                        number,
+                        translation.pieces,
+                        translator.engine.longest,
+                        bool(translation.cut),
+                    )
             done += len(block)
             progress.advance(len(block))
     print(summary, file=sys.stderr)

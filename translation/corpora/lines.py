@@ -130,12 +130,12 @@ def unpacked(content: bytes, name: str) -> bytes:
     packed = io.BytesIO(content)
     try:
         with gzip.GzipFile(fileobj=packed) if kind == "gzip" else lzma.LZMAFile(packed) as file:
-            found = file.read(_MOST_UNPACKED + 1)
+            unpacked = file.read(_MOST_UNPACKED + 1)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{name}: a damaged {kind} file: {error}") from error
-    if len(found) > _MOST_UNPACKED:
+    if len(unpacked) > _MOST_UNPACKED:
         raise ValueError(f"{name}: more than {_MOST_UNPACKED:,} bytes when it is unpacked")
-    return found
+    return unpacked
 
 
 def split_lines(content: bytes, name: str) -> list[str]:

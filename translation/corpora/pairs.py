@@ -79,10 +79,10 @@ def _find(places: Sequence[Path], names: Sequence[str], what: str) -> Path:
             if (place / name).is_file():
                 return place / name
     folder = places[-1]
-    there = sorted({path.name for path in folder.iterdir() if path.is_file()})[:8]
+    present = sorted({path.name for path in folder.iterdir() if path.is_file()})[:8]
     raise ValueError(
         f"{what} has no text: {folder / names[0]} is missing; in {folder} there is "
-        f"{', '.join(there) or 'nothing'}"
+        f"{', '.join(present) or 'nothing'}"
     )
 
 

@@ -41,9 +41,9 @@ def read_tmx(path: str | Path, source: str, target: str) -> list[Pair]:
         for _, unit in units:
             by_language = dict(_segments(unit))
             languages |= by_language.keys()
-            found = [_of(by_language, language) for language in (source, target)]
-            if found[0] is not None and found[1] is not None:
-                pairs.append((found[0], found[1]))
+            segments = [_of(by_language, language) for language in (source, target)]
+            if segments[0] is not None and segments[1] is not None:
+                pairs.append((segments[0], segments[1]))
             unit.clear()
     except (etree.XMLSyntaxError, ValueError) as error:
         raise ValueError(f"{path}: not a translation memory (TMX): {error}") from error

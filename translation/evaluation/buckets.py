@@ -51,7 +51,7 @@ def by_rarity(references: Sequence[str], known: Iterable[str]) -> dict[str, list
 
 def _grouped(values: Sequence[int], begins: Sequence[int], unit: str) -> dict[str, list[int]]:
     edges = [0, *begins]
-    found: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for low, high in zip(edges, [*begins, None], strict=True):
         rows = [i for i, v in enumerate(values) if v >= low and (high is None or v < high)]
         title = f"{low} or more {unit}"
@@ -60,8 +60,8 @@ def _grouped(values: Sequence[int], begins: Sequence[int], unit: str) -> dict[st
         if high == low + 1 and low:
             title = f"{low} {unit}"
         if rows:
-            found[title] = rows
-    return found
+            groups[title] = rows
+    return groups
 
 
 def scored(
@@ -85,8 +85,8 @@ def scored(
         of_rows = [[text[i] for i in rows] for text in references]
         scores = {
             name: {
-                found.metric: found.value
-                for found in score([text[i] for i in rows], of_rows, metrics, scoring)
+                of_metric.metric: of_metric.value
+                for of_metric in score([text[i] for i in rows], of_rows, metrics, scoring)
             }
             for name, text in systems.items()
         }

@@ -120,7 +120,7 @@ def decode_all(
 
 def _of_direction(batches: list[dict], direction: str, directions: list[str]) -> list[dict]:
     """The sentences of one direction, in the batches that they are in."""
-    found = []
+    of_direction = []
     for batch in batches:
         kept = torch.tensor([directions[row] == direction for row in batch["id"].tolist()])
         if not kept.any():
@@ -129,8 +129,8 @@ def _of_direction(batches: list[dict], direction: str, directions: list[str]) ->
         inputs = {
             name: value[kept] for name, value in batch["net_input"].items() if value is not None
         }
-        found.append({**batch, "id": batch["id"][kept], "net_input": inputs})
-    return found
+        of_direction.append({**batch, "id": batch["id"][kept], "net_input": inputs})
+    return of_direction
 
 
 def _provenance(

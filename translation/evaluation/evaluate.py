@@ -59,18 +59,18 @@ def evaluate(runs: Sequence[Run], folder: Path, name: str) -> Evaluation:
     ]
     summary = table.summary(tables)
     controls = [*runs[0].recipe.controls, *runs[0].recipe.ensembles]
-    found = Evaluation(
+    evaluation = Evaluation(
         summary,
         _comparisons(tables, controls, CorpusQuality("BLEU", seeds[0].reference, scoring)),
         _by_direction(tables, seeds[0], scoring),
         _loads(seeds),
     )
-    _write(folder, found)
+    _write(folder, evaluation)
     for run, seed in zip(runs, seeds, strict=True):
         end = f"-{run.folder.name}" if len(runs) > 1 else ""
         table.write_curves(folder / f"trade_off{end}.csv", seed, scoring)
         table.draw(folder / f"trade_off{end}.png", seed, name, scoring)
-    return found
+    return evaluation
 
 
 def _load(run: Run, name: str) -> Translations:
@@ -104,20 +104,20 @@ def _comparisons(
         if system in controls or system.startswith((f"{COE}, ", f"{CASCADE}, "))
     }
     drawn = draws(len(quality.reference))
-    found = []
+    comparisons = []
     for system in (name for name in counts if name.startswith(f"{COE}, ")):
         others = [*controls, system.replace(COE, CASCADE, 1)]
         for control in (name for name in others if name in counts):
             compared = difference(quality, counts[system], counts[control], drawn)
-            found.append(Comparison(system, control, compared))
-    return found
+            comparisons.append(Comparison(system, control, compared))
+    return comparisons
 
 
 def _by_direction(
     tables: Sequence[Sequence[table.SystemRow]], translations: Translations, scoring: Scoring
 ) -> dict[str, dict[str, Spread]]:
     """BLEU of every system on the sentences of each direction."""
-    found: dict[str, dict[str, Spread]] = {}
+    of_systems: dict[str, dict[str, Spread]] = {}
     for direction in dict.fromkeys(translations.directions):
         places = [i for i, other in enumerate(translations.directions) if other == direction]
         quality = CorpusQuality("BLEU", [translations.reference[i] for i in places], scoring)
@@ -128,41 +128,42 @@ def _by_direction(
                     counts = quality.counts([row.text[i] for i in places]).sum(0, keepdim=True)
                     scores.setdefault(row.name, []).append(float(quality.scores(counts)[0]))
         for system, values in scores.items():
-            found.setdefault(system, {})[direction] = mean_and_spread(values)
-    return found
+            of_systems.setdefault(system, {})[direction] = mean_and_spread(values)
+    return of_systems
 
 
 def _loads(seeds: Sequence[Translations]) -> dict[str, list[float]]:
     """Of the first seed: experts have no common order over seeds."""
     first = seeds[0]
     selected = routed_systems(first)[COE].selected_expert
-    found = {}
+    of_directions = {}
     for direction in dict.fromkeys(first.directions):
         mine = torch.tensor([other == direction for other in first.directions])
         counts = torch.bincount(selected[mine], minlength=first.num_experts)
-        found[direction] = (counts / counts.sum()).tolist()
-    return found
+        of_directions[direction] = (counts / counts.sum()).tolist()
+    return of_directions
 
 
-def _write(folder: Path, found: Evaluation) -> None:
+def _write(folder: Path, evaluation: Evaluation) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    table.write_csv(folder / "table.csv", found.rows)
-    cells = [[row.name, *(column.shown(2) for column in row.columns)] for row in found.rows]
+    table.write_csv(folder / "table.csv", evaluation.rows)
+    cells = [[row.name, *(column.shown(2) for column in row.columns)] for row in evaluation.rows]
     write_text(folder / "table.md", markdown_table(["system", *table.COLUMNS], cells))
     headings = ["system", "control", "BLEU difference", "low", "high", "p"]
     rows = [
-        [c.system, c.control, *c.difference.interval, c.difference.p] for c in found.comparisons
+        [c.system, c.control, *c.difference.interval, c.difference.p]
+        for c in evaluation.comparisons
     ]
     write_text(folder / "comparisons.csv", csv_text(headings, rows))
-    if not found.directions:
+    if not evaluation.directions:
         return
-    names = list(found.loads)
+    names = list(evaluation.loads)
     lines = [
         [system, *(scores[direction].mean for direction in names)]
-        for system, scores in found.directions.items()
+        for system, scores in evaluation.directions.items()
     ]
     write_text(folder / "directions.csv", csv_text(["system", *names], lines))
-    draw_loads(folder / "directions_per_expert.png", found.loads)
+    draw_loads(folder / "directions_per_expert.png", evaluation.loads)
 
 
 def draw_loads(path: Path, loads: dict[str, list[float]]) -> None:

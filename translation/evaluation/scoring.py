@@ -68,11 +68,11 @@ def score(
         metric = build_metric(name, scoring)
         texts = [list(text) for text in references]
         result = metric.corpus_score(list(system), texts)
-        found = Score(name, result.score, str(metric.get_signature()))
+        score = Score(name, result.score, str(metric.get_signature()))
         if num_resamples > 1:
             mean, half_width = _interval(metric, system, texts, num_resamples)
-            found = found._replace(mean=mean, half_width=half_width)
-        scores.append(found)
+            score = score._replace(mean=mean, half_width=half_width)
+        scores.append(score)
     return scores
 
 

@@ -378,8 +378,8 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             metrics.log_scalar("selection_accuracy", 100 * right / sentences, sentences, round=1)
         counted = [key for key in logging_outputs[0] if key.startswith(COUNT)]
         if counted:
-            told = follow({key: total(key) for key in counted})
-            metrics.log_scalar("follow_groups", told, sentences, round=3)
+            followed = follow({key: total(key) for key in counted})
+            metrics.log_scalar("follow_groups", followed, sentences, round=3)
         loads = [key for key in logging_outputs[0] if key.startswith("load_")]
         for key in loads:
             metrics.log_scalar(key, 100 * total(key) / sentences, sentences, round=1)

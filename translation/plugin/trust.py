@@ -235,15 +235,15 @@ def check_direction(loaded: Loaded, direction: str) -> None:
         )
 
 
-def check_languages(given: Sequence[str | None], found: Sequence[str], folder: str | None) -> None:
+def check_languages(given: Sequence[str | None], held: Sequence[str], folder: str | None) -> None:
     """Refuse a language that a data folder has not: fairseq looks for both where one is not given.
 
     Raises:
         ValueError: another is there.
     """
-    if any(asked not in (None, has) for asked, has in zip(given, found, strict=True)):
+    if any(asked not in (None, has) for asked, has in zip(given, held, strict=True)):
         asked = "-".join(language or "" for language in given)
-        raise ValueError(f"{folder} holds {'-'.join(found)}, not {asked}")
+        raise ValueError(f"{folder} holds {'-'.join(held)}, not {asked}")
 
 
 def no_such_set(split: str, task: Any) -> str:

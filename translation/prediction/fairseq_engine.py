@@ -127,7 +127,7 @@ class FairseqEngine:
             self._spent = {}
             decoded = generator.decode(self._batch(sentences))
             spent = [self._spent.get(row, 0.0) for row in range(len(sentences))]
-        found = []
+        answers = []
         alone = setting.system not in (COE, CASCADE)
         for ranked, route, macs in zip(decoded.hypotheses, decoded.routes, spent, strict=True):
             texts = [self._text(hypothesis["tokens"]) for hypothesis in ranked[:nbest]]
@@ -135,8 +135,8 @@ class FairseqEngine:
             if alone:
                 confidence = hypothesis_confidence(ranked[0], self.confidence)
                 network = setting.system.partition(":")[2]
-            found.append(Decoded(texts, network, confidence, macs))
-        return found
+            answers.append(Decoded(texts, network, confidence, macs))
+        return answers
 
     def facts(self, system: str | None = None) -> dict:
         of_thresholds = self.systems[0] if system is None else self.budgets.find_system(system)
@@ -211,9 +211,9 @@ class FairseqEngine:
             for path in self.controls[name]:
                 if not path.is_file():
                     raise TranslatorError(f"{path}: no such file; {name} was not trained")
-                found, _ = checkpoint_utils.load_model_ensemble([str(path)], task=self.task)
-                networks += found
-                self._ready(found[0])
+                loaded, _ = checkpoint_utils.load_model_ensemble([str(path)], task=self.task)
+                networks += loaded
+                self._ready(loaded[0])
             self._loaded[name] = networks
         return self._loaded[name]
 

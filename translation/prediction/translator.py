@@ -201,9 +201,14 @@ class Translator:
             raise ValueError(f"over_long must be cut, skip or refuse, got {over_long!r}")
         if over_long == "refuse":
             self._refuse(sentences)
-        skipped = {row for row, one in enumerate(sentences) if one.left_out and over_long == "skip"}
+        skipped = {
+            row
+            for row, sentence in enumerate(sentences)
+            if sentence.left_out and over_long == "skip"
+        }
         wanted = [
-            one if row not in skipped else Sentence([], 0) for row, one in enumerate(sentences)
+            sentence if row not in skipped else Sentence([], 0)
+            for row, sentence in enumerate(sentences)
         ]
         translations = self.translate(wanted, setting, search, nbest)
         for row in skipped:
@@ -228,21 +233,21 @@ class Translator:
             raise ValueError(f"nbest must be in [1, {search.beam}], the beam, got {nbest}")
         certain = 1.0
         translations = [Translation("", EMPTY, certain, 0.0, ("",))] * len(sentences)
-        for rows in batches([one.size for one in sentences], self.max_tokens):
+        for rows in batches([sentence.size for sentence in sentences], self.max_tokens):
             rows = [row for row in rows if sentences[row].pieces]
             if not rows:
                 continue
             pieces = [sentences[row].pieces for row in rows]
             decoded = self.engine.decode(pieces, setting, search, nbest)
-            for row, one in zip(rows, decoded, strict=True):
-                translations[row] = _translation(one, sentences[row])
+            for row, sentence in zip(rows, decoded, strict=True):
+                translations[row] = _translation(sentence, sentences[row])
         return translations
 
     def _refuse(self, sentences: Sequence[Sentence]) -> None:
-        for number, one in enumerate(sentences, start=1):
-            if one.left_out:
+        for number, sentence in enumerate(sentences, start=1):
+            if sentence.left_out:
                 raise ValueError(
-                    f"text {number} has {len(one.pieces) + one.left_out} pieces, the networks take "
+                    f"text {number} has {len(sentence.pieces) + sentence.left_out} pieces, the networks take "
                     f"{self.engine.longest}; give it in parts, or over_long='cut' or 'skip'"
                 )
 

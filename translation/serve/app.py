@@ -115,12 +115,12 @@ class Service(coe_core.serving.app.Service[_Item, Translation]):
     def count(self, translations: Sequence[Translation], setting: Setting, seconds: float) -> None:
         """One answered request, for the metrics and the drift."""
         self.metrics.seconds.observe(seconds)
-        for one in translations:
-            expert = _EXPERT.fullmatch(one.route)
-            route = None if one.exited else int(expert[1]) if expert else one.route
-            self.metrics.routed(route, finite(one.macs) or 0.0)
-            if setting.exit_rate is not None and one.pieces:
-                self.metrics.exited(one.exited, setting.exit_rate, setting.num_samples)
+        for translation in translations:
+            expert = _EXPERT.fullmatch(translation.route)
+            route = None if translation.exited else int(expert[1]) if expert else translation.route
+            self.metrics.routed(route, finite(translation.macs) or 0.0)
+            if setting.exit_rate is not None and translation.pieces:
+                self.metrics.exited(translation.exited, setting.exit_rate, setting.num_samples)
 
 
 def create_app(
@@ -164,16 +164,17 @@ def _add_translation(app: FastAPI, service: Service) -> None:
         translations = await unless_gone(request, work)
         seconds = time.perf_counter() - start
         service.count(translations, setting, seconds)
-        texts = iter(one.text for one in translations)
+        texts = iter(translation.text for translation in translations)
         return Answer(
             text=text("\n".join(" ".join(next(texts) for _ in p) for p in paragraphs)),
             sentences=[
-                answered_sentence(line, one) for line, one in zip(lines, translations, strict=True)
+                answered_sentence(line, translation)
+                for line, translation in zip(lines, translations, strict=True)
             ],
             system=setting.system,
             budget=text(setting.name),
             threshold=finite(setting.threshold),
-            macs=sum(finite(one.macs) or 0.0 for one in translations),
+            macs=sum(finite(translation.macs) or 0.0 for translation in translations),
             milliseconds=1000 * seconds,
         )
 

@@ -58,8 +58,10 @@ def _splits(recipe: Recipe, direction: Direction) -> dict[str, list[Pair]]:
         splits = published.iwslt14_splits(path, texts.lowercase)
     if direction.source == "en":
         splits = {name: [(b, a) for a, b in pairs] for name, pairs in splits.items()}
-    made = dict(zip(("train", "valid", "test"), splits.values(), strict=True))
-    return dict(zip(texts.names, (made["train"], made["valid"], made["test"]), strict=True))
+    by_part = dict(zip(("train", "valid", "test"), splits.values(), strict=True))
+    return dict(
+        zip(texts.names, (by_part["train"], by_part["valid"], by_part["test"]), strict=True)
+    )
 
 
 def _clean(

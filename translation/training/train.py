@@ -82,15 +82,15 @@ def _check_folder(run: Run, resume: bool) -> set[str]:
         raise RunError(
             f"{run.folder} already holds a run; continue it with --resume, or choose another --out"
         )
-    there = read_yaml(run.recipe_file)
+    stored = read_yaml(run.recipe_file)
     try:
-        old = recipe_from_dict(there, str(run.recipe_file)).to_dict()
+        old = recipe_from_dict(stored, str(run.recipe_file)).to_dict()
     except ValueError as error:
         raise RunError(f"{error}; the run is damaged, choose another --out") from error
     new = run.recipe.to_dict()
-    if found := differences(old, new, MAY_DIFFER):
+    if changed := differences(old, new, MAY_DIFFER):
         raise RunError(
-            f"{run.folder} was made with other settings: {'; '.join(found)}. "
+            f"{run.folder} was made with other settings: {'; '.join(changed)}. "
             "Resume with the same settings, or choose another --out"
         )
     return {line.partition(" was ")[0] for line in differences(old, new)}

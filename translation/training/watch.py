@@ -59,8 +59,8 @@ def parse(line: str) -> Logged | None:
 
 def loads(figures: Mapping[str, float]) -> list[float]:
     """Parts of the sentences that each expert gets, in percent."""
-    found = {int(match[1]): value for n, value in figures.items() if (match := _LOAD.fullmatch(n))}
-    return [found[j] for j in sorted(found)]
+    parts = {int(match[1]): value for n, value in figures.items() if (match := _LOAD.fullmatch(n))}
+    return [parts[j] for j in sorted(parts)]
 
 
 class Trainings:
@@ -107,13 +107,13 @@ class Trainings:
 
 def history(log: Path) -> list[Logged]:
     """Figures of a training by their updates; of what was done twice, after a stop, the last."""
-    found: dict[tuple[str, int], Logged] = {}
+    figures: dict[tuple[str, int], Logged] = {}
     with log.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             logged = parse(line)
             if logged is not None:
-                found[logged.part, logged.updates] = logged
-    return [found[key] for key in sorted(found, key=lambda key: (key[1], key[0]))]
+                figures[logged.part, logged.updates] = logged
+    return [figures[key] for key in sorted(figures, key=lambda key: (key[1], key[0]))]
 
 
 def write_metrics(path: Path, histories: Mapping[str, Sequence[Logged]]) -> None:

@@ -50,14 +50,14 @@ class Advice(NamedTuple):
         """What the command prints below its table."""
         leads = {name: lead(self.points, name, self.cost) for name in NAMES}
         shown = [
-            f"{NAMES[name]}: {found.mean:+.1f} ± {found.standard_error:.1f} points over the line through "
-            "single networks, at about the cost of one expert's network"
-            for name, found in leads.items()
-            if found is not None
+            f"{NAMES[name]}: {difference.mean:+.1f} ± {difference.standard_error:.1f} points over the line "
+            "through single networks, at about the cost of one expert's network"
+            for name, difference in leads.items()
+            if difference is not None
         ]
-        known = [found for found in leads.values() if found is not None]
+        known = [difference for difference in leads.values() if difference is not None]
         doubt = ""
-        if any(abs(found.in_errors) < SURE for found in known):
+        if any(abs(difference.in_errors) < SURE for difference in known):
             doubt = "; within two standard errors: look at more images (--seen, data.validation) to be surer"
         return [f"law: {self.law.shown}", *shown, f"expect the {self.expected} to win{doubt}"]
 
@@ -227,8 +227,12 @@ def expected_winner(points: list[PointResult], cost: float) -> str:
         >>> expected_winner([point("CoE", 0.4), point("cascade", -1.0)], cost=1e6)
         'single network'
     """
-    leads = {name: found for name in NAMES if (found := lead(points, name, cost)) is not None}
-    wins = {name: found for name, found in leads.items() if found.in_errors >= LIKELY}
+    leads = {
+        name: difference for name in NAMES if (difference := lead(points, name, cost)) is not None
+    }
+    wins = {
+        name: difference for name, difference in leads.items() if difference.in_errors >= LIKELY
+    }
     if not wins:
         return SINGLE
     best = max(wins, key=lambda name: wins[name].mean)

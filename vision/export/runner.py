@@ -174,11 +174,11 @@ class Runner:
             reason = " ".join(str(error).split())
             raise DamagedExportError(f"{name} does not fit routing.json: {reason}") from error
         n = len(next(iter(feed.values())))
-        wanted, got = (n, len(self.classes)), np.shape(outputs[0])
-        if len(outputs) not in counts or got != wanted:
+        wanted, shape = (n, len(self.classes)), np.shape(outputs[0])
+        if len(outputs) not in counts or shape != wanted:
             raise DamagedExportError(
                 f"{name} does not fit routing.json: it has {len(outputs)} outputs, of them the first of "
-                f"shape {got}, not {counts[0]} and {wanted}"
+                f"shape {shape}, not {counts[0]} and {wanted}"
             )
         return outputs
 

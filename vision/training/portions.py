@@ -44,8 +44,8 @@ def known_groups(recipe: Recipe, data: ImageData) -> Groups | None:
             raise ValueError(
                 f"portions.of_class: there is no class {unknown[0]!r}{nearest(unknown[0], images.classes)}"
             )
-        told = [portions.of_class.get(name) for name in images.classes]
-        groups = _numbered(told, images.targets)
+        group_of = [portions.of_class.get(name) for name in images.classes]
+        groups = _numbered(group_of, images.targets)
     elif portions.groups == "source":
         sizes = data.provenance.get("joined") or []
         if len(sizes) < 2:
@@ -57,8 +57,8 @@ def known_groups(recipe: Recipe, data: ImageData) -> Groups | None:
             name if called.count(name) == 1 else f"{name} {place}"
             for place, name in enumerate(called, start=1)
         ]
-        told = [name for name, size in zip(names, sizes, strict=True) for _ in range(size)]
-        groups = _numbered(told, images.targets)
+        group_of = [name for name, size in zip(names, sizes, strict=True) for _ in range(size)]
+        groups = _numbered(group_of, images.targets)
     else:
         folders = [_folder_below(path, images.classes) for path in images.paths or ()]
         if not folders or None in folders:
@@ -75,11 +75,11 @@ def known_groups(recipe: Recipe, data: ImageData) -> Groups | None:
     return groups
 
 
-def _numbered(told: list[str | None], row: Int[Tensor, " n"]) -> Groups:
+def _numbered(group_of: list[str | None], row: Int[Tensor, " n"]) -> Groups:
     """Groups by name, in order; ``row`` is where each sample's stands in ``told``."""
-    names = sorted({name for name in told if name is not None})
+    names = sorted({name for name in group_of if name is not None})
     number = {name: place for place, name in enumerate(names)} | {None: -1}
-    return Groups(names, torch.tensor([number[name] for name in told])[row])
+    return Groups(names, torch.tensor([number[name] for name in group_of])[row])
 
 
 def _folder_below(path: object, classes: list[str]) -> str | None:
