@@ -17,6 +17,18 @@ _REMEDY = "copy or download it again"
 _MOST_UNPACKED = 2**32  # bytes: a few kilobytes of a zip can stand for more than memory holds
 
 
+def is_zip(path: str | Path) -> bool:
+    """Whether a file ends as a zip archive does, damaged or not.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # such as one that says it has several parts
+        return True
+
+
 def check_archive(path: str | Path) -> None:
     """Compare every file of a zip archive with its checksum (CRC-32); another kind of file is left alone.
 
@@ -44,7 +56,7 @@ def check_archive(path: str | Path) -> None:
     """
     with open(path, "rb") as file:
         starts_as_zip = file.read(4) == b"PK\x03\x04"
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         if starts_as_zip:
             raise ValueError(f"{path} is damaged: it is cut short, its end is missing; {_REMEDY}")
         return
@@ -117,6 +129,6 @@ def check_saved(path: str | Path) -> None:
                 f"{path} cannot be read as a checkpoint: it is no archive of torch.save, or its beginning "
                 "is damaged"
             )
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         raise ValueError(f"{path} is damaged: it is cut short, its end is missing; {_REMEDY}")
     _compare(path, saved_by_torch=True)

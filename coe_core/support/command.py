@@ -43,6 +43,8 @@ class Parser(argparse.ArgumentParser):
         choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message, re.DOTALL)
         if choice is not None:
             message += nearest(choice[1], re.findall(r"[\w-]+", choice[2]))
+        if message.endswith("expected one argument"):
+            message += " (one that begins with a dash is written --option=-VALUE)"
         self.exit(REFUSED, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # told of no file
 _NAMES = {math.inf: "inf", -math.inf: "-inf"}
 _LONGEST_SUFFIX = 20  # characters kept in a temporary name, for libraries that go by the ending
 
@@ -59,6 +61,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             temporary.chmod(stat.S_IMODE(mode))
         temporary.replace(target)
         _to_disk(target.parent)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from coe_core.support.archives import check_archive
+from coe_core.support.archives import check_archive, is_zip
 from coe_core.support.files import write_text
 from translation.corpora.lines import read_lines, split_lines
 from translation.corpora.text import read_parallel
@@ -34,7 +34,7 @@ def tatoeba_pairs(path: str | Path) -> list[Pair]:
         if not inside:
             raise ValueError(f"{path}: neither deu.txt nor deu-eng.zip is in this folder")
         path = inside[0]
-    if path.is_file() and zipfile.is_zipfile(path):
+    if path.is_file() and is_zip(path):
         check_archive(path)
         with zipfile.ZipFile(path) as archive:
             if "deu.txt" not in archive.namelist():

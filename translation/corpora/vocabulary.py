@@ -130,6 +130,12 @@ def _check(how: Segmentation, size: int) -> None:
             raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
     if not 1 <= size <= _MOST_PIECES:
         raise ValueError(f"the number of pieces must be in [1, {_MOST_PIECES}], got {size}")
+    least = 4 + len(how.user_symbols) + 256 * how.byte_fallback
+    if size < least:  # SentencePiece's message names a line of its sources
+        raise ValueError(
+            f"the number of pieces must be at least {least}: three are SentencePiece's own, each user symbol "
+            f"and with byte fallback each byte is one; got {size}"
+        )
     for symbol in how.user_symbols:
         if not symbol.strip() or how.user_symbols.count(symbol) > 1:
             raise ValueError(

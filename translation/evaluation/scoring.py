@@ -13,6 +13,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 TOKENISED_BLEU = "tokenised BLEU"
 REPORTED = ("BLEU", "chrF", "TER", TOKENISED_BLEU)
+_LONGEST_LINE = 50_000  # characters: TER and chrF of a text without line ends take hours
 _BY_LETTERS = ("zh", "ja-mecab", "ko-mecab", "char")  # TER cuts such texts by their letters
 _DOWNLOADS = ("spm", "flores101", "flores200", "spBLEU-1K")
 
@@ -56,7 +57,8 @@ def score(
         num_resamples: of the bootstrap that gives mean and interval; 1: none.
 
     Raises:
-        ValueError: texts of different lengths, an unknown metric, or a tokenizer that cannot be loaded.
+        ValueError: texts of different lengths, a line of over 50,000 characters, an unknown metric, or a
+            tokenizer that cannot be loaded.
 
     Example:
         >>> round(score(["the cat sat on the mat"], [["the cat sat on the mat"]])[0].value)
@@ -181,6 +183,17 @@ def _check_lengths(system: Sequence[str], references: Sequence[Sequence[str]]) -
             raise ValueError(
                 f"line counts differ: the system has {len(system)} translations, reference {number} has "
                 f"{len(reference)} lines"
+            )
+
+    for name, lines in (
+        ("the system", system),
+        *((f"reference {n}", r) for n, r in enumerate(references)),
+    ):
+        longest = max(range(len(lines)), key=lambda row: len(lines[row]), default=0)
+        if lines and len(lines[longest]) > _LONGEST_LINE:
+            raise ValueError(
+                f"line {longest + 1} of {name} has {len(lines[longest]):,} characters, sentences of at most "
+                f"{_LONGEST_LINE:,} are scored: the time for one grows as its square"
             )
 
 

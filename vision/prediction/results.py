@@ -17,7 +17,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
-from coe_core.support.files import as_number, write_bytes
+from coe_core.support.files import FULL, as_number, write_bytes
 from coe_core.support.locks import locked
 from vision.errors import RunError
 from vision.prediction.files import FilePrediction
@@ -116,7 +116,12 @@ def open_results(
         else:
             done = _continued(path, kind, threshold, system)
         with path.open("ab") as out:
-            yield Results(out, kind, done)
+            try:
+                yield Results(out, kind, done)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _continued(path: Path, kind: Format, threshold: float, system: str) -> frozenset[str]:

@@ -100,6 +100,26 @@ def test_every_record_is_compared(saved, tmp_path):
     assert {"data.pkl", "data/0", "data/1", "version"} <= set(names)
 
 
+def test_damage_at_its_end_is_no_other_error(checkpoint, tmp_path):
+    """zipfile raises for some of it when it is only asked whether a file is an archive."""
+    content, path = checkpoint.read_bytes(), tmp_path / "x.ckpt"
+    refused = 0
+
+    def is_told(message):
+        assert re.fullmatch(rf"{path} is damaged: .*; copy or download it again", message)
+        return 1
+
+    for at in range(len(content) - 98, len(content)):  # the last three records
+        changed = bytearray(content)
+        changed[at] ^= 2
+        path.write_bytes(changed)
+        try:
+            check_saved(path)
+        except ValueError as error:
+            refused += is_told(str(error))
+    assert refused > 20
+
+
 @pytest.mark.fuzz
 @given(data=st.data())
 def test_damaged_in_any_way_it_is_refused_in_one_line_or_loads_as_it_was(

@@ -235,6 +235,9 @@ def test_options_of_the_segmentation(text, tmp_path):
         (30, {"character_coverage": 0.5}, r"character coverage must be in \[0.98, 1\], got 0.5"),
         (30, {"longest_line": 0}, "the longest line must be 10 to"),
         (900, {}, "no vocabulary of 900 pieces from 5 lines: Vocabulary size too high"),
+        (3, {}, "the number of pieces must be at least 4: three are SentencePiece's own, .* got 3"),
+        (5, {"user_symbols": ("<a>", "<b>")}, "must be at least 6: "),
+        (259, {"byte_fallback": True}, "must be at least 260: "),
         (5, {}, "no vocabulary of 5 pieces from 5 lines: Vocabulary size is smaller"),
     ],
 )

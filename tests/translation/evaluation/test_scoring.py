@@ -139,6 +139,17 @@ def test_scoring_that_cannot_be(said, texts, options, message):
     assert len(error.splitlines()) == 1
 
 
+def test_a_text_without_line_ends_is_no_sentence(said, tmp_path):
+    """sacreBLEU takes hours and gigabytes for it."""
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    whole.write_text("a\n" + "eins zwei " * 5001 + "\n")
+    other.write_text("a\nb\n")
+    for system, reference, name in ((whole, other, "the system"), (other, whole, "reference 0")):
+        status, _, error = said("score", system, "-r", reference)
+        message = f"line 2 of {name} has 50,010 characters, sentences of at most 50,000 are scored"
+        assert (status, message in error) == (2, True), error
+
+
 @pytest.mark.parametrize(
     ("tokenize", "line", "words"),
     [
