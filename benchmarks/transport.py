@@ -92,6 +92,37 @@ def measure(kind: str, n: int, k: int, repeats: int, emd_repeats: int) -> dict[s
     return row
 
 
+def from_last_prices(n: int, k: int, batches: int) -> dict[str, Any]:
+    """Batches of a training whose scores move slowly: from nothing, and from the prices of the batch before.
+
+    Scores are log-probabilities of a linear selection of 32 features whose weights take a step of a random
+    walk, a tenth of their first size, before every batch; processor time of the thread.
+    """
+    rng = np.random.default_rng(0)
+    weight, prices, demand = rng.standard_normal((32, k)), None, even_demand(n, k)
+    cold, warm = [], []
+    for _ in range(batches):
+        weight += 0.1 * rng.standard_normal(weight.shape)
+        logits = rng.standard_normal((n, 32)) @ weight / 5
+        scores = (logits - np.log(np.exp(logits).sum(1, keepdims=True))).astype(np.float32)
+        start = time.thread_time()
+        best = balanced_assignment(scores, demand)
+        middle = time.thread_time()
+        if prices is not None:
+            moved = balanced_assignment(scores, demand, prices)
+            warm.append(1e3 * (time.thread_time() - middle))
+            cold.append(1e3 * (middle - start))
+            assert np.isclose(moved.objective, best.objective, rtol=1e-12)
+        prices = best.prices
+    return {
+        "n": n,
+        "k": k,
+        "from_nothing_ms": statistics.median(cold),
+        "from_last_prices_ms": statistics.median(warm),
+        "ratio": statistics.median(a / b for a, b in zip(cold, warm, strict=True)),
+    }
+
+
 def shown(rows: list[dict], setting: str) -> Table:
     """The rows as a table for the terminal."""
     table = Table(title="Balanced transportation, median ms", caption=setting)
@@ -157,7 +188,14 @@ def main() -> None:
     console.print(
         "gap: largest duality gap. diff: largest relative difference of the objective from ot.emd's."
     )
+    moving = [from_last_prices(n, k, 60) for n, k in SIZES[: 3 if arguments.quick else 4]]
+    for row in moving:
+        console.print(
+            f"{row['n']} x {row['k']}, scores that move slowly: {row['from_nothing_ms']:.3f} ms, from the "
+            f"last prices {row['from_last_prices_ms']:.3f} ms, {row['ratio']:.2f} times as fast"
+        )
     if arguments.out:
+        save("transport_moving", moving, arguments.out, packages=["numpy", "numba"])
         save("transport", rows, arguments.out, packages=["numpy", "numba", "pot"])
 
 

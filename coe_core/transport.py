@@ -30,7 +30,9 @@ class Assignment(NamedTuple):
     objective: float
 
 
-def balanced_assignment(scores: ArrayLike, demand: ArrayLike | None = None) -> Assignment:
+def balanced_assignment(
+    scores: ArrayLike, demand: ArrayLike | None = None, prices: ArrayLike | None = None
+) -> Assignment:
     """Give every sample one expert and every expert its demand, at the highest total score.
 
     Equation (W1) of docs/method.md, RECONSTRUCTED. The solution is exact, up to the rounding of
@@ -42,6 +44,8 @@ def balanced_assignment(scores: ArrayLike, demand: ArrayLike | None = None) -> A
             row matter.
         demand: [k], samples for each expert, nonnegative integers that sum to n. None means
             ``even_demand(n, k)``.
+        prices: [k], to start from, such as those of the batch before; the nearer they are the sooner it is
+            done, by a third where scores move slowly (docs/results/transport.md). The objective is the same.
 
     Returns:
         The experts [n], the prices [k] that prove optimality, and the objective.
@@ -49,7 +53,7 @@ def balanced_assignment(scores: ArrayLike, demand: ArrayLike | None = None) -> A
     Raises:
         ValueError: scores that are not [n, k] with k >= 1, not real numbers, not finite, or too
             large to be subtracted; demand of another length than k, negative, not integer, or not
-            summing to n.
+            summing to n; prices of another length than k, or not finite.
 
     Example:
         >>> best = balanced_assignment([[5.0, 0.0], [4.0, 1.0], [3.0, 2.5], [2.0, 1.9]])
@@ -63,12 +67,20 @@ def balanced_assignment(scores: ArrayLike, demand: ArrayLike | None = None) -> A
     scores = _as_matrix(scores)
     n, k = scores.shape
     demand = even_demand(n, k) if demand is None else _as_demand(demand, n, k)
-    from coe_core._transport_kernels import solve
+    if prices is not None:
+        start = _as_prices(prices, k)
+    from coe_core._transport_kernels import balance, solve
 
-    expert, prices, objective = solve(scores, demand)
+    objective = math.nan
+    if prices is not None:
+        expert, found = np.full(n, -1, np.int64), start
+        objective = balance(scores, demand, found, expert, np.empty(n))
+        found -= 0.0 if math.isnan(objective) else demand @ found / max(n, 1)
+    if math.isnan(objective):  # as from prices too large to be subtracted
+        expert, found, objective = solve(scores, demand)
     if math.isnan(objective):
         _raise_unusable(scores)
-    return Assignment(expert, prices, objective)
+    return Assignment(expert, found, objective)
 
 
 def even_demand(n: int, k: int) -> Int64[np.ndarray, " k"]:
@@ -189,6 +201,16 @@ def _as_demand(demand: ArrayLike, n: int, k: int) -> np.ndarray:
             "samples; scale demand to match"
         )
     return np.array(counts, np.int64)
+
+
+def _as_prices(prices: ArrayLike, k: int) -> Float64[np.ndarray, " k"]:
+    """A copy of them, which the solver changes."""
+    array = np.array(_as_array(prices), np.float64)
+    if array.shape != (k,) or not np.isfinite(array).all():
+        raise ValueError(
+            f"prices to start from must be one finite number for each of {k} experts, got {array.tolist()}"
+        )
+    return array
 
 
 def _raise_unusable(scores: np.ndarray) -> None:

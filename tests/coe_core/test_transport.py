@@ -176,6 +176,33 @@ def test_any_problem_is_solved_exactly(problem: tuple[np.ndarray, np.ndarray]):
     assert best.objective == pytest.approx(scipy_optimum(scores, demand), rel=1e-12, abs=1e-9)
 
 
+@settings(max_examples=50, deadline=None)
+@given(problems(), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.1, 10.0, 1e6, 1e308]))
+def test_from_any_prices_the_optimum_is_the_same(
+    problem: tuple[np.ndarray, np.ndarray], seed, size
+):
+    scores, demand = problem
+    best = balanced_assignment(scores, demand)
+    start = np.random.default_rng(seed).uniform(-1, 1, scores.shape[1]) * size
+    kept = start.copy()
+    found = balanced_assignment(scores, demand, best.prices + start if size < 1e300 else start)
+    assert (start == kept).all()
+    assert (np.bincount(found.expert, minlength=len(demand)) == demand).all()
+    scale = 1 + np.abs(scores).max(initial=0)
+    assert found.objective == pytest.approx(best.objective, abs=1e-9 * scale * max(len(scores), 1))
+    assert duality_gap(scores, found) <= 1e-9 * scale * max(len(scores), 1)
+
+
+def test_prices_to_start_from_that_are_none():
+    scores = np.eye(3)
+    for prices, shown in (([0.0, 1.0], "[0.0, 1.0]"), ([0.0, 1.0, np.nan], "[0.0, 1.0, nan]")):
+        with pytest.raises(
+            ValueError, match="one finite number for each of 3 experts, got"
+        ) as error:
+            balanced_assignment(scores, prices=prices)
+        assert str(error.value).endswith(shown)
+
+
 @settings(max_examples=100, deadline=None)
 @given(problems(), st.randoms(use_true_random=False))
 def test_permuting_changes_no_objective(problem: tuple[np.ndarray, np.ndarray], random):
