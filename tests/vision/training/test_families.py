@@ -7,7 +7,7 @@ from vision.recipe import load_recipe
 from vision.run import load_checkpoint
 from vision.training.train import train
 
-FAST = ["data.train_fraction=0.3", "train.epochs=4", "controls={}", "objective.labels=families"]
+FAST = ["data.train_fraction=0.15", "train.epochs=4", "controls={}", "objective.labels=families"]
 
 
 def trained(folder, *overrides, **options):

@@ -53,6 +53,7 @@ def test_predicted_as_evaluated(cli, handed, capsys):
     assert {row["expert"] for row in rows} <= set("012")
 
 
+@pytest.mark.usefixtures("operators_once")
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
 def test_exports_take_what_is_handed_over(cli, handed, tmp_path, capsys, kind):
     """The command compares every form with the run: routes, and probabilities to 1e-4."""
