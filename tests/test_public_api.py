@@ -41,9 +41,9 @@ def test_the_face_of_vision():
     assert sorted(vision._HOME_OF) == vision.__all__
     assert set(vision.__all__) <= set(dir(vision))
     for name in vision.__all__:
-        thing = getattr(vision, name)
-        assert thing.__module__ == vision._HOME_OF[name]
-        assert thing.__doc__
+        member = getattr(vision, name)
+        assert member.__module__ == vision._HOME_OF[name]
+        assert member.__doc__
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = vision.nothing
     assert vision.__version__ == translation.__version__ == coe_core.__version__
@@ -58,20 +58,20 @@ def test_what_the_package_does_not_have():
     assert coe_core.__version__[0].isdigit()
 
 
-def needs_example(thing) -> bool:
-    is_record = inspect.isclass(thing) and hasattr(thing, "_fields")  # a NamedTuple
-    is_error = inspect.isclass(thing) and issubclass(thing, Exception)
+def needs_example(member) -> bool:
+    is_record = inspect.isclass(member) and hasattr(member, "_fields")  # a NamedTuple
+    is_error = inspect.isclass(member) and issubclass(member, Exception)
     return not (is_record or is_error)
 
 
 @pytest.mark.parametrize("name", coe_core.__all__)
 def test_public_names_are_documented(name):
-    thing = getattr(coe_core, name)
-    assert thing.__doc__
-    assert thing.__doc__.splitlines()[0].endswith((".", ":"))
-    assert thing.__module__.startswith("coe_core.")
-    if needs_example(thing):
-        assert ">>> " in thing.__doc__
+    member = getattr(coe_core, name)
+    assert member.__doc__
+    assert member.__doc__.splitlines()[0].endswith((".", ":"))
+    assert member.__module__.startswith("coe_core.")
+    if needs_example(member):
+        assert ">>> " in member.__doc__
 
 
 def test_some_names_need_examples():
@@ -80,9 +80,9 @@ def test_some_names_need_examples():
 
 @pytest.mark.parametrize("name", coe_core.__all__)
 def test_public_functions_and_their_results_are_annotated(name):
-    thing = getattr(coe_core, name)
-    if inspect.isfunction(thing):
-        signature = inspect.signature(thing)
+    member = getattr(coe_core, name)
+    if inspect.isfunction(member):
+        signature = inspect.signature(member)
         assert signature.return_annotation is not signature.empty
         for parameter in signature.parameters.values():
             assert parameter.annotation is not parameter.empty, parameter.name

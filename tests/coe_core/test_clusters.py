@@ -22,9 +22,9 @@ def same_parts(a: torch.Tensor, b: torch.Tensor) -> bool:
 @pytest.mark.parametrize("k", [1, 2, 5, 8])
 def test_blobs_of_equal_size_are_found(k):
     points, blob = blobs(k, 20, torch.Generator().manual_seed(k))
-    found = balanced_clusters(points, k)
-    assert same_parts(found.cluster, blob)
-    assert torch.equal(found.cluster, balanced_clusters(points, k).cluster)  # deterministic
+    clusters = balanced_clusters(points, k)
+    assert same_parts(clusters.cluster, blob)
+    assert torch.equal(clusters.cluster, balanced_clusters(points, k).cluster)  # deterministic
 
 
 def test_balanced_where_the_data_are_not():
@@ -34,12 +34,14 @@ def test_balanced_where_the_data_are_not():
 
 def test_prices_tell_the_cluster_of_every_point():
     points = torch.randn(101, 4, generator=torch.Generator().manual_seed(0))
-    found = balanced_clusters(points, 3)
-    scores = points.double() @ found.centres.T - 0.5 * (found.centres**2).sum(1) - found.prices
+    clusters = balanced_clusters(points, 3)
+    scores = (
+        points.double() @ clusters.centres.T - 0.5 * (clusters.centres**2).sum(1) - clusters.prices
+    )
     best = scores.amax(1)
-    chosen = scores[torch.arange(101), found.cluster]
+    chosen = scores[torch.arange(101), clusters.cluster]
     assert torch.allclose(chosen, best)
-    assert sorted(torch.bincount(found.cluster).tolist()) == [33, 34, 34]
+    assert sorted(torch.bincount(clusters.cluster).tolist()) == [33, 34, 34]
 
 
 def test_as_tight_as_the_best_of_all_balanced_partings():

@@ -114,9 +114,11 @@ def test_order_of_the_other_classes_does_not_matter_and_one_class_is_enough():
     logits = torch.tensor([[3.0, 1, 0, -1], [3.0, -1, 1, 0]])
     first, second = rule.confidence(logits, torch.zeros(2, 2)).tolist()
     assert first == pytest.approx(second, abs=1e-6)
-    one = torch.zeros(16, 1)
+    zero = torch.zeros(16, 1)
     right = torch.arange(16) % 2
-    assert fit_gain(one, one, right.float(), torch.ones(16)).confidence(one, one).isfinite().all()
+    assert (
+        fit_gain(zero, zero, right.float(), torch.ones(16)).confidence(zero, zero).isfinite().all()
+    )
 
 
 def damaged(**changes) -> dict:

@@ -25,41 +25,41 @@ def test_mid_p_is_what_counting_every_outcome_gives(only_first, only_second):
     )
     expected = min(1.0, 2 * of_one_side / 2**n) if only_first != only_second else 1.0
     first, second = answers(only_first, only_second, 4, 3)
-    found = paired_difference(first, second)
-    assert found.p_value == pytest.approx(expected)
-    assert found.mean == pytest.approx((only_first - only_second) / (n + 7))
-    assert found.low <= found.mean <= found.high or n == 0
+    difference = paired_difference(first, second)
+    assert difference.p_value == pytest.approx(expected)
+    assert difference.mean == pytest.approx((only_first - only_second) / (n + 7))
+    assert difference.low <= difference.mean <= difference.high or n == 0
     other = paired_difference(second, first)
-    assert other.mean == -found.mean
-    assert other.low == pytest.approx(-found.high)
+    assert other.mean == -difference.mean
+    assert other.low == pytest.approx(-difference.high)
 
 
 def test_published_example():
     """Bentur et al. 2009, as in Fagerland, Lydersen and Laake 2013: 1 and 7 of 21 pairs differ."""
-    found = paired_difference(*answers(1, 7, 1, 12))
-    assert found.p_value == pytest.approx(0.039, abs=0.0005)
+    difference = paired_difference(*answers(1, 7, 1, 12))
+    assert difference.p_value == pytest.approx(0.039, abs=0.0005)
 
 
 def test_the_test_and_the_interval_hold_their_level():
     """Of equal systems (10% each right alone) at most 5% are told apart; the interval holds 0 as often."""
     generator = torch.Generator().manual_seed(0)
-    told, missed = 0, 0
+    significant, missed = 0, 0
     for _ in range(400):
         draw = torch.rand(200, generator=generator)
-        found = paired_difference((draw < 0.1).float(), (draw > 0.9).float())
-        told += found.p_value < 0.05
-        missed += not found.low <= 0 <= found.high
-    assert told / 400 < 0.07
+        difference = paired_difference((draw < 0.1).float(), (draw > 0.9).float())
+        significant += difference.p_value < 0.05
+        missed += not difference.low <= 0 <= difference.high
+    assert significant / 400 < 0.07
     assert missed / 400 < 0.07
 
 
 def test_costs():
     first = torch.tensor([1.0, 5.0, 1.0, 1.0, 5.0])
-    found = paired_difference(first, torch.full((5,), 2.0))
+    difference = paired_difference(first, torch.full((5,), 2.0))
     error = float((first - 2).std()) / math.sqrt(5)
-    assert found.mean == pytest.approx(0.6)
-    assert found.high - found.low == pytest.approx(2 * 1.959964 * error)
-    assert found.p_value == pytest.approx(math.erfc(0.6 / error / math.sqrt(2)))
+    assert difference.mean == pytest.approx(0.6)
+    assert difference.high - difference.low == pytest.approx(2 * 1.959964 * error)
+    assert difference.p_value == pytest.approx(math.erfc(0.6 / error / math.sqrt(2)))
     certain = paired_difference(torch.full((3,), 7.0), torch.full((3,), 2.0))
     assert certain == (5.0, 5.0, 5.0, 0.0)
     assert paired_difference(torch.full((3,), 7.0), torch.full((3,), 7.0)).p_value == 1

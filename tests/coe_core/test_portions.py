@@ -59,11 +59,11 @@ def test_evidence_takes_over_sample_by_sample_for_good():
     known = index % 3
     before = torch.zeros(1000, dtype=torch.bool)
     for part in (0.0, 0.25, 0.5, 1.0):
-        found = handed_to_evidence(known, index, part)
-        released = found < 0
+        handed = handed_to_evidence(known, index, part)
+        released = handed < 0
         assert abs(float(released.float().mean()) - part) < 0.005
         assert (released | ~before).all()  # who is released stays so
-        assert torch.equal(found[~released], known[~released])
+        assert torch.equal(handed[~released], known[~released])
         before = released
     with pytest.raises(ValueError, match=r"part must be in \[0, 1\], got 1.5"):
         handed_to_evidence(known, index, 1.5)

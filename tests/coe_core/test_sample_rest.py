@@ -27,13 +27,15 @@ def drawn(by_all, portion, k):
     seed=st.integers(0, 2**31),
 )
 def test_who_runs_and_with_which_weight(portion, rate, seed):
-    got = draw_rest(torch.tensor(portion).long(), 4, rate, torch.Generator().manual_seed(seed))
-    expected = drawn(got.by_all.tolist(), portion, 4) if portion else got
-    assert torch.equal(got.runs, expected.runs)
-    assert torch.allclose(got.factor, expected.factor)
+    drawn_rest = draw_rest(
+        torch.tensor(portion).long(), 4, rate, torch.Generator().manual_seed(seed)
+    )
+    expected = drawn(drawn_rest.by_all.tolist(), portion, 4) if portion else drawn_rest
+    assert torch.equal(drawn_rest.runs, expected.runs)
+    assert torch.allclose(drawn_rest.factor, expected.factor)
     for j in set(portion):  # of every portion that has samples one at least is seen by all
-        assert got.by_all[torch.tensor(portion) == j].any()
-    assert [len(rows) for rows in got.rows()] == got.runs.sum(0).tolist()
+        assert drawn_rest.by_all[torch.tensor(portion) == j].any()
+    assert [len(rows) for rows in drawn_rest.rows()] == drawn_rest.runs.sum(0).tolist()
 
 
 @pytest.mark.parametrize(("n", "k"), [(256, 4), (257, 4), (259, 8), (10, 3)])
@@ -47,9 +49,9 @@ def test_balanced_portions_leave_every_expert_the_same_work(n, k):
 
 
 def test_everything_is_drawn_at_rate_one():
-    got = draw_rest(torch.tensor([0, 1, 1, 2]), 3, 1.0)
-    assert got.runs.all()
-    assert (got.factor == 1).all()
+    drawn_rest = draw_rest(torch.tensor([0, 1, 1, 2]), 3, 1.0)
+    assert drawn_rest.runs.all()
+    assert (drawn_rest.factor == 1).all()
 
 
 def test_the_expected_loss_is_that_of_all_samples():
@@ -78,19 +80,19 @@ def batch(n=12, k=3):
 def test_the_objective_takes_the_portion_weights_and_teachers_of_the_draw():
     rough, loss, logits = batch()
     objective = CoTrainingObjective(3, focus=0.5, focus_warmup=0.2, sample_rest=0.5)
-    got = objective.draw(logits, progress=0.9, generator=torch.Generator().manual_seed(0))
-    assert got is not None
-    assert torch.equal(got.portion, objective.partition(logits.log_softmax(1)))
-    unseen = torch.where(got.runs, loss, torch.nan).requires_grad_()
-    whole = objective(rough, unseen, -unseen.detach(), logits, progress=0.9, drawn=got)
-    weights = sample_weights(got.portion, 3, 0.5) * got.factor
-    expected = (weights * loss.where(got.runs, 0)).sum() / 12
+    drawn_rest = objective.draw(logits, progress=0.9, generator=torch.Generator().manual_seed(0))
+    assert drawn_rest is not None
+    assert torch.equal(drawn_rest.portion, objective.partition(logits.log_softmax(1)))
+    unseen = torch.where(drawn_rest.runs, loss, torch.nan).requires_grad_()
+    whole = objective(rough, unseen, -unseen.detach(), logits, progress=0.9, drawn=drawn_rest)
+    weights = sample_weights(drawn_rest.portion, 3, 0.5) * drawn_rest.factor
+    expected = (weights * loss.where(drawn_rest.runs, 0)).sum() / 12
     assert whole.experts.item() == pytest.approx(expected.item())
     whole.total.backward()
-    assert (unseen.grad[~got.runs] == 0).all()
+    assert (unseen.grad[~drawn_rest.runs] == 0).all()
     assert unseen.grad.isfinite().all()
     # One label for each sample that all experts saw, none for the others; balanced over the drawn.
-    assert torch.equal(whole.labels.sum(1) > 0, got.by_all)
+    assert torch.equal(whole.labels.sum(1) > 0, drawn_rest.by_all)
     assert whole.labels.sum(0).tolist() == [2, 2, 2]
 
 

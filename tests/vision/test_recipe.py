@@ -180,9 +180,9 @@ def test_every_shipped_recipe_runs_two_steps(cli, tmp_path):
     ],
 )
 def test_settings_without_effect_are_told(recipe, overrides, lines):
-    found = unused_settings(load_recipe(recipe, overrides))
-    assert len(found) == len(lines)
-    assert all(map(str.startswith, found, lines))
+    unused = unused_settings(load_recipe(recipe, overrides))
+    assert len(unused) == len(lines)
+    assert all(map(str.startswith, unused, lines))
 
 
 def test_no_shipped_recipe_has_settings_without_effect():

@@ -110,9 +110,10 @@ def test_status(call):
 
 def test_words_that_no_option_takes(call, capsys):
     seen = []
-    assert call("say", "a=1", "b=2", do=lambda got: seen.extend(got.overrides)) == 0
+    assert call("say", "a=1", "b=2", do=lambda asked: seen.extend(asked.overrides)) == 0
     assert (
-        call("take", "--size", "3", "--beam", "5", "x", do=lambda got: seen.extend(got.more)) == 0
+        call("take", "--size", "3", "--beam", "5", "x", do=lambda asked: seen.extend(asked.more))
+        == 0
     )
     assert seen == ["a=1", "b=2", "--beam", "5", "x"]
     assert call("say", "--beam", "5") == 2

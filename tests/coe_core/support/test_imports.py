@@ -3,7 +3,6 @@
 import atexit
 import gc
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,34 +10,37 @@ from coe_core.support.imports import uncollected
 
 
 @pytest.fixture(autouse=True)
-def collected_as_before() -> Iterator[None]:
-    yield
-    gc.unfreeze()
-    atexit.unregister(gc.unfreeze)
+def set_aside(monkeypatch) -> list[str]:
+    """What is called of the collector, but not done: the tests' own setting of it stays."""
+    calls: list[str] = []
+    monkeypatch.setattr(gc, "freeze", lambda: calls.append("freeze"))
+    monkeypatch.setattr(atexit, "register", lambda call: calls.append(call.__name__))
+    return calls
 
 
-def test_new_modules_are_set_aside_and_the_collector_runs_again(monkeypatch):
-    frozen = gc.get_freeze_count()
+def test_new_modules_are_set_aside_until_the_end_and_the_collector_runs_again(
+    monkeypatch, set_aside
+):
     with uncollected():
         assert not gc.isenabled()
         monkeypatch.setitem(sys.modules, "imported_here", gc)
     assert gc.isenabled()
-    assert gc.get_freeze_count() > frozen
+    assert set_aside == ["freeze", "unfreeze"]
 
 
-def test_nothing_is_set_aside_where_all_was_imported_before():
-    gc.unfreeze()
+def test_nothing_is_set_aside_where_all_was_imported_before(set_aside):
     with uncollected():
         import json  # noqa: F401
     assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
+    assert set_aside == []
 
 
-def test_a_failed_import_and_a_collector_that_was_off():
+def test_a_failed_import_and_a_collector_that_was_off(set_aside):
     gc.disable()
     try:
         with pytest.raises(ModuleNotFoundError), uncollected():
             import not_a_module  # noqa: F401
         assert not gc.isenabled()
+        assert set_aside == []
     finally:
         gc.enable()

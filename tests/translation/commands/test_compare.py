@@ -34,12 +34,12 @@ def test_intervals_of_one_system(said, texts):
     status, out, _ = said(
         "score", texts / "first", "-r", texts / "reference", "--json", "--buckets"
     )
-    found = json.loads(out)
-    (system,) = found["systems"].values()
+    report = json.loads(out)
+    (system,) = report["systems"].values()
     assert system["scores"]["BLEU"]["half_width"] > 0
     assert system["scores"]["BLEU"]["p_value"] is None
-    assert [bucket["title"] for bucket in found["buckets"]] == ["under 10 words", "10 to 19 words"]
-    assert [bucket["sentences"] for bucket in found["buckets"]] == [[0, 2], [1]]
+    assert [bucket["title"] for bucket in report["buckets"]] == ["under 10 words", "10 to 19 words"]
+    assert [bucket["sentences"] for bucket in report["buckets"]] == [[0, 2], [1]]
 
 
 def test_buckets_in_the_table(said, texts):
@@ -67,10 +67,10 @@ def test_compare_shows_the_sentences_that_differ_most(said, texts):
     assert "\nsentence 2: chrF " in out
     assert f"\n  first      {FIRST[1]}\n  second     {SECOND[1]}" in out
     status, out, _ = said(*words, "--resamples", 50, "--json")
-    found = json.loads(out)
-    assert [sentence["sentence"] for sentence in found["sentences"]] == [1, 2]
-    assert found["sentences"][0]["difference"] > 0 > found["sentences"][1]["difference"]
-    assert found["systems"]["second"].endswith("second")
+    report = json.loads(out)
+    assert [sentence["sentence"] for sentence in report["sentences"]] == [1, 2]
+    assert report["sentences"][0]["difference"] > 0 > report["sentences"][1]["difference"]
+    assert report["systems"]["second"].endswith("second")
 
 
 def test_what_cannot_be_compared(said, texts):

@@ -182,10 +182,10 @@ def networks(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 def stop_at(monkeypatch, system: str, updates: int, number: signal.Signals) -> None:
     """A signal to the run at that figure of that training's log."""
-    told = watch.Trainings.told
+    line_of_log = watch.Trainings.told
 
     def stopping(self, name, line):
-        told(self, name, line)
+        line_of_log(self, name, line)
         logged = watch.parse(line)
         if name == system and logged is not None and logged.updates == updates:
             os.kill(os.getpid(), number)
@@ -213,10 +213,10 @@ def test_a_stopped_run_goes_on_and_ends_the_same(finished, recipe, call, tmp_pat
     assert status == 0
     assert "Loaded checkpoint" in run.log("train-team").read_text()
     assert "Loaded checkpoint" in run.log("train-expert-alone").read_text()
-    there, here = networks(finished[0]), networks(folder)
-    assert there.keys() == here.keys() == {"team.pt", "expert-alone.pt", "delegator-alone.pt"}
-    for name, parameters in there.items():
-        assert all(torch.equal(value, here[name][key]) for key, value in parameters.items()), name
+    first, second = networks(finished[0]), networks(folder)
+    assert first.keys() == second.keys() == {"team.pt", "expert-alone.pt", "delegator-alone.pt"}
+    for name, parameters in first.items():
+        assert all(torch.equal(value, second[name][key]) for key, value in parameters.items()), name
 
 
 @pytest.fixture(scope="module")
@@ -263,8 +263,10 @@ def test_several_directions(recipe, call, texts, tmp_path):
     assert run.text("test", "src").read_text().count("\n") == 8
     trained = {path.stem for path in (folder / "networks").glob("*.pt")}
     assert trained == {"team", "each.de-en", "each.fr-en", "two.0", "two.1"}
-    one = torch.load(run.training("each.fr-en") / "checkpoint_last.pt", weights_only=True)
-    assert one["cfg"]["dataset"]["max_tokens"] == round(700 * 42 / 102)  # its part of the team's
+    checkpoint = torch.load(run.training("each.fr-en") / "checkpoint_last.pt", weights_only=True)
+    assert checkpoint["cfg"]["dataset"]["max_tokens"] == round(
+        700 * 42 / 102
+    )  # its part of the team's
     assert "checkpoint_best.pt" in run.log("average-team").read_text()
     first, second = (networks(folder)[f"two.{member}.pt"] for member in range(2))
     assert not all(torch.equal(value, second[key]) for key, value in first.items())

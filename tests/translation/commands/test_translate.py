@@ -56,10 +56,10 @@ def test_from_a_pipe_to_a_pipe(command, translator):
 def test_options_reach_the_translator(command, translator):
     status, out, _ = command("--threshold", 0, "--beam", 1, "--json", given=b"zwei Tage\n")
     (expected,) = translator(["zwei Tage"], threshold=0.0, beam=1)
-    found = json.loads(out)
-    assert (status, found["text"], found["route"]) == (0, expected.text, "delegator")
-    assert found["confidence"] == pytest.approx(expected.confidence)
-    assert found["macs"] == pytest.approx(expected.macs)
+    answer = json.loads(out)
+    assert (status, answer["text"], answer["route"]) == (0, expected.text, "delegator")
+    assert answer["confidence"] == pytest.approx(expected.confidence)
+    assert answer["macs"] == pytest.approx(expected.macs)
     status, out, _ = command("--threshold", "inf", "--json", given=b"zwei Tage\n")
     assert json.loads(out)["confidence"] is None
     status, out, _ = command("--nbest", 2, given=b"zwei Tage\n")

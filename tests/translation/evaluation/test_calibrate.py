@@ -85,25 +85,25 @@ def test_where_the_collaboration_loses_the_control_is_deployed(decoded, tmp_path
 
 def test_where_it_wins_it_is_deployed(decoded):
     wins = decoded(0.3, (0.02, 0.02), large=(0.2, 20.0, 1), expert_alone=(0.2, 10.0, 1))
-    found = calibrate(wins, ["best"], "valid")
-    assert found.choices["best"].deployed == COE
-    assert found.choices["best"].rivals["single:large"].is_worse
+    calibration = calibrate(wins, ["best"], "valid")
+    assert calibration.choices["best"].deployed == COE
+    assert calibration.choices["best"].rivals["single:large"].is_worse
 
 
 def test_of_equals_the_simplest_is_deployed(decoded):
     equal = decoded(0.5, (0.1, 0.1), large=(0.1, 10.0, 1))
-    found = calibrate(equal, ["best"], "valid")
-    assert found.choices["best"].deployed == "single:large"
+    calibration = calibrate(equal, ["best"], "valid")
+    assert calibration.choices["best"].deployed == "single:large"
     whichever = calibrate(equal, ["best"], "valid", level=1)
     assert whichever.choices["best"].deployed == whichever.choices["best"].best
 
 
 def test_one_system_alone(decoded):
     loses = decoded(0.5, (0.3, 0.3), large=(0.05, 20.0, 1))
-    found = calibrate(loses, ["best", "latency=60%", "chrf_drop=1"], "valid", system="coe")
-    assert {choice.deployed for choice in found.choices.values()} == {COE}
-    assert list(found.points) == [COE]
-    assert [point.cost_unit for point in found.points[COE]] == ["macs", "ms", "macs"]
+    calibration = calibrate(loses, ["best", "latency=60%", "chrf_drop=1"], "valid", system="coe")
+    assert {choice.deployed for choice in calibration.choices.values()} == {COE}
+    assert list(calibration.points) == [COE]
+    assert [point.cost_unit for point in calibration.points[COE]] == ["macs", "ms", "macs"]
     with pytest.raises(
         ValueError, match=r"no system 'larg'; there are: CoE, single:large; nearest"
     ):

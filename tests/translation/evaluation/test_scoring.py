@@ -252,11 +252,11 @@ def test_comet_by_a_model_that_is_here(said, texts, monkeypatch):
     monkeypatch.setitem(sys.modules, "comet", _Comet)
     status, out, _ = said(*words, "--json")
     assert status == 0
-    found = json.loads(out)["systems"]
-    best = found[str(texts / "reference")]["scores"]["COMET"]
+    systems = json.loads(out)["systems"]
+    best = systems[str(texts / "reference")]["scores"]["COMET"]
     assert best["value"] == 100
     assert best["p_value"] < 1
-    assert found[str(texts / "system")]["scores"]["COMET"]["value"] < 95
+    assert systems[str(texts / "system")]["scores"]["COMET"]["value"] < 95
     assert "COMET          100.00" in said(*words)[1]
     source.write_text("source 1\n")
     assert "has 3 lines, the source 1" in said(*words)[2]

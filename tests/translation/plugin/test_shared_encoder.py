@@ -98,7 +98,7 @@ def test_shared_layers_run_once_a_sentence_and_are_counted_once(engine, sentence
     both = engine.decode(sentences, Setting("", "CoE", 1.0), search, 1)
     hook.remove()
     assert sum(seen) == len(sentences)  # the delegator translates, and then an expert
-    assert [one.texts for one in alone] == [one.texts for one in both]
+    assert [decoded.texts for decoded in alone] == [decoded.texts for decoded in both]
     delegator = engine.decode(sentences, Setting("", "CoE", 0.0), search, 1)
     selects = transformer_macs(team.delegator)
     for row, words in enumerate(sentences):
@@ -167,19 +167,22 @@ def test_decode_counts_shared_layers_once(said, shared, corpus, tmp_path):
         *("--reference", corpus.text / "test.en", "--user-dir", "translation", "--out", out),
     )
     assert status == 0, error
-    found = Translations.load(out)
-    assert found.selection.shared_macs[5] == 0  # the empty line
-    assert min(m for row, m in enumerate(found.selection.shared_macs) if row != 5) > 0
-    system = routed_systems(found)["CoE"]
-    rows = range(len(found))
-    expert = [found.experts()[j].macs[i] for i, j in enumerate(system.selected_expert.tolist())]
+    translations = Translations.load(out)
+    assert translations.selection.shared_macs[5] == 0  # the empty line
+    assert min(m for row, m in enumerate(translations.selection.shared_macs) if row != 5) > 0
+    system = routed_systems(translations)["CoE"]
+    rows = range(len(translations))
+    expert = [
+        translations.experts()[j].macs[i] for i, j in enumerate(system.selected_expert.tolist())
+    ]
     expected = sum(
-        found.selection.macs[i] + expert[i] - found.selection.shared_macs[i] for i in rows
+        translations.selection.macs[i] + expert[i] - translations.selection.shared_macs[i]
+        for i in rows
     )
-    assert system.at(math.inf).macs == pytest.approx(expected / len(found))
-    found.selection.shared_macs.pop()
+    assert system.at(math.inf).macs == pytest.approx(expected / len(translations))
+    translations.selection.shared_macs.pop()
     with pytest.raises(ValueError, match="23 shared_macs of selection for 24 sentences"):
-        found.check("x")
+        translations.check("x")
 
 
 @pytest.mark.parametrize(
@@ -222,16 +225,16 @@ def test_a_recipe_counts_what_is_built(loaded):
     team, task = loaded
     entries = len(task.source_dictionary)
     recipe = load_recipe("demo", [*OVERRIDES, f"vocabulary.size={entries - 4}"])
-    found = {part.name: part for part in parts(recipe, tokens=6)}
-    assert found["team, no exits"].parameters == sum(p.numel() for p in team.parameters())
+    by_name = {part.name: part for part in parts(recipe, tokens=6)}
+    assert by_name["team, no exits"].parameters == sum(p.numel() for p in team.parameters())
     from translation.generation.macs import transformer_macs
 
     beam = recipe.generation.beam
     delegator = transformer_macs(team.delegator)
     expert = transformer_macs(team.experts[0]).without(team.shared_macs).of_lengths(6, 6, beam)
     selects = delegator.encoder(torch.tensor([6])).item() + 64 * 2
-    assert found["delegator"].macs == delegator.of_lengths(6, 6, beam) + 64 * 2
-    assert found["team, no exits"].macs == selects + expert
+    assert by_name["delegator"].macs == delegator.of_lengths(6, 6, beam) + 64 * 2
+    assert by_name["team, no exits"].macs == selects + expert
 
 
 @pytest.mark.parametrize(

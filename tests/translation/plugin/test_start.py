@@ -55,6 +55,6 @@ def test_bleu_of_empty_translations_is_0(loaded):
         (log | nothing | {"_bleu_sys_len": 0, "_bleu_ref_len": 3}, 0.0),
         (log, None),
     ):
-        with metrics.aggregate(new_root=True) as found:
+        with metrics.aggregate(new_root=True) as meters:
             task.reduce_metrics([logged], criterion)
-        assert found.get_smoothed_values().get("bleu") == expected
+        assert meters.get_smoothed_values().get("bleu") == expected

@@ -83,9 +83,9 @@ def test_bpe_dropout(corpus, tmp_path, sentences):
     lengths = []
     for alpha in (0.05, 0.9):
         sampler = SubwordSampler(model, alpha, words)
-        found = [sampler.sample(cut, str(key)) for key in range(20)]
-        assert {"".join(one) for one in found} == {"".join(cut)}
-        lengths.append(sum(map(len, found)))
+        cuts = [sampler.sample(cut, str(key)) for key in range(20)]
+        assert {"".join(sampled) for sampled in cuts} == {"".join(cut)}
+        lengths.append(sum(map(len, cuts)))
     assert 20 * len(cut) <= lengths[0] < lengths[1]
 
 
@@ -145,7 +145,10 @@ def test_team_and_controls_see_the_same_pieces(train, tmp_path, monkeypatch):
 
     def remembering(self, samples, **options):
         if self.sampler is not None:
-            batch = [(one["id"], one["source"].tolist(), one["target"].tolist()) for one in samples]
+            batch = [
+                (sample["id"], sample["source"].tolist(), sample["target"].tolist())
+                for sample in samples
+            ]
             seen[system].append((self.epoch, batch))
         return collater(self, samples, **options)
 

@@ -67,8 +67,8 @@ def test_parity_with_fairseq_generate_and_the_export(translator, lines, generate
     texts, routes = generated(threshold)
     assert [t.text for t in ours] == [texts[row] for row in range(len(lines))]
     assert [t.route for t in ours] == [routes[row][0] for row in range(len(lines))]
-    for row, one in enumerate(ours):
-        assert one.confidence == pytest.approx(float(routes[row][1]), abs=2e-4)
+    for row, translation in enumerate(ours):
+        assert translation.confidence == pytest.approx(float(routes[row][1]), abs=2e-4)
     assert {t.route for t in ours} >= {"delegator", "empty"}
     assert any(t.route.startswith("expert-") for t in ours)
     greedy = translator(lines, threshold=threshold, beam=1)
@@ -86,8 +86,8 @@ def test_no_exits_and_their_cost(translator, lines, generated):
     assert [t.text for t in ours] == [texts[row] for row in range(len(lines))]
     assert all(math.isnan(t.confidence) for t in ours if t.text)
     full = translator(lines, threshold=1.0)  # the delegator translates, and none ends with it
-    for without, one in zip(ours, full, strict=True):
-        assert (without.macs < one.macs) == bool(one.pieces)
+    for without, selecting in zip(ours, full, strict=True):
+        assert (without.macs < selecting.macs) == bool(selecting.pieces)
 
 
 def test_multiply_adds_are_those_of_decode(translator, trained_run, corpus):
@@ -144,9 +144,11 @@ def test_the_system_that_calibration_chose_translates(chosen, translator, lines,
     setting = chosen.resolve()
     assert (setting.name, setting.system) == ("best", "single:expert-alone")
     assert (setting.threshold, setting.exit_rate) == (math.inf, None)
-    found, single = chosen(lines), translator(lines, system="single:expert-alone")
-    assert [(t.text, t.route, t.macs) for t in found] == [(t.text, t.route, t.macs) for t in single]
-    assert {t.route for t in found} == {"expert-alone", "empty"}
+    translations, single = chosen(lines), translator(lines, system="single:expert-alone")
+    assert [(t.text, t.route, t.macs) for t in translations] == [
+        (t.text, t.route, t.macs) for t in single
+    ]
+    assert {t.route for t in translations} == {"expert-alone", "empty"}
     assert chosen.resolve("bleu_drop=0.5").system == "single:expert-alone"
     assert chosen.resolve("50%").system == chosen.resolve("macs=50%").system
     assert chosen.resolve("1G").system == "single:expert-alone"  # the best that is deployed
@@ -222,10 +224,10 @@ def test_long_and_empty_lines(translator):
 
 def test_nbest(translator, generated, lines):
     texts = {}
-    for one in translator(lines[:3], threshold=0.0, nbest=2):
-        assert len(one.hypotheses) == 2
-        assert one.text == one.hypotheses[0]
-        texts[one.text] = one.hypotheses[1]
+    for translation in translator(lines[:3], threshold=0.0, nbest=2):
+        assert len(translation.hypotheses) == 2
+        assert translation.text == translation.hypotheses[0]
+        texts[translation.text] = translation.hypotheses[1]
     assert len(texts) == 3
 
 
@@ -237,17 +239,17 @@ def test_a_translation_does_not_depend_on_its_batch(translator, lines):
 
 def test_threads_get_their_own_answers(translator, lines):
     expected = {row: translator(line)[0] for row, line in enumerate(lines[:4])}
-    found = {}
+    by_row = {}
 
     def work(row):
-        found[row] = translator(lines[row])[0]
+        by_row[row] = translator(lines[row])[0]
 
     threads = [threading.Thread(target=work, args=[row]) for row in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert {row: (t.text, t.route, t.macs) for row, t in found.items()} == {
+    assert {row: (t.text, t.route, t.macs) for row, t in by_row.items()} == {
         row: (t.text, t.route, t.macs) for row, t in expected.items()
     }
 
@@ -293,10 +295,10 @@ def test_networks_of_one_direction_each(trained_run, translator, lines, monkeypa
         ValueError, match=r"each is one network for each .*, single:each.de-en, sin"
     ):
         translator(["eins"], system="each")
-    found = translator(lines[:3], system="single:each.de-en")
-    assert {t.route for t in found} == {"each.de-en"}
+    translations = translator(lines[:3], system="single:each.de-en")
+    assert {t.route for t in translations} == {"each.de-en"}
     single = translator(lines[:3], system="single:expert-alone")
-    assert [t.text for t in found] == [t.text for t in single]
+    assert [t.text for t in translations] == [t.text for t in single]
 
 
 def test_what_cannot_be_loaded(trained_run, tmp_path, exported):

@@ -134,7 +134,7 @@ def test_a_long_text_does_not_hold_up_a_short_one(serving, translator, monkeypat
     translate = translator.translate
 
     def watched(sentences, setting, **options):
-        batches.append([one.size for one in sentences])
+        batches.append([sentence.size for sentence in sentences])
         begun.set()
         assert go.wait(20)
         return translate(sentences, setting, **options)

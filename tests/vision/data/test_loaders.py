@@ -442,13 +442,13 @@ def test_transforms_are_made_before_the_worker_processes_are():
 
 def test_mixup_equals_torchvisions():
     samples = images(names=None).__getitems__([(i, 7 + i) for i in range(4)])
-    got = MixSamples(3, mixup=0.4)(samples)
+    mixed = MixSamples(3, mixup=0.4)(samples)
     batch = collate_samples(samples)
     torch.manual_seed(int(mix_seeds(7, 1)[0]))
     choose = v2.RandomChoice([v2.MixUp(num_classes=3, alpha=0.4)])
     image, target = choose(batch["image"].float(), batch["target"])
-    assert torch.equal(got["target"], target)
-    assert (got["image"].float() - image).abs().max() <= 0.5
+    assert torch.equal(mixed["target"], target)
+    assert (mixed["image"].float() - image).abs().max() <= 0.5
 
 
 @pytest.mark.process

@@ -235,16 +235,16 @@ BAD = [
 def test_rows_that_cannot_be_learned_from(images, spoil, message):
     lines = rows()
     spoil(lines)
-    (found,) = problems(write(images, lines))
-    assert re.search(message, found)
-    assert "\n" not in found
+    (problem,) = problems(write(images, lines))
+    assert re.search(message, problem)
+    assert "\n" not in problem
 
 
 def test_a_group_in_two_splits(images):
     lines = [{**row, "track": f"t{i % 4}"} for i, row in enumerate(rows())]
     file = write(images, lines)
-    (found,) = problems(file)
-    assert "4 of 4 groups of track lie in two splits, the first t0 in test, train; move" in found
+    (problem,) = problems(file)
+    assert "4 of 4 groups of track lie in two splits, the first t0 in test, train; move" in problem
     assert problems(file, group="off") == []
     for line in lines[4:]:
         line["track"] = ""  # each a group of its own

@@ -60,8 +60,8 @@ def test_predictions_of_images_with_rules_of_their_own(run):
     logits = predict_all(predictor.networks, data.test).team
     rule = predictor.resolve("macs=60%").rule
     expected = rule.confidence(logits.rough_logits, logits.selection_logits)[:30]
-    found = [p.confidence for p in predictor.predict_pixels(pixels, [budgets[0]] * 30)]
-    assert found == pytest.approx(expected.tolist(), abs=1e-4)
+    confidences = [p.confidence for p in predictor.predict_pixels(pixels, [budgets[0]] * 30)]
+    assert confidences == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def test_evaluated_by_gain(cli, run, tmp_path, capsys):

@@ -29,20 +29,20 @@ def answers(target, label, probability=None, exits=None):
 
 
 def test_errors_by_hand():
-    found = answers([0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 0, 2], [0.9, 0.6, 0.8, 0.5, 0.4, 1.0])
-    assert parts.confusion(found, 3).tolist() == [[1, 2, 0], [1, 1, 0], [0, 0, 1]]
-    first, second = parts.confused_pairs(found, ["a", "b", "c"])
+    test_answers = answers([0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 0, 2], [0.9, 0.6, 0.8, 0.5, 0.4, 1.0])
+    assert parts.confusion(test_answers, 3).tolist() == [[1, 2, 0], [1, 1, 0], [0, 0, 1]]
+    first, second = parts.confused_pairs(test_answers, ["a", "b", "c"])
     assert (first.true, first.answered, first.images) == ("a", "b", [2, 1])  # the surest first
     assert first.part.part == pytest.approx(2 / 3)
     assert (second.true, second.answered, second.images) == ("b", "a", [4])
-    rows = parts.class_rows(found, ["a", "b", "c", "without images"])
+    rows = parts.class_rows(test_answers, ["a", "b", "c", "without images"])
     assert [(row.name, row.accuracy.samples) for row in rows] == [("a", 3), ("b", 2), ("c", 1)]
     assert parts.confused_pairs(answers([0], [0]), ["a", "b", "c"]) == []
 
 
 def test_reliability_by_hand():
-    found = answers([0, 0, 1, 1], [0, 0, 0, 1], [0.95, 0.96, 0.97, 0.41])
-    error, bins = parts.reliability(found)
+    test_answers = answers([0, 0, 1, 1], [0, 0, 0, 1], [0.95, 0.96, 0.97, 0.41])
+    error, bins = parts.reliability(test_answers)
     assert [(bin.accuracy.samples, round(bin.accuracy.part, 3)) for bin in bins] == [
         (1, 1),
         (3, 0.667),
@@ -52,8 +52,8 @@ def test_reliability_by_hand():
 
 
 def test_routes_by_hand():
-    found = answers([0, 1, 2, 0], [0, 1, 1, 0], exits=[True, False, False, True])
-    ways = parts.routes(found, torch.tensor([0, 0, 1, 1]), 3)
+    test_answers = answers([0, 1, 2, 0], [0, 1, 1, 0], exits=[True, False, False, True])
+    ways = parts.routes(test_answers, torch.tensor([0, 0, 1, 1]), 3)
     assert [(way.name, way.part.part, way.images) for way in ways] == [
         ("ended early", 0.5, [0, 3]),
         ("expert 0", 0.25, [1]),
@@ -61,7 +61,7 @@ def test_routes_by_hand():
         ("expert 2", 0.0, []),
     ]
     assert [way.accuracy.part for way in ways[:3]] == [1, 1, 0]
-    table = parts.classes_to_experts(found.target, torch.tensor([0, 0, 1, 1]), (4, 2))
+    table = parts.classes_to_experts(test_answers.target, torch.tensor([0, 0, 1, 1]), (4, 2))
     assert table.tolist() == [[0.5, 0.5], [1, 0], [0, 1], [0, 0]]
 
 

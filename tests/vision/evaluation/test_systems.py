@@ -106,10 +106,10 @@ def test_the_budget_bounds_the_choice(cli, losing):
 def test_in_a_program(losing, winner, pixels):
     labels = expected(losing, winner, pixels)
     predictor = Predictor(losing)
-    found = predictor(pixels)
-    assert [prediction.label for prediction in found] == labels
+    predictions = predictor(pixels)
+    assert [prediction.label for prediction in predictions] == labels
     cost = run_macs(load_run(losing).networks).controls[winner.removeprefix("single:")]
-    assert {(p.exited, p.expert, p.macs) for p in found} == {(None, None, cost)}
+    assert {(p.exited, p.expert, p.macs) for p in predictions} == {(None, None, cost)}
     assert {p.expert is None for p in Predictor(losing, system="coe")(pixels, threshold=2.0)} == {
         False
     }

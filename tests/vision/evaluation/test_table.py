@@ -93,8 +93,8 @@ def test_single_networks(rows):
 
 def test_accuracy_by_class(validation, test):
     """Right, right, wrong, right by experts 0, 0, 1, 1: of classes 0 (twice), 2 and 0."""
-    told = dataclasses.replace(test, target=torch.tensor([0, 0, 2, 0]))
-    rows = {row.name: row for row in table_rows(validation, told, MACS)}
+    labelled = dataclasses.replace(test, target=torch.tensor([0, 0, 2, 0]))
+    rows = {row.name: row for row in table_rows(validation, labelled, MACS)}
     row = rows["CoE no exits"]
     assert row.by_class[0] == pytest.approx(1.0)
     assert math.isnan(row.by_class[1])

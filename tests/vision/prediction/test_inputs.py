@@ -37,12 +37,12 @@ def places(tmp_path):
 
 
 def greys(inputs) -> list[int]:
-    found = []
-    for one in inputs:
-        content = one.content()
+    values = []
+    for entry in inputs:
+        content = entry.content()
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as opened:
-            found.append(opened.getpixel((0, 0)))
-    return found
+            values.append(opened.getpixel((0, 0)))
+    return values
 
 
 def test_every_kind_in_the_order_given(places):
@@ -50,7 +50,7 @@ def test_every_kind_in_the_order_given(places):
         [str(places / name) for name in ("img", "shard.tar", "images.parquet", "names.parquet")]
     )
     assert greys(inputs) == [0, 1, 2, 3, 4, 5, 6, 1, 0]
-    assert [one.name.removeprefix(f"{places}/") for one in inputs] == [
+    assert [entry.name.removeprefix(f"{places}/") for entry in inputs] == [
         "img/0.png", "img/1.png", "shard.tar/a/2.png", "shard.tar/b/3.png",
         "images.parquet/0", "images.parquet/1", "images.parquet/2", "img/1.png", "img/0.png",
     ]  # fmt: skip
@@ -59,8 +59,8 @@ def test_every_kind_in_the_order_given(places):
 def test_a_folder_of_tables_stands_for_these(places):
     (places / "img").rename(places / "elsewhere")
     (places / "names.parquet").rename(places / "elsewhere" / "names.parquet")
-    found = find_inputs([str(places)])
-    assert greys(found) == [4, 5, 6, 2, 3]  # images.parquet, then shard.tar
+    inputs = find_inputs([str(places)])
+    assert greys(inputs) == [4, 5, 6, 2, 3]  # images.parquet, then shard.tar
 
 
 def test_columns_of_bytes_alone_and_of_other_names_of_files(places):

@@ -30,13 +30,13 @@ def job(trained, tmp_path):
 
 def rows(folder) -> list[dict]:
     """Results in the order of the images, from either format."""
-    found = []
+    results = []
     for part in sorted(folder.glob("part-*")):
         if part.suffix == ".jsonl":
-            found += map(json.loads, part.read_text().splitlines())
+            results += map(json.loads, part.read_text().splitlines())
         else:
-            found += pyarrow.parquet.read_table(part).to_pylist()
-    return sorted(found, key=lambda row: row["file"])
+            results += pyarrow.parquet.read_table(part).to_pylist()
+    return sorted(results, key=lambda row: row["file"])
 
 
 def test_a_stopped_prediction_goes_on_where_it_was(job, images, tmp_path):
@@ -48,14 +48,14 @@ def test_a_stopped_prediction_goes_on_where_it_was(job, images, tmp_path):
     with planned(job, inputs, predictor, resume=True, size=4) as pieces:
         assert [piece.number for piece in pieces] == [0, 2]
         done = [predict_piece(predictor, budget, piece, job) for piece in pieces]
-    assert [one.unreadable for one in done] == [0, 1]
+    assert [item.unreadable for item in done] == [0, 1]
     with planned(job, inputs, predictor, resume=True, size=4) as pieces:
         assert pieces == []
-    found = rows(tmp_path / "out")
-    assert [row["file"] for row in found] == [one.name for one in inputs]
+    results = rows(tmp_path / "out")
+    assert [row["file"] for row in results] == [item.name for item in inputs]
     expected = predictor([str(images / f"{number}.png") for number in range(9)], threshold=0.5)
-    assert [row["label"] for row in found] == [*(one.label for one in expected), None]
-    assert "cannot read the image" in found[-1]["error"]
+    assert [row["label"] for row in results] == [*(item.label for item in expected), None]
+    assert "cannot read the image" in results[-1]["error"]
 
 
 def test_results_made_otherwise_are_left_as_they_are(job, images, trained, tmp_path):
@@ -158,9 +158,9 @@ def test_a_cluster_of_two_answers_as_one_process(local_ray, cli, trained, images
             RunError, match=r"2 of 2 pieces failed; the first: .*there is no folder"
         ):
             list(predict_pieces(pieces * 2, job._replace(out=str(tmp_path / "gone")), 2))
-    for found, wanted in zip(rows(shared), rows(alone), strict=True):
+    for result, wanted in zip(rows(shared), rows(alone), strict=True):
         for name, value in wanted.items():
-            assert found[name] == (
+            assert result[name] == (
                 pytest.approx(value, abs=1e-5) if name in ("probability", "confidence") else value
             )
 

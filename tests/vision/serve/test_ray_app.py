@@ -104,15 +104,15 @@ def test_the_predictors_answers_and_refusals(application, run, images):
         asked = [handle.predict.remote(image, threshold=threshold) for image in images]
         expected = predictor(images, threshold=threshold)
         for reply, wanted in zip(asked, expected, strict=True):
-            found = reply.result(timeout_s=60)
-            assert (found.label, found.exited, found.expert) == (
+            answer = reply.result(timeout_s=60)
+            assert (answer.label, answer.exited, answer.expert) == (
                 wanted.label,
                 wanted.exited,
                 wanted.expert,
             )
-            assert found.macs == wanted.macs
-            assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-4)
-            seen.add(found.expert)
+            assert answer.macs == wanted.macs
+            assert answer.probabilities == pytest.approx(wanted.probabilities, abs=1e-4)
+            seen.add(answer.expert)
     assert seen == {None, 0, 1}
     status = serve.status().applications["team"].deployments
     assert set(status) == {"ingress", "delegator", "expert_0", "expert_1"}
@@ -200,8 +200,8 @@ def test_the_ingress_answers_and_refuses_without_a_cluster(trained):
         (file.getvalue(), "threshold=x", 400, "could not convert string to float: 'x'"),
         (b"x" * 20_001, "", 413, "a body has its length, of at most 20,000 bytes"),
     ]:
-        found, answer = ask(content, query)
-        assert (found, message in answer["detail"]) == (status, True)
+        answered, answer = ask(content, query)
+        assert (answered, message in answer["detail"]) == (status, True)
 
 
 @pytest.mark.slow

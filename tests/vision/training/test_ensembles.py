@@ -330,15 +330,15 @@ def test_a_run_without_a_team_is_calibrated_too(cli, cotrained, tmp_path, capsys
     folder = tmp_path / "run"
     shutil.copytree(cotrained, folder)
     macs = run_macs(load_run(folder, team=False).networks)
-    one = macs.ensembles["of 3"]
-    assert cli("calibrate", folder, "best", "macs=100%", f"macs={one}") == 2
+    macs_of_ensemble = macs.ensembles["of 3"]
+    assert cli("calibrate", folder, "best", "macs=100%", f"macs={macs_of_ensemble}") == 2
     assert "the cheapest that exists is" in capsys.readouterr().err
     assert cli("calibrate", folder, "best", "macs=100%") == 0
     run = load_run(folder, team=False)
     assert set(run.stored.choices["best"].rivals) == {
         "single:undivided", "ensemble:of 1", "ensemble:of 3"
     }  # fmt: skip
-    dearest = max(3 * one, *macs.controls.values(), macs.ensembles["of 1"])
+    dearest = max(3 * macs_of_ensemble, *macs.controls.values(), macs.ensembles["of 1"])
     assert run.operating_points["macs=100%"].value == dearest
     assert cli("predict", folder, folder / "recipe.yaml", "--at", "60%") in (1, 2)
 
