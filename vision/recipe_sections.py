@@ -195,6 +195,10 @@ class Train:
         batch_norm: statistics of pretrained networks: train, as in any training; frozen, as they are loaded;
             or recalibrated, estimated anew on 32 training batches before the first step, and frozen then.
         statistics_epochs: of PWLU activations: ReLU until then, to see what reaches them; then learned.
+        patience: end after so many epochs in which the accuracy that the best checkpoint is chosen by has not
+            risen; 0: train all epochs.
+        logger: a further logger of Lightning's, in the run's folder: csv, tensorboard, mlflow, or wandb
+            (offline); every run has metrics/metrics.csv and TensorBoard's events anyway.
         teacher: a timm network from whose probabilities all networks learn too, see
             `vision.networks.teacher`: its name alone stands for its published weights.
         teacher_weight: part of the targets, in (0, 1], that the teacher's probabilities make up.
@@ -222,6 +226,8 @@ class Train:
     layer_decay: float = 1.0
     batch_norm: Literal["train", "frozen", "recalibrated"] = "train"
     statistics_epochs: int = 5
+    patience: int = 0
+    logger: Literal["csv", "tensorboard", "mlflow", "wandb"] | None = None
     teacher: Network | None = None
     teacher_weight: float = 0.5
     compile: bool = False
@@ -267,7 +273,7 @@ _TRAIN_RANGES = {
     "decay": "(0, 10]",
     "decay_epochs": "(0, 1000000]",
     **dict.fromkeys(("label_smoothing", "ema_decay"), _BELOW_ONE),
-    **dict.fromkeys(("statistics_epochs", "head_epochs"), "[0, 1000000]"),
+    **dict.fromkeys(("statistics_epochs", "head_epochs", "patience"), "[0, 1000000]"),
     "layer_decay": "(0, 1]",
 }
 

@@ -21,6 +21,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--stop-after", type=at_least(1), metavar="EPOCHS", help="end early, to be resumed later"
     )
     parser.add_argument(
+        "--find-lr",
+        action="store_true",
+        help="without a run: train some steps at a rising learning rate, say where the loss falls fastest",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="without data: count multiply-adds against the recipe's budget, run two steps on generated "
@@ -41,8 +46,15 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     for line in unused_settings(recipe):
         warnings.warn(line, stacklevel=2)
+    kept = {name: getattr(arguments, name) for name in ("out", "resume", "stop_after")}
+    if arguments.find_lr:
+        from vision.training.learning_rate import find_rates
+
+        refuse_unused("--find-lr keeps no run", **kept, dry_run=arguments.dry_run)
+        for line in find_rates(recipe).lines():
+            print(line)
+        return DONE
     if arguments.dry_run:
-        kept = {name: getattr(arguments, name) for name in ("out", "resume", "stop_after")}
         refuse_unused("--dry-run keeps no run", **kept)
         _dry_run(arguments, recipe)
         return DONE

@@ -177,6 +177,11 @@ def two_steps(recipe: Recipe) -> DryRun:
         accumulate=1,
         epochs=2,  # of one step each
         statistics_epochs=min(1, recipe.train.statistics_epochs),
+        ema_decay=min(
+            recipe.train.ema_decay, 0.1
+        ),  # an average is kept, and nothing said of its length
+        head_epochs=min(1, recipe.train.head_epochs),
+        logger=None,
     )
     # Generated images have no groups, and one start is like another.
     follow = "selection" if recipe.portions.follow == "known" else recipe.portions.follow

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vision.networks.pretrained import Weights
 
 # Where the data lie and how they are read does not change what is learned.
-MAY_DIFFER = ("data.path", "data.workers", "data.cache", "train.compile", "budget")
+MAY_DIFFER = ("data.path", "data.workers", "data.cache", "train.compile", "train.logger", "budget")
 # What a training continues from, beside what `load_checkpoint` makes sure of.
 _STATE = {"global_step": int, "epoch": int, "callbacks": dict, "loops": dict}
 _STATE |= {"optimizer_states": list, "lr_schedulers": list}

@@ -48,6 +48,14 @@ from vision.training.folder import (
     save_diverged,
     save_provenance,
 )
+from vision.training.health import (
+    Expectation,
+    Patience,
+    Standing,
+    average_warning,
+    cost_line,
+)
+from vision.training.loggers import further_logger
 from vision.training.module import CoETraining
 from vision.training.portions import known_groups
 from vision.training.processes import Processes, processes
@@ -147,7 +155,7 @@ def _train(
     if recipe.train.compile:
         module.compile_networks()
     begun, stop = Begun(), StopAtSignal(folder / LAST)
-    parts = [begun, ThreadCount(threads.count), Divergence(), *watch]
+    parts = [begun, ThreadCount(threads.count), Divergence(), Expectation(), Standing(), *watch]
     if module.networks.started.parts:
         parts.insert(0, FineTuning(recipe.train))
     first_step = trained["global_step"] if trained else 0
@@ -158,6 +166,10 @@ def _train(
         for loaded in weights.loaded if weights is not None else ():
             print(loaded.line(), flush=True)
         save_provenance(recipe, data, folder, resumed=trained is not None, weights=weights)
+        print(cost_line(module.networks, macs, len(data.train)), flush=True)
+        warning = average_warning(recipe, module.num_steps)
+        if warning is not None:
+            print(warning, file=sys.stderr)
     if weights is not None and recipe.train.batch_norm == "recalibrated":
         count = recalibrate(module.networks, _loaders(recipe, data, team)[0])
         if team.rank == 0:
@@ -323,6 +335,8 @@ def _trainer(
     ]
     if recipe.train.ema_decay:
         parts.append(AveragedWeights(recipe.train.ema_decay))
+    if recipe.train.patience:
+        parts.append(Patience(metric, recipe.train.patience))
     if stop_after is not None:
         parts.append(StopAfter(stop_after))
     parts.append(stop)
@@ -337,7 +351,7 @@ def _trainer(
         strategy=strategy if team.count > 1 else "auto",
         precision=choose_precision(recipe.train.precision),  # type: ignore[arg-type]  # a text of those
         callbacks=parts,
-        logger=[metrics, TensorBoardFile(folder)],
+        logger=[metrics, TensorBoardFile(folder), *further_logger(recipe.train.logger, folder)],
         plugins=[AtomicCheckpoints(), *team.plugins],
         accumulate_grad_batches=recipe.train.accumulate,
         num_sanity_val_steps=0,

@@ -1,0 +1,105 @@
+"""The range of learning rates that a recipe can be trained with: Lightning's test, on the recipe's data."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+
+from vision.data.load import load_data
+from vision.data.loaders import train_loader
+from vision.errors import RunError
+from vision.precision import choose_precision
+from vision.recipe import Recipe
+from vision.training.class_weights import class_weights
+from vision.training.finetuning import FineTuning, weights_to_start_from, with_own_statistics
+from vision.training.module import CoETraining
+from vision.training.portions import known_groups
+
+LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
+
+
+@dataclass(frozen=True)
+class RateRange:
+    """What the test showed.
+
+    Attributes:
+        rates: learning rates, rising.
+        losses: smoothed, one for each.
+        suggested: where the loss falls fastest; None: it falls nowhere.
+    """
+
+    rates: list[float]
+    losses: list[float]
+    suggested: float | None
+
+    def lines(self) -> Iterator[str]:
+        """What the command prints: the curve at ten rates, and what to take."""
+        for i in range(0, len(self.rates), max(1, len(self.rates) // 10)):
+            yield f"lr {self.rates[i]:.1e}  loss {self.losses[i]:.3f}"
+        if self.suggested is None:
+            yield "the loss falls at none of these rates: look at the data (`coe-vision check`)"
+        else:
+            yield f"the loss falls fastest at train.lr={self.suggested:.1e}"
+
+
+def find_rates(recipe: Recipe) -> RateRange:
+    """Train some steps with a learning rate that rises from one to the next; nothing is kept.
+
+    Args:
+        recipe: whose networks, data and optimiser are tried; its learning rate is not used.
+
+    Raises:
+        RunError: too few steps were made.
+    """
+    recipe = with_own_statistics(recipe)
+    data = load_data(recipe.data, ())
+    seed_everything(recipe.seed, workers=True, verbose=False)
+    module = CoETraining(
+        recipe.to_dict(),
+        data.classes,
+        data.preprocess.to_dict(),
+        len(data.train),
+        known_groups(recipe, data),
+        class_weights(data.train.targets, len(data.classes), recipe.train.class_weights),
+        weights_to_start_from(recipe),
+    )
+    module.tried_rate = recipe.train.lr  # type: ignore[assignment]  # what the test asks for
+    callbacks: list[Callback] = [FineTuning(recipe.train)] if module.networks.started.parts else []
+    images = data.train.with_views(recipe.num_views)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)  # there is no validation
+        trainer = Trainer(
+            max_epochs=recipe.train.epochs,
+            devices=1,
+            precision=choose_precision(recipe.train.precision),  # type: ignore[arg-type]  # a text of those
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+        )
+        found = Tuner(trainer).lr_find(
+            module,
+            train_dataloaders=train_loader(
+                recipe.data, images, recipe.train.batch_size, recipe.seed
+            ),
+            min_lr=LOWEST,
+            max_lr=HIGHEST,
+            num_training=STEPS,
+            attr_name="tried_rate",
+            update_attr=False,
+        )
+    if found is None or len(found.results["lr"]) < 10:
+        raise RunError(
+            "the test of learning rates made too few steps: the data are too few, or it diverged at once"
+        )
+    return RateRange(found.results["lr"], found.results["loss"], found.suggestion())
