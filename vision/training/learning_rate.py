@@ -16,10 +16,8 @@ from vision.data.loaders import train_loader
 from vision.errors import RunError
 from vision.precision import choose_precision
 from vision.recipe import Recipe
-from vision.training.class_weights import class_weights
 from vision.training.finetuning import FineTuning, weights_to_start_from, with_own_statistics
-from vision.training.module import CoETraining
-from vision.training.portions import known_groups
+from vision.training.train import training_module
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
 
@@ -60,15 +58,7 @@ def find_rates(recipe: Recipe) -> RateRange:
     recipe = with_own_statistics(recipe)
     data = load_data(recipe.data, ())
     seed_everything(recipe.seed, workers=True, verbose=False)
-    module = CoETraining(
-        recipe.to_dict(),
-        data.classes,
-        data.preprocess.to_dict(),
-        len(data.train),
-        known_groups(recipe, data),
-        class_weights(data.train.targets, len(data.classes), recipe.train.class_weights),
-        weights_to_start_from(recipe),
-    )
+    module = training_module(recipe, data, weights_to_start_from(recipe))
     module.tried_rate = recipe.train.lr  # type: ignore[assignment]  # what the test asks for
     callbacks: list[Callback] = [FineTuning(recipe.train)] if module.networks.started.parts else []
     images = data.train.with_views(recipe.num_views)

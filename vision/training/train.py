@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -62,6 +62,9 @@ from vision.training.processes import Processes, processes
 from vision.training.progress import ProgressBar, ProgressLines
 from vision.training.records import AtomicCheckpoints, Checkpoints, MetricsFile, TensorBoardFile
 from vision.training.starts import keep_best_start, seed_of_start
+
+if TYPE_CHECKING:
+    from vision.networks.pretrained import Weights
 
 KEEP = timedelta(minutes=10)  # so often the state is kept inside an epoch
 BEST = Path("checkpoints/best.ckpt")
@@ -136,15 +139,7 @@ def _train(
         check_data(data, trained["hyper_parameters"], folder)
     weights = weights_to_start_from(recipe) if trained is None else None
     seed_everything(seed_of_start(recipe, start), workers=True, verbose=False)
-    module = CoETraining(
-        recipe.to_dict(),
-        data.classes,
-        data.preprocess.to_dict(),
-        len(data.train),
-        known_groups(recipe, data),
-        class_weights(data.train.targets, len(data.classes), recipe.train.class_weights),
-        weights,
-    )
+    module = training_module(recipe, data, weights)
     # A network that cannot be run or counted is found now, not at the end.
     macs = run_macs(module.networks)
     check_trainable(module.networks, recipe.train.images_at_once // team.count)
@@ -163,13 +158,8 @@ def _train(
         recipe, module.main_metric, folder, stop, stop_after, first_step, team, parts
     )
     if team.rank == 0:
-        for loaded in weights.loaded if weights is not None else ():
-            print(loaded.line(), flush=True)
         save_provenance(recipe, data, folder, resumed=trained is not None, weights=weights)
-        print(cost_line(module.networks, macs, len(data.train)), flush=True)
-        warning = average_warning(recipe, module.num_steps)
-        if warning is not None:
-            print(warning, file=sys.stderr)
+        _announce(module, macs, len(data.train), weights)
     if weights is not None and recipe.train.batch_norm == "recalibrated":
         count = recalibrate(module.networks, _loaders(recipe, data, team)[0])
         if team.rank == 0:
@@ -190,6 +180,35 @@ def _train(
     if team.rank == 0:
         save_diverged(folder, module.networks.diverged())
     return data
+
+
+def training_module(recipe: Recipe, data: ImageData, weights: Weights | None) -> CoETraining:
+    """The networks of a recipe, to be trained on its data.
+
+    Args:
+        recipe: whose networks they are.
+        data: what `load_data` gave for it.
+        weights: loads what pretrained networks start from; None: nothing is loaded.
+    """
+    return CoETraining(
+        recipe.to_dict(),
+        data.classes,
+        data.preprocess.to_dict(),
+        len(data.train),
+        known_groups(recipe, data),
+        class_weights(data.train.targets, len(data.classes), recipe.train.class_weights),
+        weights,
+    )
+
+
+def _announce(module: CoETraining, macs: RunMacs, num_images: int, weights: Weights | None) -> None:
+    """What the networks start from, what their training costs, and what of it cannot work."""
+    for loaded in weights.loaded if weights is not None else ():
+        print(loaded.line(), flush=True)
+    print(cost_line(module.networks, macs, num_images), flush=True)
+    warning = average_warning(module.recipe, module.num_steps)
+    if warning is not None:
+        print(warning, file=sys.stderr)
 
 
 def _loaders(recipe: Recipe, data: ImageData, team: Processes) -> tuple[DataLoader, DataLoader]:
