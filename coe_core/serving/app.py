@@ -174,15 +174,24 @@ def _add_limits(app: FastAPI, service: Service[Any, Any]) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        problems = [
-            f"{problem['loc'][-1]}: {problem['msg']}, got {printable_text(repr(problem.get('input')), 80)}"
-            for problem in error.errors()
-        ]
-        return JSONResponse({"detail": "; ".join(problems)}, 422)
+        return JSONResponse({"detail": "; ".join(map(_complaint, error.errors()[:10]))}, 422)
 
     @app.exception_handler(AnyHTTPException)
     async def refused(request: Request, error: AnyHTTPException) -> Response:
         return JSONResponse({"detail": text(error.detail)}, error.status_code, error.headers)
+
+
+def _complaint(problem: dict[str, Any]) -> str:
+    """What is wrong with a request, in words of who sends it."""
+    place, got = problem["loc"][-1], problem.get("input")
+    if problem["type"] == "json_invalid":
+        return f"the body is not JSON: {problem['ctx']['error']}, at character {place}"
+    if place == "body":
+        what = (
+            "empty" if got in (None, b"") else "no JSON object with Content-Type: application/json"
+        )
+        return f"the body is {what}"
+    return f"{place}: {problem['msg']}, got {printable_text(repr(got), 80)}"
 
 
 def _add_reports(app: FastAPI, service: Service[Any, Any]) -> None:

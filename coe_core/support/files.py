@@ -62,7 +62,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         temporary.replace(target)
         _to_disk(target.parent)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FULL and error.filename not in (os.fspath(temporary), temporary):
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:

@@ -73,6 +73,7 @@ _ONLY_WITH = (  # option, its default, what it is of
     ("retain_dropout_modules", None, "retain_dropout", False),
 )
 _OFF = {"sampling_topk": -1, "no_repeat_ngram_size": 0, "sampling_topp": -1.0, "temperature": 1.0}
+_WIDEST = 1000  # as of every other command
 _AT_LEAST_1 = (("dataset", "batch_size"), ("dataset", "max_tokens"), ("generation", "beam"))
 
 
@@ -93,7 +94,7 @@ def generation_options(words: Sequence[str]) -> Any:
         if not left.code:
             raise
         message = said.getvalue().strip().rpartition("\n")[2].rpartition("error: ")[2]
-        raise ValueError(f"{message} (options of fairseq-generate)") from left
+        raise ValueError(f"{message[:300]} (options of fairseq-generate)") from left
     sys.stderr.write(said.getvalue())
     logger = logging.getLogger("fairseq.dataclass.utils")
     level = logger.level
@@ -143,6 +144,8 @@ def check_options(cfg: Any) -> None:
         value = getattr(getattr(cfg, section), name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if cfg.generation.beam > _WIDEST:
+        raise ValueError(f"--beam must be at most {_WIDEST}, got {cfg.generation.beam}")
     for section in ("generation", "dataset"):
         for name, value in getattr(cfg, section).items():
             if isinstance(value, float) and not math.isfinite(value):

@@ -4,6 +4,8 @@ import contextlib
 import json
 import math
 import os
+import resource
+import signal
 
 import pytest
 
@@ -33,6 +35,31 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["table.csv"]
     write_bytes(path, memoryview(b"new"))
     assert (path.read_bytes(), os.listdir(tmp_path)) == (b"new", ["table.csv"])
+
+
+@pytest.mark.parametrize("call", [write_bytes, whole_file])
+def test_a_full_disk_and_a_folder_that_takes_no_file_are_told_with_the_files_name(tmp_path, call):
+    """Not with the name of the temporary file beside it, nor with none."""
+
+    def write(path):
+        if call is write_bytes:
+            write_bytes(path, b"x")
+        else:
+            with whole_file(path) as temporary:
+                temporary.write_bytes(b"x")
+
+    with pytest.raises(OSError, match=r"No such file or directory: '/proc/x'"):
+        write("/proc/x")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OSError, match=rf"File too large: '{tmp_path / 'x'}'"):
+            write(tmp_path / "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_links_devices_and_modes(tmp_path):

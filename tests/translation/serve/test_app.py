@@ -99,8 +99,19 @@ def test_what_is_no_question(served):
     post = served.client.post
     json = {"content-type": "application/json"}
     for reply, status, message in (
-        (post("/translate", content=b"{", headers=json), 422, "JSON decode error"),
-        (post("/translate", content=b"[]", headers=json), 422, "dictionary"),
+        (
+            post("/translate", content=b"{", headers=json),
+            422,
+            "the body is not JSON: Expecting property name",
+        ),
+        (post("/translate", content=b"junk", headers=json), 422, "Expecting value, at character 0"),
+        (
+            post("/translate", content=b"[]", headers=json),
+            422,
+            "is no JSON object with Content-Type",
+        ),
+        (post("/translate", content=b"", headers=json), 422, "the body is empty"),
+        (post("/translate", content=b'{"text": "a"}'), 422, "is no JSON object with Content-Type"),
         (
             post("/translate?budget=x", json={"text": "a"}),
             400,
