@@ -237,24 +237,25 @@ def read_json(path: str | Path, kind: type = dict) -> Any:
     Raises:
         ValueError: no such file, damaged, or of another kind; one line that names the file.
     """
+    name = " ".join(str(path).split())  # which may hold line ends
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
-            raise ValueError(f"{path} cannot be read: it is no regular file")
+            raise ValueError(f"{name} cannot be read: it is no regular file")
         content = Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{name} cannot be read: {error.strerror}") from error
     try:
         value = json.loads(content.decode())
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not JSON: it is not UTF-8 text") from error
+        raise ValueError(f"{name} is not JSON: it is not UTF-8 text") from error
     except RecursionError as error:
-        raise ValueError(f"{path} is not JSON of ours: it is nested too deeply") from error
+        raise ValueError(f"{name} is not JSON of ours: it is nested too deeply") from error
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{name} is not JSON: {error}") from error
     if not isinstance(value, kind):
         names: dict[type, str] = {dict: "keys and values", list: "a list", str: "a text"}
         raise ValueError(
-            f"{path} holds {_shortly(value)} where {names.get(kind, kind.__name__)} should stand"
+            f"{name} holds {_shortly(value)} where {names.get(kind, kind.__name__)} should stand"
         )
     return value
 

@@ -158,6 +158,7 @@ def test_json_that_is_no_file_is_not_waited_for(tmp_path):
         (tmp_path / "pipe", "pipe cannot be read: it is no regular file"),
         (tmp_path, "cannot be read: it is no regular file"),
         (tmp_path / "round", "round cannot be read: Too many levels of symbolic links"),
+        (tmp_path / "two\nlines", "two lines cannot be read: No such file or directory"),
     ):
         with pytest.raises(ValueError, match=message):
             read_json(path)
