@@ -19,7 +19,7 @@ from vision.divide.ensemble import EnsembleNetworks
 from vision.errors import RunError
 from vision.networks.network import Network, Normalisation, OwnView, build_network, with_own_view
 from vision.networks.outputs import check_outputs
-from vision.networks.size import with_zeros
+from vision.networks.size import on_meta, with_zeros
 from vision.networks.started import StartedNetworks
 from vision.networks.team import Team, Trunked
 from vision.recipe import Recipe, recipe_from_dict
@@ -250,6 +250,7 @@ class _Part(NamedTuple):
     network: nn.Module
     images: Tensor  # one, or the features that stand for it
     outputs: int
+    named: Network  # in the recipe
 
 
 def _parts(networks: Networks) -> Iterator[_Part]:
@@ -262,24 +263,26 @@ def _parts(networks: Networks) -> Iterator[_Part]:
         shape = team.feature_shape((prepare.channels, prepare.size, prepare.size))
         seen = torch.zeros(1, *shape, device=image.device)
         label = f"delegator ({recipe.delegator.name})"
-        yield _Part(label, team.delegator, image, num_classes + team.num_experts)
+        outputs = num_classes + team.num_experts
+        yield _Part(label, team.delegator, image, outputs, recipe.delegator)
         for j, (named, expert) in enumerate(zip(recipe.expert_networks, team.experts, strict=True)):
-            yield _Part(f"expert {j} ({named.name})", expert, seen, num_classes)
+            yield _Part(f"expert {j} ({named.name})", expert, seen, num_classes, named)
     for name, control in networks.controls.items():
-        label = f"control {name} ({recipe.controls[name].name})"
-        yield _Part(label, control, image, num_classes)
+        named = recipe.controls[name]
+        yield _Part(f"control {name} ({named.name})", control, image, num_classes, named)
     for name, built in networks.ensembles.items():
-        label = f"ensemble {name} ({recipe.ensembles[name].network.name})"
-        yield _Part(label, built.members[0], image, num_classes)
+        named = recipe.ensembles[name].network
+        label = f"ensemble {name} ({named.name})"
+        yield _Part(label, built.members[0], image, num_classes, named)
     if cascade is not None and recipe.delegator is not None:
-        label = f"cascade ({recipe.delegator.name})"
-        yield _Part(label, cascade.delegator, image, num_classes + cascade.num_experts)
-        label = f"cascade ({recipe.expert_networks[0].name})"
-        yield _Part(label, cascade.experts[0], seen, num_classes)
+        named, outputs = recipe.delegator, num_classes + cascade.num_experts
+        yield _Part(f"cascade ({named.name})", cascade.delegator, image, outputs, named)
+        named = recipe.expert_networks[0]
+        yield _Part(f"cascade ({named.name})", cascade.experts[0], seen, num_classes, named)
 
 
 def run_macs(networks: Networks) -> RunMacs:
-    """Count every network of a run on one image.
+    """Count every network of a run on one image, equal ones once.
 
     Raises:
         ValueError: a network that cannot take images of this size.
@@ -287,9 +290,13 @@ def run_macs(networks: Networks) -> RunMacs:
     """
     prepare = networks.preprocess
     counts = []
+    counted: dict[str, int] = {}
     for part in _parts(networks):
+        kind = f"{part.named} {part.network} {part.images.shape}"
         try:
-            counts.append(count_macs(part.network, part.images))
+            if kind not in counted:
+                counted[kind] = count_macs(part.network, part.images)
+            counts.append(counted[kind])
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             own = part.network.size if isinstance(part.network, OwnView) else None
@@ -337,7 +344,7 @@ def untrained(recipe: Recipe) -> Networks:
     classes = classes_before_reading(data.name)
     arguments = recipe.to_dict(), classes, data.preprocess().to_dict()
     try:
-        with torch.device("meta"):
+        with on_meta():
             networks = Networks(*arguments)
         with_zeros(networks, data.size)  # in place
         return networks

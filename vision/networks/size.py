@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -40,6 +42,13 @@ class _Unfilled(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """What is built inside is on the meta device, and not initialised."""
+    with torch.device("meta"), _Unfilled():
+        yield
+
+
 class Size(NamedTuple):
     """Parameters and multiply-adds of one network or of several together."""
 
@@ -58,7 +67,7 @@ def build_meta(network: Network, num_classes: int, channels: int = 3) -> nn.Modu
         ValueError: as `build_network`.
     """
     try:
-        with warnings.catch_warnings(), torch.device("meta"), _Unfilled():
+        with warnings.catch_warnings(), on_meta():
             warnings.simplefilter("ignore")  # on empty layers; `network_size` refuses them
             return build_network(network, num_classes, channels)
     except Exception:  # some constructors compute with tensors; what is really wrong fails again

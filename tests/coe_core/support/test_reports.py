@@ -53,6 +53,7 @@ def test_curves_are_averaged_where_all_have_points():
     assert reports.interpolated([(1, 0), (1, 4), (2, 8)], 1) == 4
 
 
+@pytest.mark.slow
 def test_pictures_leave_the_callers_matplotlib_alone(tmp_path, recwarn):
     import matplotlib
 

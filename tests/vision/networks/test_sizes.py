@@ -61,6 +61,17 @@ def test_macs_are_of_that_size():
     )
 
 
+def test_equal_networks_are_counted_once(monkeypatch):
+    seen = []
+    counting = lambda network, images: seen.append(network) or count_macs(network, images)  # noqa: E731
+    monkeypatch.setattr("vision.recipe_networks.count_macs", counting)
+    small = {"name": "small_resnet", "options": {"width": 1, "stages": 3}}
+    words = [f"experts=[{small}, {DELEGATOR}, {small}]", "num_experts=3", "controls={}"]
+    macs = run_macs(untrained(load_recipe("digits", words)))
+    assert len(seen) == 3
+    assert macs.experts[0] == macs.experts[2] < macs.experts[1]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("operators_once")
 def test_everyone_sees_the_same(tmp_path):
