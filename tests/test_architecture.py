@@ -1,6 +1,7 @@
 """Who imports whom: rooms, floors, no circles; and no file or function that is too long to take in."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -45,10 +46,15 @@ def test_the_core_loads_no_trainer_and_no_images(warm):
     assert "matplotlib" in more  # so the line above can fail
 
 
+@functools.cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imports(path: Path) -> set[str]:
     """Top-level packages that a file imports anywhere, also inside functions."""
     imported = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             imported |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -124,7 +130,7 @@ def too_long() -> dict[str, int]:
             text, name = path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))
             if (lines := text.count("\n")) > LONGEST_FILE:
                 lines_of[name] = lines
-            for node in ast.walk(ast.parse(text)):
+            for node in nodes_of(path):
                 is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
                 if is_function and (lines := code_lines(node)) > LONGEST_FUNCTION:
                     lines_of[f"{name}:{node.name}"] = lines
