@@ -139,7 +139,7 @@ class Recipe:
         if self.hand_over.trunk is not None and len(sizes) > 1:
             raise ValueError(
                 "hand_over.trunk: delegator and experts share their first layers, so they see images of one "
-                f"size, not of {', '.join(str(s or self.data.size) for s in sorted(sizes, key=str))}"
+                f"size, not of {', '.join(str(s or self.data.sides) for s in sorted(sizes, key=str))}"
             )
 
     def _check_portions(self) -> None:
@@ -308,7 +308,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     path = find_recipe(name)
     recipe = recipe_from_dict(read_recipe(Recipe, path, overrides), str(path))
     for key, network in recipe.named_networks():
-        if network.size is not None and network.size > recipe.data.size:
+        if network.size is not None and network.size > min(recipe.data.sides):
             raise ValueError(
                 f"{path}: {key}.size={network.size} is above data.size={recipe.data.size}, at which the "
                 "images are decoded: raise data.size, or lower it"

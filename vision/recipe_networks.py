@@ -14,6 +14,7 @@ from coe_core.support.progress import progress
 from coe_core.support.typed import from_plain
 from vision.data.facts import classes_before_reading
 from vision.data.preprocess import Preprocess
+from vision.data.sides import sides_of
 from vision.divide.division import Division
 from vision.divide.ensemble import EnsembleNetworks
 from vision.errors import RunError
@@ -206,10 +207,11 @@ def build_team(
         from vision.networks.trunk import branch_behind, fitting_rests
 
         parts = [_cut(f"experts[{j}]", net, hand_over.trunk) for j, net in enumerate(built)]
-        side = experts[0].size or preprocess.size
-        built = fitting_rests(parts, (channels, side, side))
+        side = experts[0].size
+        shape = preprocess.shape if side is None else (channels, side, side)
+        built = fitting_rests(parts, shape)
         delegator_parts = _cut("delegator", delegator, hand_over.branch or hand_over.trunk)
-        branch = branch_behind(parts[0].trunk, delegator_parts, (channels, side, side))
+        branch = branch_behind(parts[0].trunk, delegator_parts, shape)
         delegator = Trunked(with_own_view(parts[0].trunk, experts[0], images), branch)
     return Team(
         delegator,
@@ -256,11 +258,11 @@ class _Part(NamedTuple):
 def _parts(networks: Networks) -> Iterator[_Part]:
     """Every network of a run: delegator, experts, controls, of ensembles the first, both of the cascade."""
     prepare, recipe = networks.preprocess, networks.recipe
-    image = torch.zeros(1, prepare.channels, prepare.size, prepare.size, device=networks.device)
+    image = torch.zeros(1, *prepare.shape, device=networks.device)
     team, cascade, num_classes = networks.team, networks.cascade, len(networks.classes)
     seen = image  # by the experts
     if team is not None and recipe.delegator is not None:
-        shape = team.feature_shape((prepare.channels, prepare.size, prepare.size))
+        shape = team.feature_shape(prepare.shape)
         seen = torch.zeros(1, *shape, device=image.device)
         label = f"delegator ({recipe.delegator.name})"
         outputs = num_classes + team.num_experts
@@ -300,9 +302,11 @@ def run_macs(networks: Networks) -> RunMacs:
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             own = part.network.size if isinstance(part.network, OwnView) else None
-            size, key = (prepare.size, "data.size") if own is None else (own, "its size")
+            sides, key = (
+                (prepare.sides, "data.size") if own is None else (sides_of(own), "its size")
+            )
             raise ValueError(
-                f"{part.label} cannot take images of {prepare.channels} x {size} x {size}: {reason}; "
+                f"{part.label} cannot take images of {prepare.channels} x {sides}: {reason}; "
                 f"change {key}, or the network's options"
             ) from error
     next_count = iter(counts)
@@ -346,7 +350,7 @@ def untrained(recipe: Recipe) -> Networks:
     try:
         with on_meta():
             networks = Networks(*arguments)
-        with_zeros(networks, data.size)  # in place
+        with_zeros(networks, max(data.sides))  # in place
         return networks
     except (RuntimeError, ValueError):  # what is really wrong fails again
         return Networks(*arguments)

@@ -53,7 +53,7 @@ def describe(
 
     networks = _networks(source, overrides)
     macs = run_macs(networks)
-    size = networks.recipe.data.size
+    sides = networks.recipe.data.sides
     rows = [
         [part.name, part.network, f"{part.macs / 1e6:.4g}", _millions(part.built)]
         for part in _parts(networks, macs)
@@ -62,7 +62,7 @@ def describe(
         rich_table(
             ("part", "network", "MMACs", "parameters, M"),
             rows,
-            f"networks, per image of {size} x {size}",
+            f"networks, per image of {sides}",
             left=(0, 1),
         )
     ]

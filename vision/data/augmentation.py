@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from vision.data.sides import Sides, sides_of
 from vision.errors import nearest
 
 # What a recipe may list. "shift" and "flip" run on whole batches (a v2 object per image would take
@@ -116,7 +117,7 @@ class Augmentation:
 
     Args:
         names: from `AUGMENTATIONS`, some with a number, such as "random_erasing(0.5)".
-        size: side of the views in pixels.
+        size: side of the views in pixels, or height and width.
 
     Raises:
         ValueError: an unknown name.
@@ -128,18 +129,18 @@ class Augmentation:
         [[3, 2, 1, 0], [0, 1, 2, 3]]
     """
 
-    def __init__(self, names: Sequence[str], size: int) -> None:
+    def __init__(self, names: Sequence[str], size: int | Sequence[int]) -> None:
         check_augmentations(names)
         self._numbered = [_parse(name) for name in names]
         self.names = [name for name, _ in self._numbered]
-        self.size = size
-        self.padding = max(1, size // 8)
+        self.sides = sides_of(size)
+        self.padding = [max(1, side // 8) for side in self.sides]
         self._transforms: dict[str, Callable[[Tensor], Tensor]] = {}  # made when views are drawn
 
     def prepare(self) -> None:
         """Make the transforms now, so that not every worker process imports what they need."""
         if not (self._transforms or self.cheap):
-            self._transforms = _transforms(self._numbered, self.size)
+            self._transforms = _transforms(self._numbered, self.sides)
 
     @property
     def cheap(self) -> bool:
@@ -153,7 +154,7 @@ class Augmentation:
 
     def __call__(
         self, images: Sequence[UInt8[Tensor, "ch h w"]] | Tensor, seeds: np.ndarray
-    ) -> UInt8[Tensor, "n ch size size"]:
+    ) -> UInt8[Tensor, "n ch h w"]:
         """Draw one view of each image.
 
         Args:
@@ -194,25 +195,25 @@ class Augmentation:
     def _shift(self, images: Tensor, where: Float[np.ndarray, "n 2"]) -> Tensor:
         """Move every image, black moving in."""
         n, channels, height, width = images.shape
-        border = self.padding
-        padded = np.zeros((n, channels, height + 2 * border, width + 2 * border), dtype=np.uint8)
-        padded[:, :, border:-border, border:-border] = images.numpy()
+        top, left = self.padding
+        padded = np.zeros((n, channels, height + 2 * top, width + 2 * left), dtype=np.uint8)
+        padded[:, :, top:-top, left:-left] = images.numpy()
         return self._crop(torch.from_numpy(padded), where)
 
     def _crop(self, images: Sequence[Tensor] | Tensor, where: Float[np.ndarray, "n 2"]) -> Tensor:
-        """Cut size x size out of every image, at ``where`` in [0, 1) of the places there are."""
-        size = self.size
-        views = np.empty((len(images), images[0].shape[0], size, size), dtype=np.uint8)
+        """Cut a view out of every image, at ``where`` in [0, 1) of the places there are."""
+        height, width = self.sides
+        views = np.empty((len(images), images[0].shape[0], height, width), dtype=np.uint8)
         pixels = images.numpy() if isinstance(images, Tensor) else [i.numpy() for i in images]
         for view, image, (y, x) in zip(views, pixels, where.tolist(), strict=True):
-            top = int(y * (image.shape[1] - size + 1))
-            left = int(x * (image.shape[2] - size + 1))
-            view[:] = image[:, top : top + size, left : left + size]
+            top = int(y * (image.shape[1] - height + 1))
+            left = int(x * (image.shape[2] - width + 1))
+            view[:] = image[:, top : top + height, left : left + width]
         return torch.from_numpy(views)
 
 
 def _transforms(
-    numbered: Sequence[tuple[str, float | None]], size: int
+    numbered: Sequence[tuple[str, float | None]], size: Sides
 ) -> dict[str, Callable[[Tensor], Tensor]]:
     """torchvision's transforms by name. Its import takes seconds, so it waits for training."""
     from torchvision.transforms import InterpolationMode, v2

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image
+from torch import Tensor
 
 MAX_CHANNELS = 64
 Range = tuple[float, float]
@@ -73,6 +75,28 @@ def bands_of(pixels: UInt8[np.ndarray, "h w ch"]) -> Bands:
     return Bands(
         [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(pixels, 2, 0)]
     )
+
+
+def to_tensor(image: Picture) -> UInt8[Tensor, "ch h w"]:
+    """The pixels of a picture of mode L or RGB, or of bands."""
+    pixels = torch.from_numpy(image.pixels() if isinstance(image, Bands) else np.array(image))
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def to_image(pixels: UInt8[Tensor, "ch h w"]) -> Picture:
+    """Inverse of `to_tensor`."""
+    if len(pixels) not in (1, 3):
+        return bands_of(pixels.permute(1, 2, 0).numpy())
+    array = pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(array)
+
+
+def to_be_seen(pixels: UInt8[Tensor, "ch h w"]) -> Image.Image:
+    """A picture for people: grey, or in colour the first three channels of more."""
+    shown = pixels[:3] if len(pixels) > 2 else pixels[:1]
+    image = to_image(shown)
+    assert isinstance(image, Image.Image)
+    return image
 
 
 def convert(image: Image.Image, channels: int, values: Range | None = None) -> Picture:

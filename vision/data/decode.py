@@ -15,8 +15,9 @@ from torch import Tensor
 
 from coe_core.support.progress import progress
 from vision.data.augmentation import Augmentation
+from vision.data.bands import to_tensor
 from vision.data.files import open_regular
-from vision.data.preprocess import Preprocess, UnreadableImageError, to_tensor
+from vision.data.preprocess import Preprocess, UnreadableImageError
 from vision.data.shards import Member
 
 MAX_UNREADABLE = 0.01  # share of a set; from here on the set is refused

@@ -13,14 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vision.data.augmentation import Augmentation, mix_seeds
+from vision.data.bands import to_image, to_tensor
 from vision.data.decode import MAX_UNREADABLE, stored_form, too_many_unreadable
-from vision.data.preprocess import (
-    Preprocess,
-    UnreadableImageError,
-    centre,
-    to_image,
-    to_tensor,
-)
+from vision.data.preprocess import Preprocess, UnreadableImageError, centre
 from vision.data.shards import Member
 
 
@@ -146,15 +141,14 @@ class ImageSet(Dataset):
             if not drawn:
                 break
         if not drawn:
-            side = self.preprocess.size
-            grey = torch.full((self.preprocess.channels, side, side), 128, dtype=torch.uint8)
+            grey = torch.full(self.preprocess.shape, 128, dtype=torch.uint8)
             return grey, index
         raise AssertionError("more unreadable samples than there are")
 
     def _plain(self, image: Tensor) -> Tensor:
         """The plain picture from its stored form: what `Preprocess.load` reads."""
         if self.augmentation is not None and self.augmentation.crops_originals:
-            return to_tensor(self.preprocess.square(to_image(image)))
-        size = self.preprocess.size
-        top, left = centre(image.shape[1], size), centre(image.shape[2], size)
-        return image[:, top : top + size, left : left + size]
+            return to_tensor(self.preprocess.fit(to_image(image)))
+        height, width = self.preprocess.sides
+        top, left = centre(image.shape[1], height), centre(image.shape[2], width)
+        return image[:, top : top + height, left : left + width]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vision.data.augmentation import Augmentation
+from vision.data.bands import to_be_seen, to_tensor
 from vision.data.cache import PixelCache, pixel_cache
 from vision.data.copies import SplitFiles, tell_copies
 from vision.data.decode import StoredForm, decode_files, stored_form
@@ -23,7 +24,7 @@ from vision.data.files import printable
 from vision.data.held_out import hold_out
 from vision.data.images import ImageSet
 from vision.data.near_copies import tell_near_copies
-from vision.data.preprocess import Preprocess, UnreadableImageError, to_be_seen, to_tensor
+from vision.data.preprocess import Preprocess, UnreadableImageError
 from vision.data.samples import JoinedSource, Samples, Source
 from vision.data.section import Data
 from vision.data.shards import COMPRESSED, Member
@@ -77,7 +78,7 @@ def load_data(data: Data, decode: Collection[str] = SPLITS) -> ImageData:
     else:
         splits["test"] = source.test
     preprocess = data.preprocess()
-    augmentation = Augmentation(data.augmentation, data.size) if data.augmentation else None
+    augmentation = Augmentation(data.augmentation, data.sides) if data.augmentation else None
     forms = {
         name: stored_form(preprocess, augmentation if name == "train" else None, data.max_pixels)
         for name in splits
@@ -271,10 +272,10 @@ def _decoded_split(
 def _fit_pixels(pixels: Tensor | None, preprocess: Preprocess) -> Tensor:
     """Bring decoded images [n, ch, h, w] to the size and channels asked for."""
     assert pixels is not None
-    if pixels.shape[1:] == (preprocess.channels, preprocess.size, preprocess.size):
+    if pixels.shape[1:] == preprocess.shape:
         return pixels
     pictures = [to_be_seen(image) for image in pixels]  # of one channel or three
-    fitted = [preprocess.square(preprocess.convert(picture)) for picture in pictures]
+    fitted = [preprocess.fit(preprocess.convert(picture)) for picture in pictures]
     return torch.stack([to_tensor(picture) for picture in fitted])
 
 

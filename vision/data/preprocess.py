@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from os import PathLike
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -19,17 +19,17 @@ from torch import Tensor
 from coe_core.errors import CoEError
 from vision.data.bands import (
     MAX_CHANNELS,
-    Bands,
     Picture,
-    bands_of,
     convert,
     has_tifffile,
     is_tiff,
     loses_bits,
     read_tiff,
+    to_tensor,
 )
 from vision.data.files import icon_sizes, image_formats, open_regular, printable
 from vision.data.shards import Member
+from vision.data.sides import Sides, sides_of
 
 # EXIF orientation -> what sets the picture upright.
 _UPRIGHT = {
@@ -71,12 +71,13 @@ class Preprocess:
     Resampling is bicubic with antialiasing (Pillow's). An image smaller than asked for is enlarged.
 
     Args:
-        size: side of the square input, in pixels.
+        size: side of a square input in pixels, or its height and width.
         channels: 1 (grey), 3 (RGB), or what files have: their own channels, up to 64.
         mean: of each channel, for pixels scaled to [0, 1].
         std: of each channel, for pixels scaled to [0, 1]; above 0.
-        resize: "exact" stretches to size x size; "crop" resizes the shorter side to
-            int(1.15 * size), as the evaluation of Divide and Co-training does, and takes the centre.
+        resize: "exact" stretches to its sides; "crop" resizes the shorter side to
+            int(1.15 * size), as the evaluation of Divide and Co-training does, and takes the centre; of
+            height and width the one that a picture has relatively less of.
         range: values of pixels of more than 8 bits that become 0 and 255, those beyond as these; None: 0 and
             65535.
 
@@ -91,7 +92,7 @@ class Preprocess:
         True
     """
 
-    size: int
+    size: int | tuple[int, int]
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -99,10 +100,10 @@ class Preprocess:
     range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.size <= LARGEST_SIDE:
+        if not (min(self.sides) >= 1 and max(self.sides) <= LARGEST_SIDE):
             raise ValueError(
-                f"size is the side of the input in pixels, at least 1 and at most {LARGEST_SIDE}; got "
-                f"{self.size}"
+                f"size is the side of the input in pixels, or height and width, at least 1 and at most "
+                f"{LARGEST_SIDE}; got {self.size}"
             )
         if not 1 <= self.channels <= MAX_CHANNELS:
             raise ValueError(
@@ -121,28 +122,43 @@ class Preprocess:
 
     def to_dict(self) -> dict:
         """Plain values, for JSON and for checkpoints that load with ``weights_only=True``."""
-        values = None if self.range is None else list(self.range)
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "range": values}
+        fields = asdict(self)
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in fields.items()}
 
     @classmethod
     def from_dict(cls, fields: dict) -> Preprocess:
         """Inverse of `to_dict`."""
-        several = {
-            n: tuple(fields[n]) for n in ("mean", "std", "range") if fields.get(n) is not None
+        given: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in fields.items()
         }
-        return cls(**{**fields, **several})
+        return cls(**given)
+
+    @property
+    def sides(self) -> Sides:
+        """Height and width of the input."""
+        return sides_of(self.size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the input."""
+        return (self.channels, *self.sides)
+
+    @property
+    def before_crop(self) -> Sides:
+        """The least height and width before the crop, for ``resize="crop"``."""
+        return self.sides.scaled(1.15)
 
     @property
     def shorter_side(self) -> int:
-        """Shorter side in pixels before the crop, for ``resize="crop"``."""
-        return int(self.size * 1.15)
+        """The shorter of `before_crop`."""
+        return min(self.before_crop)
 
     def load(
         self,
         path: str | PathLike | BinaryIO | Member | Image.Image,
         max_pixels: int | None = None,
-    ) -> UInt8[Tensor, "ch size size"]:
-        """Decode a file, set it upright, convert it and bring it to size x size.
+    ) -> UInt8[Tensor, "ch h w"]:
+        """Decode a file, set it upright, convert it and bring it to the sides of the input.
 
         Args:
             path: of the file, the open file, a file inside a shard, or a picture that Pillow holds.
@@ -152,7 +168,7 @@ class Preprocess:
             UnreadableImageError: missing, truncated, closed, not an image, or above the limit of pixels.
         """
         name = "in memory" if isinstance(path, Image.Image) else path
-        return to_tensor(self.square(self.decode(path, max_pixels, self.needed_side), name))
+        return to_tensor(self.fit(self.decode(path, max_pixels, self.needed_side), name))
 
     def load_for_training(
         self, path: str | PathLike | Member, max_pixels: int | None = None
@@ -163,13 +179,13 @@ class Preprocess:
             UnreadableImageError: as `load`.
         """
         image = self.decode(path, max_pixels, self.needed_side)
-        image = self._shorten(image, path) if self.resize == "crop" else self.square(image, path)
+        image = self._shorten(image, path) if self.resize == "crop" else self.fit(image, path)
         return to_tensor(image)
 
     @property
     def needed_side(self) -> int:
-        """Shorter side in pixels to which pictures are resized."""
-        return self.shorter_side if self.resize == "crop" else self.size
+        """Side in pixels that pictures need at least to be resized; the longer one of the input."""
+        return max(self.before_crop if self.resize == "crop" else self.sides)
 
     def decode(
         self,
@@ -251,28 +267,38 @@ class Preprocess:
         """
         return convert(image, self.channels, self.range)
 
-    def square(self, image: Picture, path: object = "in memory") -> Picture:
-        """Bring a decoded image to size x size."""
+    def fit(self, image: Picture, path: object = "in memory") -> Picture:
+        """Bring a decoded image to the sides of the input."""
+        height, width = self.sides
         if self.resize == "crop":
             image = self._shorten(image, path)
-            left, top = centre(image.width, self.size), centre(image.height, self.size)
-            return image.crop((left, top, left + self.size, top + self.size))
-        if image.size == (self.size, self.size):
+            left, top = centre(image.width, width), centre(image.height, height)
+            return image.crop((left, top, left + width, top + height))
+        if image.size == (width, height):
             return image
-        return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return image.resize((width, height), Image.Resampling.BICUBIC)
 
     def _shorten(self, image: Picture, path: object) -> Picture:
-        """Resize the shorter side to `shorter_side`; refuse what that would blow up."""
-        pixels = self.shorter_side**2 * max(image.size) / min(image.size)
-        if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
+        """Resize to `shortened`; refuse what that would blow up."""
+        size = self.shortened(*image.size)
+        if Image.MAX_IMAGE_PIXELS is not None and math.prod(size) > Image.MAX_IMAGE_PIXELS:
+            shown = self.size if isinstance(self.size, int) else self.sides
             raise UnreadableImageError(
-                path, f"{image.width} x {image.height} is too elongated for a crop of {self.size}"
+                path, f"{image.width} x {image.height} is too elongated for a crop of {shown}"
             )
-        # Rounded down, as torchvision's Resize does.
-        short = self.shorter_side
-        long = int(short * max(image.size) / min(image.size))
-        size = (short, long) if image.width <= image.height else (long, short)
         return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+    def shortened(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of a picture just large enough for the crop; as torchvision's Resize rounds.
+
+        Example:
+            >>> Preprocess(100, 1, (0.0,), (1.0,), "crop").shortened(400, 300)
+            (153, 115)
+        """
+        high, wide = self.before_crop
+        if width * high <= height * wide:
+            return wide, int(wide * height / width)
+        return int(high * width / height), high
 
     def normalise(self, images: UInt8[Tensor, "n ch h w"]) -> Float[Tensor, "n ch h w"]:
         """Scale pixels to [0, 1], subtract the mean, divide by the std; any device, memory format kept."""
@@ -289,28 +315,6 @@ def centre(side: int, part: int) -> int:
         (2, 2)
     """
     return round((side - part) / 2)
-
-
-def to_tensor(image: Picture) -> UInt8[Tensor, "ch h w"]:
-    """The pixels of a picture of mode L or RGB, or of bands."""
-    pixels = torch.from_numpy(image.pixels() if isinstance(image, Bands) else np.array(image))
-    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-
-
-def to_image(pixels: UInt8[Tensor, "ch h w"]) -> Picture:
-    """Inverse of `to_tensor`."""
-    if len(pixels) not in (1, 3):
-        return bands_of(pixels.permute(1, 2, 0).numpy())
-    array = pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy()
-    return Image.fromarray(array)
-
-
-def to_be_seen(pixels: UInt8[Tensor, "ch h w"]) -> Image.Image:
-    """A picture for people: grey, or in colour the first three channels of more."""
-    shown = pixels[:3] if len(pixels) > 2 else pixels[:1]
-    image = to_image(shown)
-    assert isinstance(image, Image.Image)
-    return image
 
 
 class _RefusedError(ValueError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from coe_core.support.command import nearest
 from vision.data.columns import Columns
 from vision.data.facts import DATA_SETS
+from vision.data.sides import Sides, sides_of
 
 if TYPE_CHECKING:
     from vision.data.preprocess import Preprocess
@@ -31,7 +32,7 @@ class Data:
             column that says it, of class folders folder (the one that a file lies in) or prefix (a file's
             name without the number at its end); null: a table's column of a usual name, such as track or
             patient_id; off: cut image by image.
-        size: side of the square images fed to the networks, in pixels.
+        size: side of the square images fed to the networks, in pixels; or height and width, as [96, 128].
         channels: 1 (grey), 3 (RGB), or the number that files have, transparency as one of them: 4 of RGBA
             or CMYK, any up to 64 of TIFFs (with tifffile).
         range: low and high value of pixels of more than 8 bits, which become 0 and 255, such as [0, 4095] of
@@ -67,7 +68,7 @@ class Data:
     columns: Columns = field(default_factory=Columns)
     images: str | None = None
     group: str | None = None
-    size: int = 8
+    size: int | list[int] = 8
     channels: int = 1
     range: list[float] | None = None
     resize: Literal["exact", "crop"] | None = None
@@ -133,6 +134,11 @@ class Data:
         """The data sets: one, or those that are joined."""
         return self.name.split("+")
 
+    @property
+    def sides(self) -> Sides:
+        """Height and width of the images."""
+        return sides_of(self.size)
+
     def preprocess(self) -> Preprocess:
         """How files become inputs; with mean 0 and std 1 where they are still to be computed."""
         from vision.data.preprocess import Preprocess
@@ -142,4 +148,5 @@ class Data:
         mean = [0.0] * self.channels if self.mean is None else self.mean
         std = [1.0] * self.channels if self.std is None else self.std
         values = None if self.range is None else (self.range[0], self.range[1])
-        return Preprocess(self.size, self.channels, tuple(mean), tuple(std), resize, values)
+        size = self.size if isinstance(self.size, int) else (self.sides.height, self.sides.width)
+        return Preprocess(size, self.channels, tuple(mean), tuple(std), resize, values)

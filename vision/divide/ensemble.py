@@ -74,7 +74,7 @@ class Ensemble:
             self.match,
             rule=self.rule,
             num_classes=num_classes,
-            image_size=preprocess.size,
+            image_size=round(math.sqrt(math.prod(preprocess.sides))),  # of as many pixels
             channels=preprocess.channels,
             tolerance=self.tolerance,
             weight_decay=weight_decay or None,
@@ -126,14 +126,13 @@ class EnsembleNetworks(nn.Module):
         weights: Weights | None = None,
     ):
         super().__init__()
-        channels, size = preprocess.channels, preprocess.size
-        images = Normalisation(preprocess.mean, preprocess.std)
+        images, channels = Normalisation(preprocess.mean, preprocess.std), preprocess.channels
         self.division = division
         self.members = nn.ModuleList(
             build_network(division.divided, num_classes, channels, images=images, weights=weights)
             for _ in range(division.s)
         )
-        self._together = Together(self.members, (channels, size, size))
+        self._together = Together(self.members, preprocess.shape)
 
     def forward(
         self, images: Float[Tensor, "n ch h w"] | Sequence[Float[Tensor, "n ch h w"]]

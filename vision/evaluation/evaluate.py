@@ -14,8 +14,8 @@ from torch import Tensor
 from coe_core import Law, TradeOffCurve, confidence
 from coe_core.exit_rules import ExitKind
 from coe_core.support.files import write_json, write_text
+from vision.data.bands import to_be_seen
 from vision.data.load import ImageData
-from vision.data.preprocess import to_be_seen
 from vision.data.shards import Member
 from vision.errors import RunError
 from vision.evaluation import deployed, doubted, ensemble_table, pictures
@@ -293,7 +293,7 @@ def _file_name(label: str) -> str:
     return plain.encode(errors="replace")[:LONGEST_NAME].decode(errors="ignore")
 
 
-def _shape(run: Run) -> tuple[int, int, str]:
+def _shape(run: Run) -> tuple[int | tuple[int, int], int, str]:
     preprocess = run.networks.preprocess
     return preprocess.size, preprocess.channels, preprocess.resize
 

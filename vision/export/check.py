@@ -39,7 +39,7 @@ NUM_FILES = 16  # of the run's own data, beside the pictures that are made for t
 class CheckedImages(NamedTuple):
     """What an export is compared on."""
 
-    pixels: UInt8[Tensor, "n ch size size"]  # decoded images
+    pixels: UInt8[Tensor, "n ch h w"]  # decoded images
     what: str  # they are
     files: list[Path]  # some that images were decoded from; none where the data are no files
 
@@ -74,7 +74,7 @@ def check_export(
     run: Run,
     folder: Path,
     kind: Kind,
-    pixels: UInt8[Tensor, "n ch size size"],
+    pixels: UInt8[Tensor, "n ch h w"],
     threshold: float,
     rough_weight: float,
     tolerance: float = TOLERANCE,

@@ -50,7 +50,7 @@ def export_run(
     budget: str | float | None = None,
     threshold: float | None = None,
     system: str | None = None,
-    int8_pixels: UInt8[Tensor, "n ch size size"] | None = None,
+    int8_pixels: UInt8[Tensor, "n ch h w"] | None = None,
     check: Callable[[Path], Any] | None = None,
 ) -> list[Path]:
     """Write a system of a run to a folder that needs neither this package nor the run.

@@ -43,7 +43,7 @@ class DelegatorGraph(nn.Module):
         if isinstance(team.delegator, Trunked):
             self.outputs = (*self.outputs, FEATURES)
 
-    def forward(self, images: UInt8[Tensor, "n ch size size"]) -> tuple[Tensor, ...]:
+    def forward(self, images: UInt8[Tensor, "n ch h w"]) -> tuple[Tensor, ...]:
         """Rough logits [n, c], confidence [n], selected expert [n]; features [n, ...] of a trunk."""
         seen, delegator = self.preprocess.normalise(images), self.delegator
         if isinstance(delegator, Trunked):
@@ -63,7 +63,7 @@ class ExpertGraph(nn.Module):
         super().__init__()
         self.expert, self.preprocess = expert, preprocess
 
-    def forward(self, images: UInt8[Tensor, "n ch size size"]) -> Float[Tensor, "n c"]:
+    def forward(self, images: UInt8[Tensor, "n ch h w"]) -> Float[Tensor, "n c"]:
         return self.expert(self.preprocess.normalise(images))
 
 
@@ -90,7 +90,7 @@ class NetworkGraph(nn.Module):
         self.network, self.preprocess = network, preprocess
 
     def forward(
-        self, images: UInt8[Tensor, "n ch size size"]
+        self, images: UInt8[Tensor, "n ch h w"]
     ) -> tuple[Float[Tensor, "n c"], Float[Tensor, " n"]]:
         logits = self.network(self.preprocess.normalise(images))
         return logits, confidence(logits)
@@ -145,10 +145,10 @@ def seen_by(graphs: Mapping[str, Graph], pixels: Tensor) -> dict[str, Tensor]:
     return {name: values[graph.seen] for name, graph in graphs.items()}
 
 
-def example_pixels(run: Run, count: int) -> UInt8[Tensor, "n ch size size"]:
+def example_pixels(run: Run, count: int) -> UInt8[Tensor, "n ch h w"]:
     """Random pixels of the run's shape, the same at every call."""
     preprocess = run.networks.preprocess
-    shape = (count, preprocess.channels, preprocess.size, preprocess.size)
+    shape = (count, *preprocess.shape)
     draw = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=draw)
 

@@ -10,7 +10,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from vision.data.preprocess import Preprocess, to_be_seen
+from vision.data.bands import to_be_seen
+from vision.data.preprocess import Preprocess
 
 _MODES = ("RGB", "L", "RGBA", "P", "LA", "1", "CMYK", "I;16", "turned", "JPEG")
 _LARGEST = 1024  # side, in pixels
@@ -18,7 +19,7 @@ _TURNED = 6  # EXIF orientation: a quarter to the right
 
 
 def write_pictures(
-    folder: Path, pixels: UInt8[Tensor, "n ch size size"], preprocess: Preprocess
+    folder: Path, pixels: UInt8[Tensor, "n ch h w"], preprocess: Preprocess
 ) -> list[Path]:
     """Write a picture of every mode, and of every size at which one rounding more would show.
 
@@ -30,12 +31,13 @@ def write_pictures(
     Returns:
         The files, named by number, width, height and mode; none of channels that only TIFFs have.
     """
-    draw, size, modes = random.Random(0), preprocess.size, _modes(preprocess.channels)
+    draw, modes = random.Random(0), _modes(preprocess.channels)
+    size, wide = preprocess.sides
     if not modes:  # no common format has them
         return []
     low, high = max(2, size // 3), min(3 * size + 7, _LARGEST)
     sizes = [(draw.randint(low, high), draw.randint(low, high)) for _ in _MODES]
-    sizes += [(size, size), (size, size + 1), (max(1, size - 1), size), (1, 1)]
+    sizes += [(wide, size), (wide, size + 1), (max(1, wide - 1), size), (1, 1)]
     for number, (short, long) in enumerate(telling_sizes(preprocess.shorter_side)):
         sizes.append((short, long) if number % 2 else (long, short))
     paths = []

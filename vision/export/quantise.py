@@ -38,7 +38,7 @@ def _without_advice() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def quantise(path: Path, pixels: UInt8[Tensor, "n ch size size"]) -> None:
+def quantise(path: Path, pixels: UInt8[Tensor, "n ch h w"]) -> None:
     """Replace an exported network by one whose convolutions and products run in int8.
 
     Weights are int8 per channel, activations uint8. Meant for experts: the delegator stays as it is,

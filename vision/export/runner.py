@@ -131,7 +131,7 @@ class Runner:
             ValueError: pixels of another type or shape.
         """
         preprocess = self.routing["preprocess"]
-        shape = (preprocess["channels"], preprocess["size"], preprocess["size"])
+        shape = (preprocess["channels"], *_sides(preprocess))
         if pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
             raise ValueError(
                 f"pixels must be uint8 of shape n x {' x '.join(map(str, shape))}, got {pixels.dtype} "
@@ -235,8 +235,7 @@ def decode(image: str | Path | Image.Image, preprocess: dict) -> np.ndarray:
             pictures = _upright(image, preprocess)
         else:
             pictures = _open(Path(image), preprocess)
-        size, crop = preprocess["size"], preprocess["resize"] == "crop"
-        pictures = [_square(picture, size, crop) for picture in pictures]
+        pictures = [_fit(picture, preprocess) for picture in pictures]
     except (MemoryError, UnreadableImageError):
         raise
     except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
@@ -269,7 +268,7 @@ def _open(path: Path, preprocess: dict) -> list[Image.Image]:
     with Image.open(path, formats=_formats()) as image:
         _check_pixels(path, image.width * image.height, f"{image.width} x {image.height}")
         if image.format in ("JPEG", "MPO") and image.width * image.height > LARGE_JPEG:
-            side = int(preprocess["size"] * (1.15 if preprocess["resize"] == "crop" else 1))
+            side = int(max(_sides(preprocess)) * (1.15 if preprocess["resize"] == "crop" else 1))
             image.draft(None, (LEAST * side, LEAST * side))
         halved = any(";16" in str(tile[3]) for tile in image.tile) and not image.mode.startswith(
             "I"
@@ -328,22 +327,33 @@ def _eight_bits(pixels: np.ndarray, values: Sequence[float] | None) -> np.ndarra
     return np.floor(scaled.clip(0, 255) + 0.5).astype(np.uint8)
 
 
-def _square(image: Image.Image, size: int, crop: bool) -> Image.Image:
-    """Resize to size x size; a crop is the middle of the picture whose shorter side is int(1.15 size)."""
-    if not crop:
-        if image.size == (size, size):
+def _sides(preprocess: dict) -> tuple[int, int]:
+    """Height and width of the input."""
+    size = preprocess["size"]
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _fit(image: Image.Image, preprocess: dict) -> Image.Image:
+    """Resize to the input's sides; a crop is the middle of a picture just large enough for 1.15 of them."""
+    height, width = _sides(preprocess)
+    if preprocess["resize"] != "crop":
+        if image.size == (width, height):
             return image
-        return image.resize((size, size), Image.Resampling.BICUBIC)
-    short, long = int(size * 1.15), max(image.size)
-    shown = f"{image.width} x {image.height}, enlarged for a crop of {size}, has too many"
-    _check_pixels("in memory", short**2 * long / min(image.size), shown)
+        return image.resize((width, height), Image.Resampling.BICUBIC)
+    high, wide = int(height * 1.15), int(width * 1.15)
     # The longer side is rounded once, as torchvision does; a ratio kept aside would round it twice.
-    long = int(short * long / min(image.size))
-    width, height = (short, long) if image.width <= image.height else (long, short)
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
-    return image.crop((left, top, left + size, top + size))
+    if image.width * high <= image.height * wide:
+        size = (wide, int(wide * image.height / image.width))
+    else:
+        size = (int(high * image.width / image.height), high)
+    shown = (
+        f"{image.width} x {image.height}, enlarged for a crop of {height} x {width}, has too many"
+    )
+    _check_pixels("in memory", size[0] * size[1], shown)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = round((size[0] - width) / 2.0), round((size[1] - height) / 2.0)
+    return image.crop((left, top, left + width, top + height))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -277,7 +277,7 @@ class OwnView(nn.Module):
 
     def forward(self, images: Float[Tensor, "n ch h w"]) -> Tensor:
         """What the network makes of its view of the images."""
-        if self.size is not None and images.shape[-1] != self.size:
+        if self.size is not None and tuple(images.shape[-2:]) != (self.size, self.size):
             images = interpolate(
                 images.float(), (self.size, self.size), mode="bilinear", antialias=True
             ).to(images.dtype)

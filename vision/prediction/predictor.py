@@ -19,9 +19,9 @@ from torch import Tensor
 
 from coe_core import ExitRule
 from vision.budgets import ResolvedBudget, resolve_budget
-from vision.data.bands import bands_of
+from vision.data.bands import bands_of, to_tensor
 from vision.data.decode import num_processors
-from vision.data.preprocess import Preprocess, UnreadableImageError, to_tensor
+from vision.data.preprocess import Preprocess, UnreadableImageError
 from vision.errors import CoEError, RunError
 from vision.precision import PRECISIONS, autocast, choose_precision
 from vision.recipe_networks import run_macs
@@ -176,12 +176,12 @@ class Predictor:
                 )
         return predictions
 
-    def decode(self, image: ImageSource, name: str | None = None) -> UInt8[Tensor, "ch size size"]:
+    def decode(self, image: ImageSource, name: str | None = None) -> UInt8[Tensor, "ch h w"]:
         """One image as the networks take it, see `decode_image`."""
         return decode_image(self.networks.preprocess, image, name, self.max_pixels)
 
     def predict_pixels(
-        self, pixels: UInt8[Tensor, "n ch size size"], budgets: Sequence[ResolvedBudget]
+        self, pixels: UInt8[Tensor, "n ch h w"], budgets: Sequence[ResolvedBudget]
     ) -> list[Prediction]:
         """Predictions of decoded images, each with a budget of its own: for servers."""
         predictions: dict[int, Prediction] = {}
@@ -265,7 +265,7 @@ def decode_image(
     image: ImageSource,
     name: str | None = None,
     max_pixels: int | None = None,
-) -> UInt8[Tensor, "ch size size"]:
+) -> UInt8[Tensor, "ch h w"]:
     """One image as the networks take it, before normalisation.
 
     Args:
@@ -282,7 +282,7 @@ def decode_image(
         channels = preprocess.channels
         own = channels not in (1, 3) and image.shape[2:] == (channels,) and image.dtype == np.uint8
         if own and image.size:
-            return to_tensor(preprocess.square(bands_of(image), name or "in memory"))
+            return to_tensor(preprocess.fit(bands_of(image), name or "in memory"))
         image = picture_of(image)
     file: io.BytesIO | Path | Image.Image
     if isinstance(image, Image.Image):

@@ -105,10 +105,7 @@ def resizing_bytes(width: int, height: int, preprocess: Preprocess) -> int:
         400040000
     """
     channels = 1 if preprocess.channels == 1 else max(4, preprocess.channels)
-    wide = high = preprocess.size
+    high, wide = preprocess.sides
     if preprocess.resize == "crop":
-        longer = int(preprocess.shorter_side * max(width, height) / max(1, min(width, height)))
-        wide, high = preprocess.shorter_side, longer
-        if width > height:
-            wide, high = high, wide
+        wide, high = preprocess.shortened(max(1, width), max(1, height))
     return channels * (wide * height + wide * high)

@@ -78,5 +78,4 @@ def serving_threads(predictor: Predictor, batch_size: int) -> Threads:
 def _blank(predictor: Predictor, count: int) -> torch.Tensor:
     """Grey pictures, as the networks take them."""
     preprocess = predictor.networks.preprocess
-    size = (count, preprocess.channels, preprocess.size, preprocess.size)
-    return torch.full(size, 127, dtype=torch.uint8)
+    return torch.full((count, *preprocess.shape), 127, dtype=torch.uint8)

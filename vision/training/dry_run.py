@@ -55,9 +55,9 @@ class DryRun:
 
     def lines(self, recipe: Recipe) -> Iterator[str]:
         """What the command prints."""
-        size, whole = recipe.data.size, recipe.train.images_at_once
+        sides, whole = recipe.data.sides, recipe.train.images_at_once
         yield (
-            f"two steps on {self.batch_size} generated images of {size} x {size} each (the recipe's batch: "
+            f"two steps on {self.batch_size} generated images of {sides} each (the recipe's batch: "
             f"{recipe.train.batch_size}): losses {self.losses[0]:.3f}, {self.losses[1]:.3f}"
         )
         yield (
@@ -210,10 +210,10 @@ def _generated(recipe: Recipe, count: int) -> ImageData:
     data = recipe.data
     preprocess, generator = data.preprocess(), torch.Generator().manual_seed(recipe.seed)
     classes = classes_before_reading(data.name)
-    augmentation = Augmentation(data.augmentation, data.size) if data.augmentation else None
+    augmentation = Augmentation(data.augmentation, data.sides) if data.augmentation else None
     exact = preprocess.resize == "exact" and not (augmentation and augmentation.crops_originals)
-    side = data.size if exact else preprocess.shorter_side
-    shape = (data.channels, side, side)
+    height, width = data.sides
+    shape = (data.channels, *(data.sides if exact else preprocess.before_crop))
 
     def noise(number: int) -> list[torch.Tensor]:
         return [
@@ -226,7 +226,7 @@ def _generated(recipe: Recipe, count: int) -> ImageData:
         each = noise(number)
         pixels: list[torch.Tensor] | torch.Tensor = each
         if drawn is None:
-            pixels = torch.stack(each)[..., : data.size, : data.size].contiguous()
+            pixels = torch.stack(each)[..., :height, :width].contiguous()
         elif exact:
             pixels = torch.stack(each)
         return ImageSet(targets, classes, preprocess, pixels, None, drawn)

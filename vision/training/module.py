@@ -104,8 +104,7 @@ class CoETraining(LightningModule):
             shares=None if shares is None else torch.tensor(shares),
             num_samples=num_samples,
         )
-        prepare = self.networks.preprocess
-        image = (prepare.channels, prepare.size, prepare.size)
+        image = self.networks.preprocess.shape
         self._experts = Together(team.experts, team.feature_shape(image))
         if self.networks.started.parts:
             self._experts.wide = None  # there what is frozen would not be

@@ -259,7 +259,7 @@ def _trial(networks: Networks, images: int) -> Callable[[], object]:
         if not replica:
             replica.append(copy.deepcopy(network).train())
         with torch.random.fork_rng(devices=[]):  # dropout draws, but not from the training's state
-            shape = (min(images, 32), preprocess.channels, preprocess.size, preprocess.size)
+            shape = (min(images, 32), *preprocess.shape)
             batch = torch.randn(shape).contiguous(memory_format=torch.channels_last)
             with autocast("cpu", precision):
                 loss = replica[0](batch).float().square().mean()

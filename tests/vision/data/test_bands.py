@@ -91,7 +91,7 @@ def test_tiffs_of_more_channels(tmp_path, tifffile, axes, compression):
     )
     loaded = preprocess(7).load(file)
     assert loaded.shape == (7, 8, 8)
-    expected = preprocess(7).square(bands_of(eight_bits(pixels)))
+    expected = preprocess(7).fit(bands_of(eight_bits(pixels)))
     assert torch.equal(loaded, to_tensor(expected))
     with pytest.raises(UnreadableImageError, match=r"it has 7 channels, data.channels is 5"):
         preprocess(5).load(file)
