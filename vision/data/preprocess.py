@@ -293,7 +293,7 @@ class Preprocess:
 
         Example:
             >>> Preprocess(100, 1, (0.0,), (1.0,), "crop").shortened(400, 300)
-            (153, 115)
+            (152, 114)
         """
         high, wide = self.before_crop
         if width * high <= height * wide:

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vision.data.bands import Bands, bands_of, eight_bits
+from vision.data.bands import Bands, bands_of, eight_bits, to_be_seen, to_image, to_tensor
 from vision.data.load import load_data
-from vision.data.preprocess import Preprocess, UnreadableImageError, to_be_seen, to_image, to_tensor
+from vision.data.preprocess import Preprocess, UnreadableImageError
 from vision.data.section import Data
 from vision.export.runner import decode as decode_as_exported
 from vision.prediction.predictor import decode_image
