@@ -10,6 +10,7 @@ from PIL import Image
 from vision.data import files
 from vision.data.files import find_images, image_formats, open_regular, printable
 from vision.data.load import load_data
+from vision.data.preprocess import Preprocess
 from vision.data.section import Data
 from vision.prediction.inputs import find_inputs
 
@@ -175,3 +176,19 @@ def test_predict_and_train_find_the_same(tmp_path):
 
 def test_only_formats_that_are_meant():
     assert {"EPS", "PDF", "WMF", "FITS", "HDF5", "ICNS", "GBR"}.isdisjoint(image_formats().formats)
+
+
+@pytest.mark.parametrize("ending", ["heic", "avif"])
+def test_photographs_of_telephones(tmp_path, ending):
+    """HEIC with its plug-in, which the extra heif brings; AVIF where Pillow has it."""
+    if ending == "heic":
+        pytest.importorskip("pillow_heif")
+    image_formats.cache_clear()
+    if f".{ending}" not in image_formats().endings:
+        pytest.skip(f"this Pillow has no {ending}")
+    Image.new("RGB", (64, 48), (200, 30, 40)).save(tmp_path / f"a.{ending}")
+    assert names(tmp_path) == [f"a.{ending}"]
+    pixels = Preprocess(8, 3, (0.0,) * 3, (1.0,) * 3).load(tmp_path / f"a.{ending}")
+    red, green, blue = pixels.float().mean((1, 2)).tolist()
+    assert red > 190
+    assert max(green, blue) < 50
