@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from vision.data.columns import OFF
-from vision.data.samples import Samples, Source, tell_absent
+from vision.data.samples import Samples, Source, numbered, tell_absent
 from vision.data.section import Data
 
 _KINDS = (
@@ -107,8 +107,7 @@ def _groups_of_files(samples: Samples, kind: str, name: str) -> Int[np.ndarray, 
         raise ValueError(
             f"data.group: {name} has no files in folders, whose groups {kind} would tell"
         )
-    told = [_group_of_file(str(path), kind) for path in samples.paths]
-    return np.unique(told, return_inverse=True)[1]
+    return numbered(_group_of_file(str(path), kind) for path in samples.paths)
 
 
 def _group_of_file(path: str, kind: str) -> str:

@@ -82,7 +82,7 @@ def find_pairs(
         known: of the files among which neighbours are looked for, in any order; a file is not its own.
         known_targets: their classes.
     """
-    order = np.argsort(np.array(known)) if len(known) else np.array([], int)
+    order = sorted(range(len(known)), key=known.__getitem__)
     names = [known[i] for i in order]
     of_class = {c: np.flatnonzero(known_targets == c) for c in np.unique(known_targets).tolist()}
     generator = np.random.default_rng(0)
@@ -91,7 +91,7 @@ def find_pairs(
         place, c = bisect.bisect_right(names, paths[i]), int(targets[i])
         if place == len(names) or len(of_class.get(c, ())) < 2:
             continue
-        j = int(order[place])
+        j = order[place]
         if known_targets[j] != c or os.path.dirname(known[j]) != os.path.dirname(paths[i]):
             continue
         found.append((i, j, int(generator.choice(of_class[c]))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,3 +67,14 @@ def tell_absent(
             f"{', '.join(absent[:10])}{', ...' * (len(absent) > 10)}; figures on it say nothing about them",
             stacklevel=2,
         )
+
+
+def numbered(names: Iterable[str]) -> Int[np.ndarray, " n"]:
+    """Equal names by equal numbers, in order of their first.
+
+    Example:
+        >>> numbered(["b", "a", "b"])
+        array([0, 1, 0])
+    """
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.int64)

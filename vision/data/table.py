@@ -26,7 +26,7 @@ from vision.data.columns import (
     Columns,
 )
 from vision.data.files import printable
-from vision.data.samples import Samples, Source, tell_absent
+from vision.data.samples import Samples, Source, numbered, tell_absent
 from vision.data.table_file import TextTable, is_table, read_columns
 
 SPLIT_NAMES = {
@@ -318,8 +318,7 @@ def table_source(table: LabelTable) -> Source:
     targets = torch.tensor([numbers[label] for label in table.labels])
     codes = None
     if table.groups is not None:
-        names = [group or f"\n{row}" for row, group in enumerate(table.groups)]
-        codes = np.unique(names, return_inverse=True)[1]
+        codes = numbered(group or f"\n{row}" for row, group in enumerate(table.groups))
     splits: dict[str, Samples] = {}
     for split in SPLIT_NAMES:
         if table.splits is None:
