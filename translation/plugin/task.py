@@ -228,8 +228,10 @@ class CoETranslationTask(TranslationTask):
         """fairseq's generator for a plain model; for a team, one that routes between its networks'.
 
         Raises:
-            ValueError: see `routed_generator`.
+            ValueError: a beam below 1; see `routed_generator`.
         """
+        if getattr(args, "beam", 1) < 1:
+            raise ValueError(f"--beam must be at least 1, got {args.beam}")
 
         def over(networks: list):  # a generator over one network, or several as an ensemble
             extra = dict(extra_gen_cls_kwargs or {})

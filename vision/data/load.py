@@ -185,6 +185,11 @@ def _one_source(data: Data, name: str, path: str | None) -> Source:
             f"data.path: {printable(path)} is compressed; unpack it to plain .tar files: samples are read "
             "at random"
         )
+    if not shards and folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"data.path: {printable(folder)} is no folder; what is read is a folder, or a table whose name "
+            "ends in .csv, .tsv or .parquet"
+        )
     if not shards and not folder.is_dir():
         raise FileNotFoundError(f"data.path: there is no folder {printable(folder)}")
     return SOURCES[name](folder)

@@ -133,6 +133,7 @@ def test_controls(generate, team, plain):
         (("--threshold", "nan"), "threshold nan is outside the range"),
         (("--threshold", "high"), "threshold must be a number such as 0.6"),
         (("--score-reference",), "--score-reference does not go with"),
+        (("--beam", "0"), "--beam must be at least 1, got 0"),
         (("--max-tokens", "4"), "--max-tokens 4 is less than the longest sentence has, "),
     ],
 )

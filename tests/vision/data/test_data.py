@@ -350,6 +350,11 @@ def test_path_is_needed_and_must_exist(tmp_path):
             load_data(Data(name=name))
         with pytest.raises(FileNotFoundError, match=r"data.path: there is no folder .*gone"):
             load_data(Data(name=name, path=str(tmp_path / "gone")))
+    (tmp_path / "labels.csv.gz").touch()
+    with pytest.raises(
+        ValueError, match=r"csv\.gz is no folder; what is read is a folder, or a table"
+    ):
+        load_data(Data(name="folder", path=str(tmp_path / "labels.csv.gz")))
 
 
 def test_empty_folders(tmp_path):
