@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -60,6 +61,11 @@ def hold_out(data: Data, source: Source) -> Parts:
             )
         train, validation = train.select(drawn.rest), train.select(drawn.part)
         held_out = f"{data.validation:g} of train, stratified, split_seed {data.split_seed}"
+    elif group is not None and source.group is None:
+        warnings.warn(
+            f"data.group={group} has no effect: {data.name} has a validation split of its own",
+            stacklevel=2,
+        )
     if data.train_fraction < 1:
         drawn = _draw(train.targets, data.train_fraction, data.split_seed, leave=0)
         train = train.select(drawn.part)

@@ -92,6 +92,15 @@ def test_groups_by_folder(tmp_path):
     assert "whole groups of folder" in data.provenance["held_out"]
 
 
+def test_groups_beside_a_validation_split(tmp_path):
+    frames(tmp_path)
+    (tmp_path / "validation").symlink_to(tmp_path / "train")
+    with pytest.warns(
+        UserWarning, match=r"data.group=prefix has no effect: folder has a validation"
+    ):
+        load(tmp_path, group="prefix")
+
+
 def test_groups_that_the_data_do_not_have(tmp_path):
     frames(tmp_path, series=2, of_each=2)
     with pytest.raises(
