@@ -49,6 +49,7 @@ settings.register_profile(  # make fuzz; what is marked fuzz sets no number of i
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("quick", settings.get_profile("offline"), max_examples=20)  # make quick
 settings.load_profile("offline")
 
 MARKED_BY_FIXTURE = {
@@ -63,6 +64,11 @@ STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spaw
 unmarked: list[
     str
 ] = []  # the test that runs now, in a run of those that start no processes (make quick)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "not fuzz" in config.option.markexpr:
+        settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
