@@ -80,7 +80,7 @@ def _find_idx(path: Path, name: str) -> Path:
     )
 
 
-def read_idx(file: Path, num_axes: int) -> UInt8[Tensor, ...]:
+def read_idx(file: Path, num_axes: int) -> UInt8[Tensor, " ..."]:
     """An idx file of unsigned bytes: 2 zero bytes, type 8, number of axes, big-endian sizes, values.
 
     No more is read or unpacked than its header asks for.
