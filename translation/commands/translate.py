@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from translation.prediction.translator import Translator
 
 _CONFIDENCE = (-1e9, float("inf"))
+_LOOKED_AT = 100  # lines, for letters that were never seen
+_UNLIKE = 0.3  # part of the letters from which on it is said
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +110,9 @@ def run_translate(arguments: argparse.Namespace) -> int:
         ready_to_write(arguments.out, [arguments.text])
     source = open_lines(arguments.text)
     translator = loaded_translator(arguments)
+    threads = translator.engine.choose_threads(arguments.max_tokens)
+    if threads is not None and threads.measured:
+        print(f"computing with {threads}", file=sys.stderr)
     from translation.prediction import stream
 
     if arguments.out == "-":
@@ -140,8 +146,11 @@ def _translate(
     summary, total = Summary(), count_lines(source)
     with ProgressLine(total, "translating", "lines") as progress:
         for block in blocks(source):
+            lines = decoded(block, name, done)
+            if not summary.routes:
+                _tell_of_another_script(translator, name, lines)
             translations = translator(
-                decoded(block, name, done),
+                lines,
                 threshold=arguments.threshold,
                 beam=arguments.beam,
                 lenpen=arguments.lenpen,
@@ -167,6 +176,16 @@ def _translate(
             progress.advance(len(block))
     print(summary, file=sys.stderr)
     return IN_PART if summary.incomplete else DONE
+
+
+def _tell_of_another_script(translator: Translator, name: str, lines: Sequence[str]) -> None:
+    unknown = translator.unknown(lines[:_LOOKED_AT])
+    if unknown > _UNLIKE:
+        print(
+            f"warning: {name}: {100 * unknown:.0f}% of the letters were never seen in training: is it in "
+            "another script, or in another language?",
+            file=sys.stderr,
+        )
 
 
 def _tell(name: str, number: int, pieces: int, longest: int, was_cut: bool) -> None:
@@ -210,6 +229,9 @@ def run_serve(arguments: argparse.Namespace) -> None:
             host_names=(*arguments.host_names, *process.own_names(arguments.host)),
         )
         app = create_app(translator, settings, arguments.max_sentences)
+        threads = translator.engine.choose_threads(arguments.max_tokens)
+        if threads is not None and threads.reason:
+            print(f"computing with {threads}", flush=True)
         target = next(iter(translator.engine.targets), None)
         translator(["1"], target=target)  # what is done only once is not paid for by a request
         print(f"serving {arguments.source} at {process.address(listening)}", flush=True)

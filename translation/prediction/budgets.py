@@ -87,7 +87,8 @@ class Budgets:
         if budget is None and not (points and has_exits(system or COE)):
             used_by = system or self.systems[0]
             return Setting("no exits" if has_exits(used_by) else used_by, used_by)
-        name = DEFAULT if budget is None else str(budget)
+        first = DEFAULT if DEFAULT in points else next(iter(points), DEFAULT)
+        name = first if budget is None else str(budget)
         aim = f"macs={name}"
         if name in points or aim in points:
             point = points.get(name) or points[aim]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from coe_core.errors import CoEError
+
+if TYPE_CHECKING:
+    from coe_core.threads import Threads
 
 EMPTY, OVER_LONG = "empty", "over-long"  # routes of lines that nothing runs for
 
@@ -84,6 +87,7 @@ class Engine(Protocol):
 
     name: str  # of what was loaded, for messages and pages
     targets: list[str]  # languages of which a source must say one; mostly none
+    samples: list[str]  # lines to try it with, that everybody may see; mostly none
     search: Search  # where none is asked for
 
     @property
@@ -96,6 +100,9 @@ class Engine(Protocol):
 
     def cut(self, line: str) -> list[str]:
         """Pieces of a line of text."""
+
+    def knows(self, piece: str) -> bool:
+        """Whether the networks have seen a piece."""
 
     def resolve(
         self,
@@ -114,6 +121,13 @@ class Engine(Protocol):
         self, sentences: Sequence[list[str]], setting: Setting, search: Search, nbest: int
     ) -> list[Decoded]:
         """Translate sentences that are not empty and not too long, as one batch."""
+
+    def choose_threads(self, max_tokens: int) -> Threads | None:
+        """Compute with as many threads as translate a batch fastest, and say why; None: not ours to say.
+
+        Args:
+            max_tokens: of a batch.
+        """
 
     def facts(self, system: str | None = None) -> dict:
         """For a page: networks and their cost, operating points, and the curve if there is one.

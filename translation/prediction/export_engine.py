@@ -27,6 +27,7 @@ class ExportEngine:
 
     def __init__(self, folder: Path, device: str = "auto", threads: int = 0):
         self.name = folder.resolve().name
+        self.samples: list[str] = []
         self.runner = Runner(folder, device, threads)
         self.targets: list[str] = self.runner.routing.get("targets", [])
         stored = self.runner.routing["search"]
@@ -53,6 +54,10 @@ class ExportEngine:
     def cut(self, line: str) -> list[str]:
         pieces = self.runner.pieces  # the line has its tag already
         return line.split() if pieces is None else pieces.encode(line, out_type=str)
+
+    def knows(self, piece: str) -> bool:
+        pieces = self.runner.pieces
+        return pieces is None or pieces.piece_to_id(piece) != pieces.unk_id()
 
     def resolve(
         self,
@@ -113,6 +118,9 @@ class ExportEngine:
                 # For the selection; where it translates too, CTranslate2 encodes once more.
                 total += spends.of_lengths(length, 0, beam=0)
         return total
+
+    def choose_threads(self, max_tokens: int) -> None:
+        return None  # CTranslate2 has threads of its own
 
     def facts(self, system: str | None = None) -> dict:
         points = self.runner.routing["operating_points"]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from coe_core.stored_points import COE
 from coe_core.support.files import sha256_of
+from coe_core.threads import Threads, choose_threads
 from translation.corpora.vocabulary import load_pieces
 from translation.evaluation.held_out import control_system, has_exits
 from translation.evaluation.systems import CASCADE
@@ -34,6 +35,8 @@ from translation.plugin.subwords import targets_of
 from translation.prediction.budgets import Budgets
 from translation.prediction.engine import Decoded, Search, Setting, TranslatorError
 
+_LENGTH = 20  # tokens of a sentence that stands for all
+_SENTENCES = 16  # of a batch that threads are measured with
 _KEPT = 8  # searches whose generators are kept
 
 
@@ -68,6 +71,7 @@ class FairseqEngine:
         device: str = "auto",
     ):
         self.name = path.name
+        self.samples: list[str] = []
         self.controls = dict(controls or {})
         self.device = _device(device)
         (self.model,), _, self.task = checkpoint_utils.load_model_ensemble_and_task(
@@ -104,6 +108,9 @@ class FairseqEngine:
             return line.split()
         return self.pieces.encode(line, out_type=str)
 
+    def knows(self, piece: str) -> bool:
+        return self.dictionary.index(piece) != self.dictionary.unk()
+
     def resolve(
         self,
         budget: str | float | None,
@@ -137,6 +144,20 @@ class FairseqEngine:
                 network = setting.system.partition(":")[2]
             answers.append(Decoded(texts, network, confidence, macs))
         return answers
+
+    def choose_threads(self, max_tokens: int) -> Threads:
+        count = max(1, min(_SENTENCES, max_tokens // _LENGTH))
+        words = self.dictionary.symbols[self.dictionary.nspecial :][: _LENGTH - 1]
+        setting, search = Setting("no exits", self.systems[0]), self.search
+        networks = [self.model] if self.team is None else self.team.experts
+        macs = count * max(_per_sentence(transformer_macs(n), search.beam) for n in networks)
+
+        def translate() -> None:
+            self.decode([words] * count, setting, search, 1)
+
+        threads = choose_threads(translate, macs, f"a batch of {count} sentences")
+        torch.set_num_threads(threads.count)
+        return threads
 
     def facts(self, system: str | None = None) -> dict:
         of_thresholds = self.systems[0] if system is None else self.budgets.find_system(system)
@@ -316,7 +337,7 @@ class _Counted:
 
 def _per_sentence(spends: TransformerMacs, beam: int) -> int:
     """Multiply-adds of a sentence of 20 tokens and a translation of as many, for a page."""
-    return int(spends.of_lengths(20, 20, beam))
+    return int(spends.of_lengths(_LENGTH, _LENGTH, beam))
 
 
 def _device(name: str) -> torch.device:

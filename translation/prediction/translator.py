@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +20,7 @@ from translation.prediction.engine import (
     TranslatorError,
 )
 
+_SAMPLES = 4  # lines of a text that is made
 OverLong = Literal["cut", "skip", "refuse"]
 
 
@@ -77,7 +79,7 @@ class Translator:
     Args:
         source: folder of a run, folder of an export, or a checkpoint file.
         budget: when a call gives none: name of an operating point, or multiply-adds such as "60%" (of no
-            exits) or "20M"; None: the point "best", or no exits where nothing is stored.
+            exits) or "20M"; None: the point "best", else the first that is stored; no exits where none is.
         system: that translates: "CoE", "cascade", "single:NAME", "ensemble:NAME"; None: the collaboration.
         data: of a checkpoint: folder with its dictionaries (fairseq-preprocess made it).
         vocabulary: of a checkpoint: SentencePiece's model; None: its lines are in pieces already.
@@ -147,6 +149,13 @@ class Translator:
         pieces = self.engine.cut(tag + line) if line.strip() else []
         longest = self.engine.longest
         return Sentence(pieces[:longest], max(len(pieces) - longest, 0))
+
+    def unknown(self, lines: Iterable[str]) -> float:
+        """Part of the letters of some lines that the networks have never seen."""
+        pieces = [piece.strip("\u2581") for line in lines for piece in self.engine.cut(line)]
+        letters = sum(map(len, pieces))
+        strange = sum(len(piece) for piece in pieces if piece and not self.engine.knows(piece))
+        return strange / max(1, letters)
 
     def _tag(self, target: str | None) -> str:
         """What says into which language a sentence is wanted, as in the training text."""
@@ -352,4 +361,13 @@ def _of_run(folder: Path, device: str) -> Engine:
     engine.targets = (
         run.recipe.languages.target if run.recipe.languages.tagged else []
     )  # in its order
+    if run.recipe.texts.corpus == "numbers":  # made, so nobody's
+        text = run.text(run.recipe.texts.valid, run.recipe.languages.sides[0])
+        engine.samples = _first_lines(text) if text.is_file() else []
     return engine
+
+
+def _first_lines(path: Path) -> list[str]:
+    """A few that are short enough to be looked at together."""
+    with path.open(encoding="utf-8") as lines:
+        return [line.strip() for line in islice(lines, _SAMPLES)]

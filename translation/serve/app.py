@@ -212,6 +212,7 @@ def _run_facts(translator: Translator, facts: dict) -> bytes:
         "beam": engine.search.beam,
         "longest": engine.longest,
         "targets": engine.targets,
+        "samples": [text(line) for line in engine.samples],
         "default": plain_setting(setting),
     }
     return json.dumps(plain(said), allow_nan=False).encode()

@@ -6,11 +6,11 @@ import logging
 
 import torch
 
+from coe_core.threads import Threads, choose_threads
 from vision.budgets import ResolvedBudget
 from vision.precision import autocast
 from vision.prediction.predictor import Predictor
 from vision.systems import System
-from vision.threads import Threads, choose_threads
 
 log = logging.getLogger("coe-serve")
 _IMAGES = 4  # in a batch that is timed: most of a server's batches are small

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from coe_core.threads import Threads, choose_threads, restored_threads
 from vision.checkpoints import LAST
 from vision.data.load import ImageData, load_data
 from vision.data.loaders import default_workers, eval_loader, train_loader
@@ -23,7 +24,6 @@ from vision.errors import RunError
 from vision.precision import autocast, choose_precision
 from vision.recipe import Recipe
 from vision.recipe_networks import Networks, RunMacs, check_trainable, run_macs
-from vision.threads import Threads, choose_threads, restored_threads
 from vision.training.callbacks import (
     AveragedWeights,
     Begun,

@@ -316,6 +316,11 @@ def test_texts_that_do_not_serve(recipe, call, texts, tmp_path):
         for language in ("de", "en"):
             (tmp_path / f"{name}.{language}").write_text("eins\nzwei\ndrei\n")
     assert "valid and train overlap: 3 of 3 pairs of valid (de-en)" in call(*words)[2]
+    (tmp_path / "valid.de").write_text("один\nдва\nтри\n", encoding="utf-8")
+    assert (
+        "valid (de) is written in CYRILLIC, the training text in LATIN: are the" in call(*words)[2]
+    )
+    (tmp_path / "valid.de").write_text("eins\nzwei\ndrei\n")
     (tmp_path / "valid.en").write_text("one\n")
     assert "line counts differ" in call(*words)[2]
     (tmp_path / "valid.en").write_text(" \n\n\n")

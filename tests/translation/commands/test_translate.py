@@ -92,6 +92,14 @@ def test_lines_that_are_too_long_are_told_and_do_not_end_it(command, how, is_emp
     assert "pieces, the networks take 59; " in err
 
 
+def test_a_text_in_another_script_is_told(command):
+    status, out, err = command(given="Это очень длинный текст\n\nещё один\n".encode())
+    assert (status, out.count("\n")) == (0, 3)
+    assert "100% of the letters were never seen in training: is it in another script" in err
+    assert err.count("warning") == 1
+    assert "warning" not in command(given=b"eins Meter\n")[2]
+
+
 class StopError(Exception):
     pass
 

@@ -4,12 +4,15 @@ import contextlib
 import io
 import itertools
 import math
+import re
 import shutil
 import threading
 
 import pytest
+import torch
 
 from coe_core import AimNotReachableError
+from coe_core.threads import FIXED_BY
 from translation.commands.cli import main
 from translation.evaluation.translations import Translations
 from translation.prediction.engine import Search, TranslatorError
@@ -252,6 +255,24 @@ def test_threads_get_their_own_answers(translator, lines):
     assert {row: (t.text, t.route, t.macs) for row, t in by_row.items()} == {
         row: (t.text, t.route, t.macs) for row, t in expected.items()
     }
+
+
+def test_threads_are_chosen(translator, exported, monkeypatch):
+    for variable in FIXED_BY:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("coe_core.threads.allowed_processors", lambda: 4.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    small = translator.engine.choose_threads(1024)
+    assert (small.count, torch.get_num_threads()) == (1, 4)  # the second is the test's
+    assert re.search(r"a batch of 16 sentences of \S+ G multiply-adds is too short", str(small))
+    monkeypatch.setattr("coe_core.threads.WORTH_MEASURING", 0)
+    measured = translator.engine.choose_threads(40)
+    assert measured.measured
+    assert re.search(r"a batch of 2 sentences takes \S+ ms with 1 and \S+ ms with 4", str(measured))
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert translator.engine.choose_threads(1024).reason == ""  # the user has chosen
+    assert Translator(exported, device="cpu").engine.choose_threads(1024) is None
 
 
 def test_a_bare_checkpoint(trained_run, translator, lines):

@@ -9,8 +9,12 @@ from translation.serve.app import create_app
 TEXT = "Zwei Tage und drei Euro. Fünf Jahre und vier Meter.\n\nEins."
 
 
+SAMPLES = ["Zwei Tage.", "Drei Euro."]
+
+
 @pytest.fixture(scope="module")
 def page(serving, translator, tmp_path_factory):
+    translator.engine.samples = SAMPLES
     served = serving(create_app(translator, ServerSettings(host_names=())))
     with browser(tmp_path_factory.mktemp("browser") / "profile") as driver, served:
         driver.get(f"http://127.0.0.1:{served.port}/")
@@ -69,6 +73,12 @@ def test_what_the_page_says_of_the_run(page):
     line = page.driver.find_element("css selector", "#chart .curve").get_attribute("points")
     assert len(line.split()) == len(curve.macs)
     assert page.text("remark") == f"on 24 sentences (valid), {curve.date}"
+
+
+def test_a_few_lines_are_translated_when_it_opens(page):
+    assert page.texts("#sentences p.soft") == SAMPLES
+    expected = "\n".join(one.text for one in page.translator(SAMPLES))
+    assert page.content("translation") == expected
 
 
 def test_a_text_and_its_routes_along_the_slider(page):

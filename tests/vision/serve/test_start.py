@@ -2,7 +2,7 @@
 
 import torch
 
-from vision import threads
+from coe_core import threads
 from vision.prediction.predictor import Predictor
 from vision.serve.start import serving_threads, warm_up
 

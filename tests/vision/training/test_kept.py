@@ -13,9 +13,9 @@ import torch
 
 from coe_core import CoEError
 from coe_core.support.locks import locked
+from coe_core.threads import Threads
 from vision.recipe import load_recipe, recipe_from_dict
 from vision.run import load_run
-from vision.threads import Threads
 from vision.training import records
 from vision.training import train as module
 from vision.training.callbacks import warm_average

@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from vision import threads
-from vision.threads import Threads, allowed_processors, choose_threads
+from coe_core import threads
+from coe_core.threads import Threads, allowed_processors, choose_threads
 
 LARGE = 1e10  # multiply-adds: worth measuring
 
