@@ -239,10 +239,10 @@ def _nearest(curves: Mapping[str, TradeOffCurve], aim: str, value: float) -> str
         )
     # Of equals the one with fewer points: a single network beside the cascade that it begins.
     name = min(curves, key=lambda n: (float(curves[n].cost.min()), len(curves[n].cost)))
-    least = float(curves[name].cost.min())
+    least, unit = float(curves[name].cost.min()), " ms" if aim == "latency" else ""
     return (
-        f"a mean cost of {value:g} is below that of every system; the cheapest that exists is {name} at "
-        f"{least:g}: raise the budget, or train a smaller network beside the others"
+        f"a mean cost of {value:g}{unit} is below that of every system; the cheapest that exists is "
+        f"{name} at {least:g}{unit}: raise the budget, or train a smaller network beside the others"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from coe_core import (
+    AimNotReachableError,
     CalibratedCurve,
     Candidate,
     Choice,
@@ -92,7 +93,12 @@ def calibrate(
         "num_samples": len(predictions.target),
         "data": f"{run.recipe.data.name}, validation split",
     }
-    fitted = [_fit(systems, aim, guarantee, level) for aim in parsed]
+    fitted = []
+    for aim in parsed:
+        try:
+            fitted.append(_fit(systems, aim, guarantee, level))
+        except AimNotReachableError as error:
+            raise AimNotReachableError(f"{aim.text}: {error}; nothing was stored") from error
     for name, aim, fit in zip(names or aims, parsed, fitted, strict=True):
         points = _points(run, systems, aim, fit, name=name, guarantee=guarantee, **provenance)
         run.store(name, points, fit.choice)
