@@ -139,7 +139,7 @@ class Recipe:
         if self.hand_over.trunk is not None and len(sizes) > 1:
             raise ValueError(
                 "hand_over.trunk: delegator and experts share their first layers, so they see images of one "
-                f"size, not of {', '.join(str(s or self.data.sides) for s in sorted(sizes, key=str))}"
+                f"size, not of {', '.join(str(s or self.data.size) for s in sorted(sizes, key=str))}"
             )
 
     def _check_portions(self) -> None:
