@@ -85,6 +85,9 @@ def read_routing(folder: str | Path, task: str, verify: bool = True) -> dict[str
             f"{path} is not as it was exported (its digest differs): copy it again, or leave digests "
             "unchecked if you changed it"
         )
+    for name in routing["files"]:
+        if (place := Path(folder) / name).exists() and not place.is_file():
+            raise DamagedExportError(f"{place} is no regular file: copy the whole export again")
     for point in (routing["default"], *routing["operating_points"].values()):
         point["threshold"] = float(point["threshold"])
         point["rough_weight"] = float(point["rough_weight"])

@@ -109,6 +109,9 @@ def test_files_are_compared_with_their_digests(folder, task):
         verify_files(folder, routing, [name])
     with pytest.raises(DamagedExportError, match="has no digest of other"):
         verify_files(folder, routing, ["other"])
+    os.mkfifo(path)  # the libraries would wait for it
+    with pytest.raises(DamagedExportError, match=rf"{path} is no regular file"):
+        read_routing(folder, task, verify=False)
 
 
 def test_a_changed_number_is_seen(folder, task):
