@@ -67,7 +67,7 @@ class CoETranslationTask(TranslationTask):
         """As the parent.
 
         Raises:
-            ValueError: pieces would be put together twice, or there is no data folder.
+            ValueError: pieces would be put together twice, updates of no batch, or no data folder.
         """
         command = getattr(cfg, "_get_parent", lambda: None)()
         bpe = getattr(getattr(command, "bpe", None), "_name", None)
@@ -78,6 +78,9 @@ class CoETranslationTask(TranslationTask):
                 f"words: give --bpe alone (text is typed), or --remove-bpe alone (data are pieces)"
             )
         check_sampling(cfg)
+        frequency = getattr(getattr(command, "optimization", None), "update_freq", None) or [1]
+        if min(frequency) < 1:
+            raise ValueError(f"--update-freq must be at least 1, got {min(frequency)}")
         for folder in split_paths(cfg.data or ""):
             if "://" not in folder and not Path(folder).is_dir():
                 raise ValueError(f"{folder}: no such folder; fairseq-preprocess makes it")

@@ -173,6 +173,7 @@ def test_validation_shows_the_routers(validate):
         (("--expert-decoder-layers", "1,2,3"), "layers for 3 experts, but --num-experts is 2"),
         (("--expert-decoder-layers", "1,x"), "must be whole numbers above 0 such as 6,4,2"),
         (("--focus", "1.5"), "focus must be in [0, 1], got 1.5"),
+        (("--update-freq", "0"), "--update-freq must be at least 1, got 0"),
         (("--max-update", "0"), "the training has no end: give --max-update"),
         (("--label-smoothing", "1"), "--label-smoothing must be in [0, 1), got 1"),
         (("--portion-scope", "queue"), "scope 'queue' needs queue_size of at least 1, got 0"),
