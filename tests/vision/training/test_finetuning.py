@@ -30,6 +30,7 @@ def weights(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_weights_are_needed_once(cli, weights, tmp_path, capsys):
     path, folder = tmp_path / "a.pt", tmp_path / "run"
     path.write_bytes(weights.read_bytes())

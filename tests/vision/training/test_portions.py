@@ -35,6 +35,7 @@ def last_value(folder, column):
         return [float(row[column]) for row in csv.DictReader(file) if row[column]][-1]
 
 
+@pytest.mark.slow
 def test_clusters_are_resumed_exactly_across_settling(tmp_path, capsys):
     late = ["portions.follow=clusters", "objective.settling=0.6"]
     whole = trained(tmp_path / "whole", *late)
@@ -52,6 +53,7 @@ def test_clusters_are_resumed_exactly_across_settling(tmp_path, capsys):
     assert parts["portions.clusters.seen"].isnan().all()
 
 
+@pytest.mark.slow
 def test_clusters_with_a_shared_start_and_a_trunk(tmp_path):
     state = trained(
         tmp_path / "run",
@@ -62,6 +64,7 @@ def test_clusters_with_a_shared_start_and_a_trunk(tmp_path):
     assert (state["portions.clusters.cluster"] >= 0).float().mean() > 0.7
 
 
+@pytest.mark.slow
 def test_known_groups_are_the_portions(tmp_path):
     known = ["portions.follow=known", "portions.groups=class", ROUND, "objective.focus_warmup=0"]
     state = trained(tmp_path / "run", *known)
@@ -86,6 +89,7 @@ def test_evidence_takes_over_from_known_groups(digits):
     assert shares[2:] == [0, 0]
 
 
+@pytest.mark.slow
 def test_the_best_start_goes_on_and_is_resumed_exactly(tmp_path, capsys):
     starts = ["portions.starts=2", "portions.trial=0.5"]
     whole = trained(tmp_path / "whole", *starts)
@@ -105,6 +109,7 @@ def test_the_best_start_goes_on_and_is_resumed_exactly(tmp_path, capsys):
     assert all(whole[name].equal(parts[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_a_start_that_was_interrupted_is_tried_again(tmp_path, monkeypatch):
     starts = ["portions.starts=2", "portions.trial=0.5"]
     recipe = load_recipe("digits", [*FAST, *starts])
@@ -130,6 +135,7 @@ def test_a_start_that_was_interrupted_is_tried_again(tmp_path, monkeypatch):
     )  # a run that is begun is left as it is
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     trained(tmp_path / "run", stop_after=1)
     path = tmp_path / "run/checkpoints/last.ckpt"
