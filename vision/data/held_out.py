@@ -169,7 +169,7 @@ def draw_groups(
 
     Example:
         >>> draw_groups(np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 2, 3]), 0.5, seed=0)
-        array([False, False,  True,  True, False,  True])
+        array([ True,  True, False, False,  True, False])
     """
     names, codes = np.unique(groups, return_inverse=True)
     (group, label), count = np.unique(np.stack([codes, targets]), axis=1, return_counts=True)
