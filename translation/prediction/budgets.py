@@ -169,9 +169,14 @@ class Budgets:
         fits = {name: at for name, at in fits.items() if name in deployed} or fits
         if not fits:
             name = min(curves, key=lambda n: (min(curves[n].macs), has_exits(n)))
+            least = min(curves[name].macs)
+            below = (
+                f"that of every system; the cheapest that exists is {name} at {least:g}"
+                if len(curves) > 1
+                else f"that of {name}, {least:g}"
+            )
             raise AimNotReachableError(
-                f"a mean cost of {macs:g} is below that of every system; the cheapest that exists is {name} "
-                f"at {min(curves[name].macs):g}: raise the budget"
+                f"a mean cost of {macs:g} is below {below}: raise the budget"
             )
         # Of equals one without exits, which is simpler.
         best = max(fits, key=lambda n: (curves[n].quality[fits[n]], not has_exits(n)))
