@@ -170,7 +170,7 @@ def test_predict_and_train_find_the_same(tmp_path):
         warnings.simplefilter("ignore")
         predicted = find_inputs([str(tmp_path / "train")])
         trained = find_images([tmp_path / "train" / name for name in "xy"]).paths
-    assert [str(path) for path in predicted] == trained
+    assert [found.name for found in predicted] == trained
     assert len(trained) == 3
 
 
