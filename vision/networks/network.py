@@ -349,7 +349,7 @@ def _check_numbers(value: Any, key: str) -> None:
 
 def _named(network: Network, num_outputs: int, channels: int, hub: bool) -> nn.Module:
     if network.name in OWN:
-        if network.from_hub:
+        if hub and network.from_hub:
             raise ValueError(f"there are no published weights of our own {network.name}")
         constructor = own_constructor(network.name)
         return constructor(num_classes=num_outputs, in_chans=channels, **network.options)
