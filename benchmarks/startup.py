@@ -25,6 +25,11 @@ from PIL import Image
 from coe_core.support.reports import print_table, rich_table
 
 VISION, TRANSLATION = "vision.commands.cli", "translation.commands.cli"
+TRAINING = """
+from coe_core.support.imports import uncollected
+with uncollected():
+    import vision.training.train
+"""  # as the command does
 # Of what is named; the bar is a ratio to `import torch`.
 BARS = {"none": 0.1, "light": 1.8, "heavy": 2.5}
 
@@ -103,7 +108,7 @@ def commands(run: Path, folder: Path) -> dict[str, tuple[str, str]]:
             "heavy",
             code(VISION, "evaluate", run, "--no-time", "--out", folder / "evaluation"),
         ),
-        "import of training": ("heavy", "import vision.training.train"),
+        "import of training": ("heavy", TRAINING),
         "import of the server": (
             "heavy",
             "import uvicorn, vision.serve.app, vision.prediction.predictor",
