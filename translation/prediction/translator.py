@@ -152,9 +152,11 @@ class Translator:
 
     def unknown(self, lines: Iterable[str]) -> float:
         """Part of the letters of some lines that the networks have never seen."""
-        pieces = [piece.strip("\u2581") for line in lines for piece in self.engine.cut(line)]
-        letters = sum(map(len, pieces))
-        strange = sum(len(piece) for piece in pieces if piece and not self.engine.knows(piece))
+        letters = strange = 0
+        for piece in (piece for line in lines for piece in self.engine.cut(line)):
+            count = len(piece.strip("\u2581"))
+            letters += count
+            strange += 0 if self.engine.knows(piece) else count
         return strange / max(1, letters)
 
     def _tag(self, target: str | None) -> str:

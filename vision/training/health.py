@@ -18,6 +18,7 @@ from vision.recipe_networks import Networks, RunMacs
 if TYPE_CHECKING:
     from vision.training.module import CoETraining
 
+WORTH_TELLING = 30.0  # seconds that are left
 FIRST_STEPS = 10  # from which the time of a training is told
 STANDING = 0.99  # of the first epoch's loss: a loss above it has not moved
 STANDING_EPOCHS = 3  # after which that is told
@@ -80,6 +81,8 @@ class Expectation(Callback):
             left = per_step * (cast("CoETraining", pl_module).num_steps - trainer.global_step)
             shared = cast("CoETraining", pl_module).split_step > trainer.global_step
             more = "; more once the experts are no longer one network" if shared else ""
+            if left < WORTH_TELLING:
+                return
             print(
                 f"expected: {datetime.timedelta(seconds=round(left))} more (from {FIRST_STEPS} steps{more}); "
                 f"{_memory()}",

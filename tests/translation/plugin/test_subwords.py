@@ -157,6 +157,7 @@ def test_team_and_controls_see_the_same_pieces(train, tmp_path, monkeypatch):
     for system, of in (("team", None), ("control", plain)):
         seen[system] = []
         options = ("--max-update", "14", "--disable-validation", "--no-save")
+        options += ("--data-buffer-size", "0")  # no thread that still loads for the one before
         train(tmp_path / system, *options, of=of)
     count = min(map(len, seen.values()))  # what is loaded ahead at the end is not trained on
     assert count >= 14

@@ -198,9 +198,9 @@ def test_the_comparison_sees_other_pixels(small, small_export, tmp_path, monkeyp
     parities = export_check.check_export(small, small_export, "onnx", pixels, 0.5, 0.0, files=files)
     plain = export_check.check_export(small, small_export, "onnx", pixels, 0.5, 0.0)
     assert parities[2].num_samples == plain[2].num_samples + 1
-    square = runner._square
-    shifted = lambda image, size, crop: square(image.rotate(90), size, crop)  # noqa: E731
-    monkeypatch.setattr(runner, "_square", shifted)
+    fit = runner._fit
+    shifted = lambda image, preprocess: fit(image.rotate(90), preprocess)  # noqa: E731
+    monkeypatch.setattr(runner, "_fit", shifted)
     message = r"runner.py decodes \S+ otherwise than the run: pixels differ by up to \d+"
     with pytest.raises(ExportError, match=message):
         export_check.check_export(small, small_export, "onnx", example_pixels(small, 4), 0.5, 0.0)

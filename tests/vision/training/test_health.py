@@ -140,6 +140,6 @@ def test_the_command_says_cost_and_warns(cli, tmp_path, capsys):
     assert cli("train", *WORDS, "train.logger=csv", "--out", tmp_path / "run") == 0
     output = capsys.readouterr()
     assert "to train: " in output.out
-    assert "expected: 0:0" in output.out
+    assert "expected: " not in output.out  # in a moment it is done
     assert "train.ema_decay=0.999 is not reached in 14 steps" in output.err
     assert "train/rough_loss" in (tmp_path / "run/logs/csv/metrics.csv").read_text()

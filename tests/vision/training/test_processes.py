@@ -90,6 +90,7 @@ def test_signal_and_output(apart, same, final_state, tmp_path):
     lines = done.stdout.splitlines()
     if lines[0].startswith("computing with"):  # not where the user has chosen
         lines.pop(0)
+    assert lines.pop(0).startswith("to train: ")
     progress = r"epoch {}/2  [\d,]+ images/s  \d+:\d\d:\d\d left  validation: rough [\d.]+%  .*"
     assert re.fullmatch(progress.format(1), lines[0])
     assert re.fullmatch(progress.format(2), lines[1])
