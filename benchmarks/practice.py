@@ -1,0 +1,220 @@
+"""Images a second from file to answer: predict, the ONNX runner and the server beside a plain loop.
+
+    python benchmarks/practice.py RUN FOLDER [--at AIM] [--single NAME] [--rounds N] [--out FOLDER]
+
+The plain loop is what a program with timm does: torch's DataLoader with a worker for each processor decodes
+and resizes with torchvision, and the single network of the run whose multiply-adds are nearest to the
+collaboration's mean ones answers. All systems answer the same files, in turns; a round is the whole folder.
+The server runs in a process of its own and is asked by as many threads as processors, a file a request.
+Peak memory is that of `coe-vision predict` in a process of its own, of the folder and of it ten times over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import httpx
+import torch
+from measure import in_turns, median_ratio, save
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from coe_core.support.reports import markdown_table
+from vision.prediction.files import predict_files
+from vision.prediction.inputs import find_inputs
+from vision.prediction.predictor import Predictor
+from vision.threads import allowed_processors
+
+BATCH = 64
+PLAIN = "plain loop"
+
+
+class Files(Dataset):
+    """Image files as timm's and torchvision's examples read them."""
+
+    def __init__(self, paths: list[Path], transform: Callable, mode: str):
+        self.paths, self.transform, self.mode = paths, transform, mode
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.transform(Image.open(self.paths[index]).convert(self.mode))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run")
+    parser.add_argument("folder")
+    parser.add_argument("--at", help="operating point of the collaboration")
+    parser.add_argument("--single", help="control that answers alone")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path("runs/practice"))
+    arguments = parser.parse_args()
+    paths = [one.content() for one in find_inputs([arguments.folder])]
+    team = Predictor(arguments.run, system="coe", batch_size=BATCH)
+    single = arguments.single or nearest_single(team, arguments.at)
+    alone = Predictor(arguments.run, system=f"single:{single}", batch_size=BATCH)
+    with serving(arguments.run) as address, tempfile.TemporaryDirectory() as temporary:
+        calls = {
+            PLAIN: plain_loop(alone, paths),
+            f"predict, {single}": lambda: drain(
+                predict_files(alone, named(paths), alone.resolve())
+            ),
+            "predict, CoE": lambda: drain(
+                predict_files(team, named(paths), team.resolve(arguments.at))
+            ),
+            "ONNX runner, CoE": onnx_runner(arguments.run, arguments.at, Path(temporary), paths),
+            "server, CoE": asked(address, arguments.at, paths),
+        }
+        times = in_turns(calls, rounds=arguments.rounds)
+    macs = {PLAIN: alone.systems[f"single:{single}"].first_macs}
+    rows: list[dict[str, Any]] = []
+    for name, seconds in times.items():
+        spent = mean_macs(team, arguments.at, paths) if name.endswith("CoE") else macs[PLAIN]
+        rows.append(
+            {
+                "system": name,
+                "mmacs": spent / 1e6,
+                "images_per_s": len(paths) / median(seconds),
+                "times_the_plain_loop": median_ratio(times[PLAIN], seconds),
+            }
+        )
+    memory = [peak_memory(arguments.run, arguments.folder, count) for count in (1, 10)]
+    save(
+        "practice", rows, arguments.out, ["timm", "onnxruntime"], files=len(paths), peak_mib=memory
+    )
+    cells = [[row["system"], *(f"{value:.3g}" for value in list(row.values())[1:])] for row in rows]
+    print(markdown_table(list(rows[0]), cells))
+    print(
+        f"peak memory of predict: {memory[0]:.0f} MiB; of ten times as many files: {memory[1]:.0f} MiB"
+    )
+
+
+def nearest_single(team: Predictor, at: str | None) -> str:
+    """The control whose multiply-adds are nearest to the collaboration's mean ones."""
+    wanted = team.resolve(at)
+    exits = wanted.exit_rate or 0.0
+    system = team.systems[wanted.system]
+    spent = system.first_macs + (1 - exits) * sum(system.expert_macs) / len(system.expert_macs)
+    controls = team.macs.controls
+    return min(controls, key=lambda name: abs(controls[name] - spent))
+
+
+def mean_macs(team: Predictor, at: str | None, paths: list[Path]) -> float:
+    """What the collaboration spends on these files."""
+    return sum(answer.macs for answer in team(paths, budget=at)) / len(paths)
+
+
+def named(paths: list[Path]) -> list[Any]:
+    return find_inputs([str(path) for path in paths])
+
+
+def drain(answers: Iterator) -> None:
+    for _ in answers:
+        pass
+
+
+def plain_loop(alone: Predictor, paths: list[Path]) -> Callable[[], None]:
+    """torch's DataLoader, torchvision's transforms, one network."""
+    preprocess, network = alone.networks.preprocess, next(iter(alone.systems.values())).networks[0]
+    size = preprocess.size
+    resize = [v2.Resize((size, size), v2.InterpolationMode.BICUBIC)]
+    if preprocess.resize == "crop":
+        resize = [
+            v2.Resize(preprocess.shorter_side, v2.InterpolationMode.BICUBIC),
+            v2.CenterCrop(size),
+        ]
+    transform = v2.Compose(
+        [
+            *resize,
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(preprocess.mean, preprocess.std),
+        ]
+    )
+    loader = DataLoader(
+        Files(paths, transform, "L" if preprocess.channels == 1 else "RGB"),
+        BATCH,
+        num_workers=max(1, int(allowed_processors())),
+        persistent_workers=True,
+    )
+
+    @torch.inference_mode()
+    def run() -> None:
+        for images in loader:
+            network(images).softmax(1).max(1)
+
+    return run
+
+
+def onnx_runner(run: str, at: str | None, folder: Path, paths: list[Path]) -> Callable[[], object]:
+    """The export's own runner, by its path as a user would load it."""
+    export = folder / "export"
+    command = [sys.executable, "-m", "vision", "export", run, "--to", "onnx", "--system", "coe"]
+    subprocess.run([*command, "--out", str(export), *(["--at", at] if at else [])], check=True)
+    spec = importlib.util.spec_from_file_location("exported_runner", export / "runner.py")
+    assert spec
+    assert spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    runner = module.Runner(export)
+    batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
+    return lambda: [runner(batch) for batch in batches]
+
+
+@contextmanager
+def serving(run: str) -> Iterator[str]:
+    """`coe-vision serve` on a free port."""
+    command = [sys.executable, "-m", "vision", "serve", run, "--port", "0", "--system", "coe"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield next(line for line in process.stdout if " at http" in line).split(" at ")[1].strip()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def asked(address: str, at: str | None, paths: list[Path]) -> Callable[[], object]:
+    """A file a request, from as many threads as batches need to fill."""
+    client = httpx.Client(base_url=address, timeout=60)
+    parameters = {"budget": at} if at else {}
+
+    def ask(path: Path) -> None:
+        client.post("/predict", params=parameters, content=path.read_bytes()).raise_for_status()
+
+    threads = ThreadPoolExecutor(32)
+    return lambda: list(threads.map(ask, paths))
+
+
+def peak_memory(run: str, folder: str, times: int) -> float:
+    """Largest resident memory of `coe-vision predict`, in MiB, of a folder so many times over."""
+    with tempfile.TemporaryDirectory() as temporary:
+        files = Path(temporary) / "files"
+        for copy in range(times):
+            shutil.copytree(folder, files / str(copy))
+        out = Path(temporary) / "out.jsonl"
+        command = [sys.executable, "-m", "vision", "predict", run, str(files), "--out", str(out)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, _, usage = os.wait4(process.pid, 0)
+        return usage.ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
