@@ -35,10 +35,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from coe_core.support.reports import markdown_table
+from coe_core.threads import allowed_processors
 from vision.prediction.files import predict_files
 from vision.prediction.inputs import find_inputs
 from vision.prediction.predictor import Predictor
-from vision.threads import allowed_processors
 
 BATCH = 64
 PLAIN = "plain loop"
