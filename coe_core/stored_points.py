@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from coe_core.chosen import Choice
+from coe_core.errors import AimNotReachableError
 from coe_core.operating_points import CalibratedCurve, OperatingPoint, check_type
 from coe_core.support.files import read_json, write_json
 
-COE = "CoE"  # the system of a file that names none
+COE, CASCADE = "CoE", "cascade"  # of systems: the first is that of a file that names none
+
+
+def has_exits(system: str) -> bool:
+    """Whether a system has a threshold to exit by.
+
+    Example:
+        >>> has_exits("CoE"), has_exits("cascade"), has_exits("single:expert")
+        (True, True, False)
+    """
+    return system in (COE, CASCADE)
 
 
 class StoredPoints(NamedTuple):
@@ -50,6 +62,37 @@ class StoredPoints(NamedTuple):
         """Of all points that a system is deployed at."""
         known = dict.fromkeys(point.name for points in self.points.values() for point in points)
         return [name for name in known if self.used(name) is not None]
+
+
+def best_within(
+    curves: Mapping[str, CalibratedCurve], deployed: Collection[str], macs: float
+) -> tuple[str, int]:
+    """The deployed system of the best held-out quality at a mean cost, and the point on its curve.
+
+    Where all that are deployed cost more, of the others.
+
+    Args:
+        curves: of each system.
+        deployed: systems that are used at any stored point.
+        macs: mean multiply-adds.
+
+    Raises:
+        AimNotReachableError: all cost more; names the cheapest.
+    """
+    fits = {}
+    for name, curve in curves.items():
+        with contextlib.suppress(AimNotReachableError):
+            fits[name] = curve.fit(macs)
+    fits = {name: at for name, at in fits.items() if name in deployed} or fits
+    if not fits:
+        name = min(curves, key=lambda n: (min(curves[n].macs), has_exits(n)))
+        raise AimNotReachableError(
+            f"a mean cost of {macs:g} is below that of every system; the cheapest that exists is {name} at "
+            f"{min(curves[name].macs):g}: raise the budget"
+        )
+    # Of equals one without exits, which is simpler.
+    best = max(fits, key=lambda n: (curves[n].quality[fits[n]], not has_exits(n)))
+    return best, fits[best]
 
 
 def save_points(path: str | Path, task: str, stored: StoredPoints) -> None:

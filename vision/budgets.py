@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coe_core import (
-    AimNotReachableError,
     CalibratedCurve,
     ExitRule,
     OperatingPoint,
     check_fitted_with,
 )
+from coe_core.stored_points import COE, best_within, has_exits
 from coe_core.support.aims import looks_like_an_amount, parse_budget
 from vision.errors import RunError
-from vision.systems import CASCADE, COE, ENSEMBLE, find_system, systems_of
+from vision.systems import ENSEMBLE, find_system, systems_of
 
 if TYPE_CHECKING:
     from vision.run import Run
@@ -115,8 +113,8 @@ def resolve_budget(
         for curve in curves.values():
             _check_fitted(run, "the trade-off curve", curve)
         reference = run.curves.get(COE) or max(curves.values(), key=lambda c: c.macs[0])
-        best = _best_within(run, curves, amount.absolute(reference.macs[0]))
-        used_by, at = best
+        deployed = {run.stored.deployed(name) for name in run.operating_points}
+        used_by, at = best_within(curves, deployed, amount.absolute(reference.macs[0]))
         return _at(run, curves[used_by].threshold[at], name, used_by, curves[used_by].exit_rule)
     of_system = "" if system is None else f" of {system}"
     stored = ", ".join(points if system else run.operating_points)
@@ -130,16 +128,6 @@ def resolve_budget(
     raise RunError(
         f"{run.folder} has no operating point {name!r}{of_system}; stored: {stored}{also}"
     )
-
-
-def has_exits(system: str) -> bool:
-    """Whether a system has a threshold to exit by.
-
-    Example:
-        >>> has_exits("CoE"), has_exits("cascade"), has_exits("single:expert")
-        (True, True, False)
-    """
-    return system in (COE, CASCADE)
 
 
 def _system_of(run: Run, name: str, asked: bool) -> str:
@@ -164,31 +152,6 @@ def _only_system(run: Run) -> str:
         f"{run.folder} has the systems {', '.join(systems_of(run.recipe))}: name one (--system), or let "
         "`coe-vision calibrate` choose"
     )
-
-
-def _best_within(run: Run, curves: Mapping[str, CalibratedCurve], macs: float) -> tuple[str, int]:
-    """The deployed system of the best held-out accuracy at a mean cost, and the point on its curve.
-
-    Where all that are deployed cost more, of the others.
-
-    Raises:
-        AimNotReachableError: all cost more; names the cheapest.
-    """
-    fits = {}
-    for name, curve in curves.items():
-        with contextlib.suppress(AimNotReachableError):
-            fits[name] = curve.fit(macs)
-    deployed = {run.stored.deployed(name) for name in run.operating_points}
-    fits = {name: at for name, at in fits.items() if name in deployed} or fits
-    if not fits:
-        name = min(curves, key=lambda n: (min(curves[n].macs), has_exits(n)))
-        raise AimNotReachableError(
-            f"a mean cost of {macs:g} is below that of every system; the cheapest that exists is {name} at "
-            f"{min(curves[name].macs):g}: raise the budget"
-        )
-    # Of equals one without exits, which is simpler.
-    best = max(fits, key=lambda n: (curves[n].quality[fits[n]], not has_exits(n)))
-    return best, fits[best]
 
 
 def _check_fitted(run: Run, what: str, fitted: OperatingPoint | CalibratedCurve) -> None:

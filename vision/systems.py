@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from coe_core import ExitRule, confidence
-from coe_core.stored_points import COE
+from coe_core.stored_points import CASCADE, COE
 from vision.divide.ensemble import EnsembleNetworks
 from vision.errors import RunError, nearest
 from vision.networks.team import Team, TeamInference
 from vision.recipe import Recipe
 from vision.recipe_networks import Networks, RunMacs
 
-CASCADE = "cascade"
 FIRST, SECOND = "delegator", "expert"  # names of the controls that form the cascade
 _DEFAULT = ExitRule()
 SINGLE, ENSEMBLE = "single:", "ensemble:"  # before the name of a control, of an ensemble

@@ -347,6 +347,25 @@ def number_in(
     return parse
 
 
+def add_level_option(parser: argparse.ArgumentParser) -> None:
+    """``--level`` of the commands that choose between systems, see `coe_core.choose`.
+
+    Example:
+        >>> parser = Parser()
+        >>> add_level_option(parser)
+        >>> parser.parse_args([]).level
+        0.05
+    """
+    parser.add_argument(
+        "--level",
+        type=number_in(0, 1, low_is_in=False),
+        default=0.05,
+        metavar="P",
+        help="of the paired test: simpler systems that are not worse at this level are preferred; 1 takes "
+        "the best (default: 0.05)",
+    )
+
+
 def parsed_by(parse: Callable[[str], object]) -> Callable[[str], object]:
     """An argparse ``type``: a parser whose ValueErrors are messages for the user.
 

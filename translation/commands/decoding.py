@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coe_core.support.command import number_in
+from coe_core.support.command import add_level_option
 from coe_core.support.files import ready_to_write, write_text
 from translation.commands.plugin import load_fairseq
 from translation.commands.scores import add_scoring_options, chosen_scoring
@@ -84,14 +84,7 @@ def add_calibrate_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="file to write (JSON); --threshold FILE:AIM of fairseq-generate reads it",
     )
-    parser.add_argument(
-        "--level",
-        type=number_in(0, 1, low_is_in=False),
-        default=0.05,
-        metavar="P",
-        help="of the paired test: simpler systems that are not worse at this level are preferred; 1 takes "
-        "the best (default: 0.05)",
-    )
+    add_level_option(parser)
     parser.add_argument(
         "--system", metavar="NAME", help="use this one: CoE, cascade, single:NAME, ensemble:NAME"
     )

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from coe_core import Candidate, StageCost, StageQuality, TwoStage
+from coe_core.stored_points import CASCADE, COE, has_exits
 from translation.evaluation.metrics import CorpusQuality, Scoring
-from translation.evaluation.systems import CASCADE, COE, routed_systems
+from translation.evaluation.systems import routed_systems
 from translation.evaluation.translations import (
     DELEGATOR,
     DELEGATOR_ALONE,
@@ -22,16 +23,6 @@ from translation.evaluation.translations import (
 
 _ROUTERS = {COE: "learned", CASCADE: "cascade"}
 _MS = 1000.0  # of a second
-
-
-def has_exits(system: str) -> bool:
-    """Whether a system has a threshold to exit by.
-
-    Example:
-        >>> has_exits("CoE"), has_exits("cascade"), has_exits("single:large")
-        (True, True, False)
-    """
-    return system in _ROUTERS
 
 
 def control_system(name: str, networks: int) -> str:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from coe_core import StageCost, StageQuality, TwoStage, select_expert
+from coe_core.stored_points import CASCADE, COE
 from translation.evaluation.metrics import METRICS, CorpusQuality, Scoring
 from translation.evaluation.translations import (
     DELEGATOR,
@@ -23,7 +24,7 @@ from translation.evaluation.translations import (
     Translations,
 )
 
-COE, CASCADE, RANDOM, ORACLE = "CoE", "cascade", "random", "oracle"
+RANDOM, ORACLE = "random", "oracle"
 COSTS = ("macs", "seconds")
 NO_EXITS = float("inf")
 

@@ -41,11 +41,17 @@ class SharedLayers:
 
     def __call__(self, source: Int[Tensor, "n s"]) -> Handed:
         """States behind the shared layers; those of sentences that were seen are remembered."""
-        if self.known is not None and (handed := self._recalled(source)) is not None:
-            return handed
+        if self.known is None:
+            return self._run(source)
+        pad = self.encoder.padding_idx
+        sentences = [tuple(word for word in row if word != pad) for row in source.tolist()]
+        if all(sentence in self.known for sentence in sentences):
+            return self._recalled(source, [self.known[sentence] for sentence in sentences])
         handed = self._run(source)
-        if self.known is not None:
-            self._keep(source, handed)
+        for row, sentence in enumerate(sentences):
+            self.known[sentence] = handed.states[~handed.padding[row], row]
+            if len(self.known) > _REMEMBERED:
+                self.known.popitem(last=False)
         return handed
 
     @contextlib.contextmanager
@@ -69,30 +75,13 @@ class SharedLayers:
             states = layer(states, encoder_padding_mask=padding if padded else None)
         return Handed(states, padding, embedding)
 
-    def _keep(self, source: Tensor, handed: Handed) -> None:
-        assert self.known is not None
-        for row, sentence in enumerate(self._sentences(source)):
-            kept = ~handed.padding[row]
-            self.known[sentence] = handed.states[kept, row]
-            if len(self.known) > _REMEMBERED:
-                self.known.popitem(last=False)
-
-    def _recalled(self, source: Tensor) -> Handed | None:
-        """The states of a batch, if all of its sentences are known."""
-        assert self.known is not None
-        sentences = self._sentences(source)
-        if not all(sentence in self.known for sentence in sentences):
-            return None
+    def _recalled(self, source: Tensor, known: Sequence[Tensor]) -> Handed:
+        """The states of a batch, from those of its sentences."""
         padding = source.eq(self.encoder.padding_idx)
-        first = self.known[sentences[0]]
-        states = first.new_zeros(source.shape[1], len(source), first.shape[1])
-        for row, sentence in enumerate(sentences):
-            states[~padding[row], row] = self.known[sentence]
+        states = known[0].new_zeros(source.shape[1], len(source), known[0].shape[1])
+        for row, of_sentence in enumerate(known):
+            states[~padding[row], row] = of_sentence
         return Handed(states, padding, states.transpose(0, 1))
-
-    def _sentences(self, source: Tensor) -> list[tuple[int, ...]]:
-        pad = self.encoder.padding_idx
-        return [tuple(word for word in row if word != pad) for row in source.tolist()]
 
 
 class BranchedEncoder(TransformerEncoder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 from collections.abc import Callable, Mapping
@@ -17,11 +16,11 @@ from coe_core import (
     StoredPoints,
     check_fitted_with,
 )
-from coe_core.stored_points import COE
+from coe_core.stored_points import COE, best_within, has_exits
 from coe_core.support.aims import looks_like_an_amount, parse_budget
 from coe_core.support.command import nearest
 from translation.evaluation.calibrate import find_system, load_points
-from translation.evaluation.held_out import fitted_with, has_exits, held_out_systems
+from translation.evaluation.held_out import fitted_with, held_out_systems
 from translation.prediction.engine import Search, Setting
 
 DEFAULT = "best"
@@ -147,7 +146,17 @@ class Budgets:
                 f"no trade-off curve to read {name!r} off: coe-translation train makes it, or name one of "
                 f"the stored points: {', '.join(self.named(system)) or 'none'}"
             )
-        used_by, index = self._best_within(curves, amount.absolute(whole.macs[0]))
+        macs = amount.absolute(whole.macs[0])
+        deployed = {self.deployed(name) for name in self.stored.names} or {self.systems[0]}
+        try:
+            used_by, index = best_within(curves, deployed, macs)
+        except AimNotReachableError as error:
+            if len(curves) > 1:
+                raise
+            (only, curve), *_ = curves.items()
+            raise AimNotReachableError(
+                f"a mean cost of {macs:g} is below that of {only}, {min(curve.macs):g}: raise the budget"
+            ) from error
         curve = curves[used_by]
         self._check(used_by, name, curve.fitted_with, search)
         if not has_exits(used_by):
@@ -155,32 +164,6 @@ class Budgets:
         return Setting(
             name, used_by, curve.threshold[index], curve.exit_rate[index], curve.num_samples
         )
-
-    def _best_within(self, curves: Mapping[str, CalibratedCurve], macs: float) -> tuple[str, int]:
-        """The deployed system of the best held-out BLEU at a mean cost, and the point on its curve.
-
-        Where all that are deployed cost more, of the others.
-        """
-        fits = {}
-        for name, curve in curves.items():
-            with contextlib.suppress(AimNotReachableError):
-                fits[name] = curve.fit(macs)
-        deployed = {self.deployed(name) for name in self.stored.names} or {self.systems[0]}
-        fits = {name: at for name, at in fits.items() if name in deployed} or fits
-        if not fits:
-            name = min(curves, key=lambda n: (min(curves[n].macs), has_exits(n)))
-            least = min(curves[name].macs)
-            below = (
-                f"that of every system; the cheapest that exists is {name} at {least:g}"
-                if len(curves) > 1
-                else f"that of {name}, {least:g}"
-            )
-            raise AimNotReachableError(
-                f"a mean cost of {macs:g} is below {below}: raise the budget"
-            )
-        # Of equals one without exits, which is simpler.
-        best = max(fits, key=lambda n: (curves[n].quality[fits[n]], not has_exits(n)))
-        return best, fits[best]
 
     def _check(self, system: str, name: str, fitted: Mapping[str, Any], search: Search) -> None:
         used = {**self.used_with(system), "beam": search.beam, "lenpen": search.lenpen}

@@ -15,12 +15,11 @@ from fairseq import checkpoint_utils
 from fairseq.data import data_utils
 from torch import Tensor
 
-from coe_core.stored_points import COE
+from coe_core.stored_points import CASCADE, COE, has_exits
 from coe_core.support.files import sha256_of
 from coe_core.threads import Threads, choose_threads
 from translation.corpora.vocabulary import load_pieces
-from translation.evaluation.held_out import control_system, has_exits
-from translation.evaluation.systems import CASCADE
+from translation.evaluation.held_out import control_system
 from translation.evaluation.translations import DELEGATOR_ALONE, EXPERT_ALONE
 from translation.generation.generator import (
     CollaborativeGenerator,

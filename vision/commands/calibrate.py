@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from coe_core.support.command import at_least, number_in
+from coe_core.support.command import add_level_option, at_least, number_in
 
 if TYPE_CHECKING:
     from coe_core import OperatingPoint
@@ -39,14 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=at_least(1), help="at which latency is measured (default: 64)"
     )
-    parser.add_argument(
-        "--level",
-        type=number_in(0, 1, low_is_in=False),
-        default=0.05,
-        metavar="P",
-        help="of the paired test: simpler systems that are not worse at this level are preferred; 1 takes "
-        "the best (default: 0.05)",
-    )
+    add_level_option(parser)
     parser.add_argument(
         "--system", metavar="NAME", help="use this one: coe, cascade, single:NAME, ensemble:NAME"
     )

@@ -69,6 +69,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict every image; those that cannot be read are said and counted."""
+    if arguments.cluster and not arguments.workers:
+        raise ValueError("--cluster is where --workers run: give both")
     if arguments.workers or arguments.format == "parquet":
         return _run_in_pieces(arguments)
     from coe_core.support.progress import progress
@@ -78,8 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
     from vision.prediction.predictor import Predictor
     from vision.prediction.results import open_results
 
-    if arguments.cluster:
-        raise ValueError("--cluster is where --workers run: give both")
     path = arguments.out and Path(arguments.out)
     by_ending = ("csv" if path.suffix == ".csv" else "jsonl") if path else "table"
     kind: Any = arguments.format or by_ending
@@ -136,8 +136,6 @@ def _run_in_pieces(arguments: argparse.Namespace) -> int:
             "--workers, and --format parquet, write a folder: give --out FOLDER, and --format parquet "
             "or jsonl"
         )
-    if arguments.cluster and not arguments.workers:
-        raise ValueError("--cluster is where --workers run: give both")
     if arguments.compiled and arguments.workers:
         raise ValueError("--compiled does not go with --workers")
     job = in_pieces.Job(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -184,11 +184,18 @@ def _unreadable(checked: Mapping[str, Checked]) -> Iterator[Finding]:
             )
 
 
-def _shapes(checked: Mapping[str, Checked]) -> Iterator[Finding]:
-    known = [
-        (p, f) for part in checked.values() for p, f in zip(part.paths, part.facts, strict=True)
+def _readable(checked: Mapping[str, Checked]) -> list[tuple[Any, FileFacts]]:
+    """Image and facts of all that could be read."""
+    return [
+        (path, facts)
+        for part in checked.values()
+        for path, facts in zip(part.paths, part.facts, strict=True)
+        if facts.kind
     ]
-    known = [(path, facts) for path, facts in known if facts.kind]
+
+
+def _shapes(checked: Mapping[str, Checked]) -> Iterator[Finding]:
+    known = _readable(checked)
     if not known:
         return
     sides = np.array([facts.size for _, facts in known])
@@ -210,10 +217,7 @@ def _shapes(checked: Mapping[str, Checked]) -> Iterator[Finding]:
 
 
 def _kinds(checked: Mapping[str, Checked]) -> Iterator[Finding]:
-    known = [
-        (p, f) for part in checked.values() for p, f in zip(part.paths, part.facts, strict=True)
-    ]
-    known = [(path, facts) for path, facts in known if facts.kind]
+    known = _readable(checked)
     modes = Counter(facts.mode for _, facts in known)
     if len(modes) > 1:
         listed = ", ".join(f"{mode} {count:,}" for mode, count in modes.most_common())

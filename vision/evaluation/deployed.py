@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from coe_core.stored_points import has_exits
 from coe_core.support import reports
 from coe_core.support.reports import NONE, Spread, mean_and_spread
-from vision.budgets import ResolvedBudget, has_exits, resolve_budget
+from vision.budgets import ResolvedBudget, resolve_budget
 from vision.errors import RunError
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.stages import system_stage

@@ -12,9 +12,9 @@ import torch
 import yaml
 
 from coe_core import TwoStage
-from coe_core.stored_points import COE
+from coe_core.stored_points import COE, has_exits
 from coe_core.support.files import write_text
-from vision.budgets import ResolvedBudget, has_exits, resolve_budget
+from vision.budgets import ResolvedBudget, resolve_budget
 from vision.data.load import ImageData
 from vision.errors import RunError
 from vision.evaluation import report_parts as parts

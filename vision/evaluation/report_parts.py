@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from coe_core import Choice, calibration_error
-from vision.budgets import ResolvedBudget, has_exits
+from coe_core.stored_points import has_exits
+from vision.budgets import ResolvedBudget
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.stages import system_logits
 from vision.recipe_networks import RunMacs

@@ -12,9 +12,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from coe_core import CalibratedCurve, ExitRule, OperatingPoint
+from coe_core.stored_points import has_exits
 from coe_core.support.exports import provenance_of, write_routing
 from coe_core.support.files import whole_folder
-from vision.budgets import ResolvedBudget, has_exits, resolve_budget
+from vision.budgets import ResolvedBudget, resolve_budget
 from vision.errors import RunError
 from vision.export.convert import (
     MAX_BYTES,

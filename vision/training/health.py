@@ -79,10 +79,10 @@ class Expectation(Callback):
         elif trainer.global_step == self._first + FIRST_STEPS and trainer.is_global_zero:
             per_step = (time.monotonic() - self._start) / FIRST_STEPS
             left = per_step * (cast("CoETraining", pl_module).num_steps - trainer.global_step)
-            shared = cast("CoETraining", pl_module).split_step > trainer.global_step
-            more = "; more once the experts are no longer one network" if shared else ""
             if left < WORTH_TELLING:
                 return
+            shared = cast("CoETraining", pl_module).split_step > trainer.global_step
+            more = "; more once the experts are no longer one network" if shared else ""
             print(
                 f"expected: {datetime.timedelta(seconds=round(left))} more (from {FIRST_STEPS} steps{more}); "
                 f"{_memory()}",
