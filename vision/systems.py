@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -88,6 +88,7 @@ class System:
         network: that answers alone; None: a team does.
         first_macs: multiply-adds of every image: of the delegator, or of the network.
         expert_macs: of each expert; none where there is no team.
+        sees_pixels: its networks take uint8 images and normalise them themselves; else prepared ones.
     """
 
     name: str
@@ -95,6 +96,7 @@ class System:
     network: nn.Module | None
     first_macs: int
     expert_macs: tuple[int, ...] = ()
+    sees_pixels: bool = False
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -107,7 +109,7 @@ class System:
 
     def infer(
         self,
-        images: Float[Tensor, "n ch h w"],
+        images: Num[Tensor, "n ch h w"],
         threshold: float | Float[Tensor, " n"] = torch.inf,
         rule: ExitRule | Sequence[ExitRule] = _DEFAULT,
         rough_weight: float | Float[Tensor, " n"] = 0.0,
@@ -117,7 +119,7 @@ class System:
         """See `Team.infer`; a network alone answers all images, and none of them exits.
 
         Args:
-            images: prepared.
+            images: prepared, or pixels: see ``sees_pixels``.
             threshold: exit when confidence >= threshold.
             rule: what exits are decided by.
             rough_weight: of the rough logits in the final prediction.

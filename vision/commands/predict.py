@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coe_core.support.command import DONE, IN_PART, at_least
-from vision.commands.serve import add_arithmetic, add_system
+from vision.commands.serve import add_arithmetic, add_system, choose_runtime
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from vision.budgets import ResolvedBudget
+    from vision.prediction.predictor import Predictor
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -95,9 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
         compiled=arguments.compiled,
         max_pixels=arguments.max_pixels,
     )
-    _set_threads(predictor, arguments.batch_size)
     files = find_inputs(arguments.images)
     budget = predictor.resolve(arguments.at, arguments.threshold)
+    _choose(predictor, arguments, budget, len(files))
     if kind == "table":
         outcomes = predict_files(predictor, files, budget)
         rows = list(progress(outcomes, len(files), "predicting"))
@@ -136,8 +137,10 @@ def _run_in_pieces(arguments: argparse.Namespace) -> int:
             "--workers, and --format parquet, write a folder: give --out FOLDER, and --format parquet "
             "or jsonl"
         )
-    if arguments.compiled and arguments.workers:
-        raise ValueError("--compiled does not go with --workers")
+    if arguments.workers and (arguments.compiled or arguments.runtime == "onnxruntime"):
+        raise ValueError(
+            f"--{'compiled' if arguments.compiled else 'runtime onnxruntime'} does not go with --workers"
+        )
     job = in_pieces.Job(
         arguments.run,
         arguments.out,
@@ -172,8 +175,8 @@ def _predicted(job, pieces, predictor, arguments: argparse.Namespace) -> Iterato
     if not pieces:
         return
     if arguments.workers is None:
-        _set_threads(predictor, arguments.batch_size)
         budget = predictor.resolve(job.at, job.threshold)
+        _choose(predictor, arguments, budget, sum(len(piece.inputs) for piece in pieces))
         yield from (predict_piece(predictor, budget, piece, job) for piece in pieces)
         return
     from vision.prediction.cluster import cluster, predict_pieces
@@ -182,16 +185,15 @@ def _predicted(job, pieces, predictor, arguments: argparse.Namespace) -> Iterato
         yield from predict_pieces(pieces, job, arguments.workers, num_gpus)
 
 
-def _set_threads(predictor, batch_size: int) -> None:
-    """As many threads as predict fastest; said where that was measured, beside the predictions."""
-    import torch
-
-    from vision.serve.start import serving_threads
-
-    threads = serving_threads(predictor, batch_size)
-    torch.set_num_threads(threads.count)
-    if threads.measured:
-        print(f"computing with {threads}", file=sys.stderr)
+def _choose(
+    predictor: Predictor, arguments: argparse.Namespace, budget: ResolvedBudget, images: int
+) -> None:
+    """What predicts fastest; said where that was measured, beside the predictions."""
+    chosen = choose_runtime(predictor, arguments, [budget.system], images)
+    if chosen.threads.measured:
+        print(f"computing with {chosen.threads}", file=sys.stderr)
+    if chosen.runtime:
+        print(f"networks by {chosen.runtime}", file=sys.stderr)
 
 
 def _route(exited: bool | None, expert: int | None, system: str) -> str:

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 from coe_core.serving.options import add_server_options, require_serving
 from coe_core.support.aims import parse_size
 from coe_core.support.command import at_least, parsed_by
 from vision.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from coe_core.threads import Threads
+    from vision.prediction.predictor import Predictor
+
+RUNTIMES = ("auto", "torch", "onnxruntime")  # see `vision.export.accelerate`
+_TOGETHER = 4  # images of a server's batch by which time is measured: most are small
+
+
+class Chosen(NamedTuple):
+    """What a command computes with."""
+
+    threads: Threads
+    runtime: str = ""  # for one line of output; empty where there was nothing to choose
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +69,51 @@ def add_arithmetic(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="every network through torch.compile: slow first calls, needs a C++ compiler",
     )
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default="auto",
+        help="what computes on a CPU (default: onnxruntime, in fp32, where it is faster)",
+    )
+
+
+def choose_runtime(
+    predictor: Predictor,
+    arguments: argparse.Namespace,
+    systems: list[str],
+    images: float = math.inf,
+) -> Chosen:
+    """Threads, then what the networks run through, as the options say.
+
+    Args:
+        predictor: whose systems may be replaced.
+        arguments: of a command with `add_arithmetic` and a batch size.
+        systems: that will answer.
+        images: that will be answered.
+
+    Raises:
+        ValueError: options that do not go together.
+    """
+    import torch
+
+    from vision.serve.start import serving_threads
+
+    fixed = "--compiled" if arguments.compiled else f"--precision {arguments.precision}"
+    if arguments.compiled or arguments.precision not in ("auto", "32-true"):
+        if arguments.runtime == "onnxruntime":
+            raise ValueError(f"--runtime onnxruntime computes in fp32: leave {fixed} out")
+        arguments.runtime = "torch"
+    threads = serving_threads(predictor, arguments.batch_size)
+    torch.set_num_threads(threads.count)
+    if arguments.runtime == "torch":
+        return Chosen(threads)
+    from vision.export.accelerate import accelerate
+
+    together = min(arguments.batch_size, _TOGETHER) if images == math.inf else arguments.batch_size
+    runtime = accelerate(
+        predictor, systems, runtime=arguments.runtime, batch_size=together, images=images
+    )
+    return Chosen(threads, str(runtime) if runtime.reason else "")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -63,11 +124,9 @@ def run(arguments: argparse.Namespace) -> None:
     process.allow_connections(arguments.max_requests)
     with process.listen(arguments.host, arguments.port) as listening:
         # After the socket: a port in use is told at once.
-        import torch
-
         from vision.prediction.predictor import Predictor
         from vision.serve.app import ServerSettings, create_app
-        from vision.serve.start import serving_threads, warm_up
+        from vision.serve.start import warm_up
 
         predictor = Predictor(
             arguments.run,
@@ -89,10 +148,11 @@ def run(arguments: argparse.Namespace) -> None:
             host_names=(*arguments.host_names, *process.own_names(arguments.host)),
         )
         app = create_app(predictor, settings)
+        chosen = choose_runtime(predictor, arguments, predictor.expected_systems)
         warm_up(predictor, arguments.batch_size)
-        threads = serving_threads(predictor, arguments.batch_size)
-        torch.set_num_threads(threads.count)
         print(f"serving {arguments.run} at {process.address(listening)}", flush=True)
-        if threads.reason:
-            print(f"computing with {threads}", flush=True)
+        if chosen.threads.reason:
+            print(f"computing with {chosen.threads}", flush=True)
+        if chosen.runtime:
+            print(f"networks by {chosen.runtime}", flush=True)
         process.run_server(app, listening, arguments.max_requests)

@@ -41,7 +41,7 @@ from vision.data.decode import (
     tell_unreadable,
 )
 from vision.data.files import image_formats
-from vision.data.preprocess import LARGE_JPEG, LEAST
+from vision.data.opening import LARGE_JPEG, LEAST
 from vision.data.shards import Member, Members
 
 FOLDER_VARIABLE, BYTES_VARIABLE = "COE_CACHE", "COE_CACHE_BYTES"
@@ -267,7 +267,7 @@ def cache_key(paths: Sequence[str | Member], form: StoredForm) -> str:
         **({} if form.preprocess.range is None else {"range": form.preprocess.range}),
         "max_pixels": form.max_pixels or Image.MAX_IMAGE_PIXELS,
         "formats": image_formats().formats,
-        "reduced": (LARGE_JPEG, LEAST),
+        "reduced": (LARGE_JPEG, LEAST, "original sides"),
         "pillow": (pillow_version, *map(features.version, ("jpg", "zlib", "webp", "libtiff"))),
     }
     digest = hashlib.sha256(json.dumps(settings).encode())

@@ -21,7 +21,8 @@ from vision.data.decode import MAX_UNREADABLE, content_key, num_processors
 from vision.data.files import image_formats, open_regular, printable
 from vision.data.load import find_source
 from vision.data.near_copies import SIDE, compare, find_pairs
-from vision.data.preprocess import Preprocess, UnreadableImageError, open_image
+from vision.data.opening import open_image
+from vision.data.preprocess import Preprocess, UnreadableImageError
 from vision.data.samples import Samples, Source
 from vision.data.section import Data
 from vision.data.shards import Member

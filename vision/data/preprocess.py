@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import threading
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from os import PathLike
 from typing import Any, BinaryIO, Literal
 
@@ -27,7 +26,15 @@ from vision.data.bands import (
     read_tiff,
     to_tensor,
 )
-from vision.data.files import icon_sizes, image_formats, open_regular, printable
+from vision.data.files import open_regular, printable
+from vision.data.opening import (
+    RefusedError,
+    check_size,
+    open_image,
+    original_size,
+    reduce_while_loading,
+    transposed,
+)
 from vision.data.shards import Member
 from vision.data.sides import Sides, sides_of
 
@@ -43,12 +50,6 @@ _UPRIGHT = {
 }
 _ORIENTATION = 0x0112
 LARGEST_SIDE = 16384  # of an input
-LARGE_JPEG = 2**24  # pixels, above which one is decoded at a fraction of its size
-LEAST = (
-    4  # times the size it is resized to: with antialiasing that is seen in no more than rounding
-)
-_TILE_WIDTH, _TILE_LENGTH = 322, 323  # of TIFF
-_PILLOWS_LIMIT = threading.Lock()
 
 
 class UnreadableImageError(CoEError):
@@ -133,7 +134,7 @@ class Preprocess:
         }
         return cls(**given)
 
-    @property
+    @cached_property
     def sides(self) -> Sides:
         """Height and width of the input."""
         return sides_of(self.size)
@@ -143,7 +144,7 @@ class Preprocess:
         """Channels, height and width of the input."""
         return (self.channels, *self.sides)
 
-    @property
+    @cached_property
     def before_crop(self) -> Sides:
         """The least height and width before the crop, for ``resize="crop"``."""
         return self.sides.scaled(1.15)
@@ -182,7 +183,7 @@ class Preprocess:
         image = self._shorten(image, path) if self.resize == "crop" else self.fit(image, path)
         return to_tensor(image)
 
-    @property
+    @cached_property
     def needed_side(self) -> int:
         """Side in pixels that pictures need at least to be resized; the longer one of the input."""
         return max(self.before_crop if self.resize == "crop" else self.sides)
@@ -211,7 +212,7 @@ class Preprocess:
         try:
             with contextlib.ExitStack() as stack:
                 if isinstance(path, Image.Image):
-                    _check_size(path.width, path.height, max_pixels)
+                    check_size(path.width, path.height, max_pixels)
                     return self._upright(path)
                 if isinstance(path, Member):
                     content: BinaryIO = io.BytesIO(path.read_bytes())
@@ -223,12 +224,12 @@ class Preprocess:
                     limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
                     picture, orientation = read_tiff(content, self.channels, self.range, limit)
                     turn = _UPRIGHT.get(orientation)
-                    return picture if turn is None else picture.transpose(turn)
+                    return picture if turn is None else transposed(picture, turn)
                 image = stack.enter_context(open_image(content, max_pixels))
                 if needed is not None:
                     reduce_while_loading(image, needed)
                 if self.range is not None and loses_bits(image):
-                    raise _RefusedError(
+                    raise RefusedError(
                         "its 16-bit colours would be read without their lower bits, so data.range cannot be "
                         "applied; save it as TIFF, and install tifffile"
                     )
@@ -238,7 +239,7 @@ class Preprocess:
             raise
         except FileNotFoundError as error:
             raise UnreadableImageError(path, "no such file") from error
-        except _RefusedError as error:
+        except RefusedError as error:
             raise UnreadableImageError(shown, str(error)) from error
         except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
             raise UnreadableImageError(shown, f"{type(error).__name__}: {error}") from error
@@ -247,7 +248,7 @@ class Preprocess:
         """Converted, and turned as its EXIF data say."""
         turn = _UPRIGHT.get(_orientation(image) or 1)
         picture = self.convert(image)
-        return picture if turn is None else picture.transpose(turn)
+        return picture if turn is None else transposed(picture, turn)
 
     def _needs_tifffile(self, content: BinaryIO) -> bool:
         """Whether a file is a TIFF that Pillow cannot read, or not whole, and there is what can."""
@@ -280,7 +281,7 @@ class Preprocess:
 
     def _shorten(self, image: Picture, path: object) -> Picture:
         """Resize to `shortened`; refuse what that would blow up."""
-        size = self.shortened(*image.size)
+        size = self.shortened(*original_size(image))
         if Image.MAX_IMAGE_PIXELS is not None and math.prod(size) > Image.MAX_IMAGE_PIXELS:
             shown = self.size if isinstance(self.size, int) else self.sides
             raise UnreadableImageError(
@@ -315,80 +316,6 @@ def centre(side: int, part: int) -> int:
         (2, 2)
     """
     return round((side - part) / 2)
-
-
-class _RefusedError(ValueError):
-    """What is wrong with an image, in our words."""
-
-
-@contextlib.contextmanager
-def open_image(content: BinaryIO, max_pixels: int | None = None) -> Iterator[Image.Image]:
-    """Open an image without decoding it, once its format and its number of pixels are allowed.
-
-    Asked before anything is decoded: of an icon the pictures inside, of a TIFF the tiles as well.
-
-    Args:
-        content: the open file.
-        max_pixels: most pixels; None: Pillow's limit, `PIL.Image.MAX_IMAGE_PIXELS`.
-
-    Raises:
-        ValueError: too many pixels, none at all, or a format that is not opened.
-    """
-    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
-    start = content.read(16)
-    content.seek(0)
-    if start[:4] == b"\0\0\1\0":
-        for width, height in icon_sizes(content.read()):
-            _check_size(width, height, limit)
-        content.seek(0)
-    with _pillow_open(content, limit) as image:
-        _check_size(image.width, image.height, limit)
-        if image.format == "TIFF":
-            tags = image.tag_v2  # type: ignore[attr-defined]
-            _check_size(int(tags.get(_TILE_WIDTH, 1)), int(tags.get(_TILE_LENGTH, 1)), limit)
-        yield image
-
-
-def reduce_while_loading(image: Image.Image, needed: int) -> None:
-    """Let a JPEG of over 16.8 megapixels be decoded at a half, a quarter or an eighth of its size (OURS).
-
-    That takes a fraction of the memory and time. Where training, predictions, the server and exports do it by
-    one rule, all see the same pixels.
-
-    Args:
-        image: opened, not decoded.
-        needed: shorter side in pixels that it will be resized to; four times that stays.
-    """
-    if image.format in ("JPEG", "MPO") and image.width * image.height > LARGE_JPEG:
-        image.draft(None, (LEAST * needed, LEAST * needed))
-
-
-def _pillow_open(content: BinaryIO, limit: int | None) -> Image.Image:
-    formats = image_formats().formats
-    pillows_limit = Image.MAX_IMAGE_PIXELS
-    try:
-        if pillows_limit is None or (limit is not None and limit <= pillows_limit):
-            return Image.open(content, formats=formats)
-        with _PILLOWS_LIMIT:  # it has no argument for a higher one
-            pillows_limit = Image.MAX_IMAGE_PIXELS
-            Image.MAX_IMAGE_PIXELS = limit
-            try:
-                return Image.open(content, formats=formats)
-            finally:
-                Image.MAX_IMAGE_PIXELS = pillows_limit
-    except Image.UnidentifiedImageError as error:
-        raise _RefusedError(
-            f"cannot identify it as one of the formats that are opened: {', '.join(formats)}"
-        ) from error
-    except Image.DecompressionBombError as error:
-        raise _RefusedError(f"too many pixels: {error}") from error
-
-
-def _check_size(width: int, height: int, limit: int | None) -> None:
-    if width < 1 or height < 1:
-        raise _RefusedError(f"{width} x {height}: it has no pixels")
-    if limit is not None and width * height > limit:
-        raise _RefusedError(f"{width} x {height} pixels, above the limit of {limit}")
 
 
 def _orientation(image: Image.Image) -> int | None:

@@ -17,6 +17,7 @@ import stat
 import sys
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +37,9 @@ TASK = "vision"
 # Those that coe-vision opens; others of Pillow's start programs (EPS). HEIF: where pillow-heif is.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "ICO", "AVIF", "HEIF")
 _ORIENTATION = 0x0112
-LARGE_JPEG = 2**24  # pixels, above which one is decoded at a fraction of its size, at least
+LARGE_JPEG = 2**20  # pixels, above which one is decoded at a fraction of its size, at least
 LEAST = 4  # times the side that it is resized to
+_ORIGINAL = (-1, -1)  # key of its info, the size before
 # EXIF orientation -> what sets the picture upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -200,11 +202,14 @@ class Runner:
         if isinstance(images, str | Path | Image.Image):
             images = [images]
         chosen, rough_weight = self.setting(at, threshold)
-        records = []
-        for start in range(0, len(images), self.batch_size):
-            batch = [self.decode(image) for image in images[start : start + self.batch_size]]
-            routed = self.infer(np.stack(batch), chosen, rough_weight)
-            records += [self._record(routed, i) for i in range(len(batch))]
+        records: list[dict] = []
+        with ThreadPoolExecutor(os.cpu_count()) as decoders:
+            ahead = decoders.map(self.decode, images[: self.batch_size])
+            for start in range(self.batch_size, len(images) + self.batch_size, self.batch_size):
+                batch = list(ahead)  # the next is decoded while the networks run
+                ahead = decoders.map(self.decode, images[start : start + self.batch_size])
+                routed = self.infer(np.stack(batch), chosen, rough_weight)
+                records += [self._record(routed, i) for i in range(len(batch))]
         return records
 
     def _record(self, routed: Routed, i: int) -> dict:
@@ -269,7 +274,9 @@ def _open(path: Path, preprocess: dict) -> list[Image.Image]:
         _check_pixels(path, image.width * image.height, f"{image.width} x {image.height}")
         if image.format in ("JPEG", "MPO") and image.width * image.height > LARGE_JPEG:
             side = int(max(_sides(preprocess)) * (1.15 if preprocess["resize"] == "crop" else 1))
+            before = image.size
             image.draft(None, (LEAST * side, LEAST * side))
+            image.info[_ORIGINAL] = before
         halved = any(";16" in str(tile[3]) for tile in image.tile) and not image.mode.startswith(
             "I"
         )
@@ -282,7 +289,10 @@ def _open(path: Path, preprocess: dict) -> list[Image.Image]:
 def _upright(image: Image.Image, preprocess: dict) -> list[Image.Image]:
     turn = None
     with contextlib.suppress(Exception):  # a damaged EXIF block leaves the picture as it is
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        turn = _UPRIGHT.get(orientation)
+        if orientation in (5, 6, 7, 8) and _ORIGINAL in image.info:
+            image.info[_ORIGINAL] = image.info[_ORIGINAL][::-1]
     pictures = _convert(image, preprocess)
     return pictures if turn is None else [picture.transpose(turn) for picture in pictures]
 
@@ -341,14 +351,10 @@ def _fit(image: Image.Image, preprocess: dict) -> Image.Image:
             return image
         return image.resize((width, height), Image.Resampling.BICUBIC)
     high, wide = int(height * 1.15), int(width * 1.15)
+    x, y = image.info.get(_ORIGINAL, image.size)
     # The longer side is rounded once, as torchvision does; a ratio kept aside would round it twice.
-    if image.width * high <= image.height * wide:
-        size = (wide, int(wide * image.height / image.width))
-    else:
-        size = (int(high * image.width / image.height), high)
-    shown = (
-        f"{image.width} x {image.height}, enlarged for a crop of {height} x {width}, has too many"
-    )
+    size = (wide, int(wide * y / x)) if x * high <= y * wide else (int(high * x / y), high)
+    shown = f"{x} x {y}, enlarged for a crop of {height} x {width}, has too many"
     _check_pixels("in memory", size[0] * size[1], shown)
     if image.size != size:
         image = image.resize(size, Image.Resampling.BICUBIC)

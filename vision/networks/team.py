@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from coe_core import Delegation, ExitRule, infer, scale_gradient
@@ -52,7 +52,7 @@ class Trunked(nn.Module):
         super().__init__()
         self.trunk, self.branch = trunk, branch
 
-    def forward(self, images: Float[Tensor, "n ch h w"]) -> Float[Tensor, "n c_plus_k"]:
+    def forward(self, images: Num[Tensor, "n ch h w"]) -> Float[Tensor, "n c_plus_k"]:
         """Rough and selection logits."""
         return self.branch(self.trunk(images))
 
@@ -108,7 +108,7 @@ class Team(nn.Module):
         )
         return [*first, *self.experts]
 
-    def features(self, images: Float[Tensor, "n ch h w"]) -> Tensor:
+    def features(self, images: Num[Tensor, "n ch h w"]) -> Tensor:
         """What the experts see: the trunk's output, without one the images."""
         return self.delegator.trunk(images) if isinstance(self.delegator, Trunked) else images
 
@@ -120,7 +120,7 @@ class Team(nn.Module):
 
         return feature_shape(self.delegator.trunk, image)
 
-    def hand_over(self, images: Float[Tensor, "n ch h w"]) -> HandedOver:
+    def hand_over(self, images: Num[Tensor, "n ch h w"]) -> HandedOver:
         """One pass of the delegator, and what the experts go on from."""
         features = self.features(images)
         branch = self.delegator.branch if isinstance(self.delegator, Trunked) else self.delegator
@@ -158,7 +158,7 @@ class Team(nn.Module):
 
     def infer(
         self,
-        images: Float[Tensor, "n ch h w"],
+        images: Num[Tensor, "n ch h w"],
         threshold: float | Float[Tensor, " n"],
         rule: ExitRule | Sequence[ExitRule] = _DEFAULT,
         rough_weight: float | Float[Tensor, " n"] = 0.0,
@@ -170,7 +170,7 @@ class Team(nn.Module):
         Where an expert runs, the prediction is its answer + ``rough_weight`` * the rough logits.
 
         Args:
-            images: prepared, see `vision.recipe_networks.Networks.prepare`.
+            images: prepared, see `vision.recipe_networks.Networks.prepare`, or pixels for networks of pixels.
             threshold: exit when confidence >= threshold; one number, or one per image.
             rule: what exits are decided by; one for all, or one per image.
             rough_weight: one number, or one per image; see `coe_core.fit_rough_weight`.

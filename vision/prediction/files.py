@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,6 +18,9 @@ from vision.data.preprocess import UnreadableImageError
 from vision.prediction.inputs import Input
 from vision.prediction.predictor import Prediction, Predictor
 from vision.systems import COE
+
+_AHEAD = 2  # batches that are decoded before they are needed
+_TOGETHER = 8  # images that one thread decodes at a time
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,13 @@ class FilePrediction:
     system: str = COE  # that answered
 
 
+_Batch = tuple[Sequence[Input], list[Future[list[Tensor | str]]]]
+
+
 def predict_files(
     predictor: Predictor, inputs: Sequence[Input], budget: ResolvedBudget
 ) -> Iterator[FilePrediction]:
-    """Predictions in the order of the inputs; while one batch is predicted the next is decoded.
+    """Predictions in the order of the inputs; while one batch is predicted the next ones are decoded.
 
     Args:
         predictor: of a run.
@@ -44,47 +53,53 @@ def predict_files(
         budget: see `Predictor.resolve`.
     """
     size = predictor.batch_size
-    batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+    starts = iter(range(0, len(inputs), size))
     with ThreadPoolExecutor(num_processors()) as decoders:
 
-        def decoding(batch: Sequence[Input]) -> list[Future[Tensor]]:
-            return [decoders.submit(_decode, predictor, one) for one in batch]
+        def decoding(start: int) -> _Batch:
+            batch = inputs[start : start + size]
+            parts = [batch[i : i + _TOGETHER] for i in range(0, len(batch), _TOGETHER)]
+            return batch, [decoders.submit(_decode, predictor, part) for part in parts]
 
-        ahead = decoding(batches[0]) if batches else []
-        for number, batch in enumerate(batches):
-            pending, ahead = ahead, decoding(batches[number + 1]) if batches[number + 1 :] else []
-            yield from _predict_batch(predictor, batch, pending, budget)
+        ahead = deque(map(decoding, itertools.islice(starts, 1 + _AHEAD)))
+        while ahead:
+            batch, pending = ahead.popleft()
+            decoded = [image for part in pending for image in part.result()]
+            ahead.extend(map(decoding, itertools.islice(starts, 1)))
+            yield from _predict_batch(predictor, batch, decoded, budget)
 
 
-def _decode(predictor: Predictor, one: Input) -> Tensor:
+def _decode(predictor: Predictor, inputs: Sequence[Input]) -> list[Tensor | str]:
+    """Pixels, or what is wrong, of a few images: threads that change hands at every one take longer."""
+    decoded: list[Tensor | str] = []
+    for one in inputs:
+        try:
+            decoded.append(predictor.decode(_content(one), one.name))
+        except UnreadableImageError as error:
+            decoded.append(str(error))
+    return decoded
+
+
+def _content(one: Input) -> Path | bytes:
     try:
-        content = one.content()
+        return one.content()
     except (OSError, ValueError) as error:  # of a shard or a table
         raise UnreadableImageError(one.name, str(error)) from error
-    return predictor.decode(content, one.name)
 
 
 def _predict_batch(
     predictor: Predictor,
     batch: Sequence[Input],
-    pending: Sequence[Future[Tensor]],
+    decoded: Sequence[Tensor | str],
     budget: ResolvedBudget,
 ) -> Iterator[FilePrediction]:
-    images: list[Tensor] = []
-    errors: dict[int, str] = {}
-    for place, image in enumerate(pending):
-        try:
-            images.append(image.result())
-        except UnreadableImageError as error:
-            errors[place] = str(error)
+    images = [image for image in decoded if isinstance(image, Tensor)]
     predictions: Iterator[Prediction] = iter(())
     if images:
         predictions = iter(predictor.predict_pixels(torch.stack(images), [budget] * len(images)))
-    for place, one in enumerate(batch):
-        if place in errors:
-            yield FilePrediction(
-                one.name, budget.threshold, error=errors[place], system=budget.system
-            )
+    for one, image in zip(batch, decoded, strict=True):
+        if isinstance(image, str):
+            yield FilePrediction(one.name, budget.threshold, error=image, system=budget.system)
             continue
         prediction = next(predictions)
         yield FilePrediction(

@@ -196,6 +196,10 @@ class Predictor:
                 predictions |= dict(zip(rows, answers, strict=True))
         return [predictions[row] for row in range(len(budgets))]
 
+    def seen(self, system: System, pixels: UInt8[Tensor, "n ch h w"]) -> Tensor:
+        """What a system's networks take of decoded images."""
+        return pixels if system.sees_pixels else self.networks.prepare(pixels)
+
     @torch.inference_mode()
     def _predict(
         self,
@@ -209,8 +213,8 @@ class Predictor:
         if isinstance(rough_weight, Tensor):
             rough_weight = rough_weight.to(device)
         with autocast(device, self.precision):
-            prepared = self.networks.prepare(pixels.to(device))
-            result = system.infer(prepared, threshold, rule, rough_weight, streams=True)
+            seen = self.seen(system, pixels.to(device))
+            result = system.infer(seen, threshold, rule, rough_weight, streams=True)
         probabilities = result.prediction.softmax(1)
         columns = (
             probabilities.argmax(1),

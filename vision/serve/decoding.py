@@ -11,7 +11,8 @@ from torch import Tensor
 from coe_core.serving.memory import MemoryBoundWork, MemoryBudget
 from vision.data.bands import is_tiff
 from vision.data.decode import num_processors
-from vision.data.preprocess import Preprocess, open_image, reduce_while_loading
+from vision.data.opening import open_image, reduce_while_loading
+from vision.data.preprocess import Preprocess
 from vision.prediction.predictor import decode_image
 
 # Bytes for each pixel at the highest moment between opening and resizing, measured with Pillow 13

@@ -28,21 +28,22 @@ def warm_up(predictor: Predictor, batch_size: int) -> None:
         for count in sorted(
             {1, min(2, batch_size)}
         ):  # of one image compilers make a case of its own
-            prepared = networks.prepare(_blank(predictor, count).to(networks.device))
+            pixels = _blank(predictor, count).to(networks.device)
             for name in predictor.expected_systems:
-                _run_once(predictor.systems[name], prepared)
+                system = predictor.systems[name]
+                _run_once(system, predictor.seen(system, pixels))
 
 
-def _run_once(system: System, prepared: torch.Tensor) -> None:
+def _run_once(system: System, seen: torch.Tensor) -> None:
     """Every network of a system; one that fails will fail its images, others not."""
     if system.team is None:
         try:
-            system.infer(prepared)
+            system.infer(seen)
         except Exception:
             log.exception("%s fails", system.name)
         return
     try:
-        handed = system.team.for_experts(system.team.hand_over(prepared))
+        handed = system.team.for_experts(system.team.hand_over(seen))
     except Exception:
         log.exception("the delegator fails")
         return

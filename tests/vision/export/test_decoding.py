@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import vision.data.preprocess
+import vision.data.opening
 from vision.data.files import image_formats
 from vision.data.preprocess import Preprocess, UnreadableImageError
 from vision.export import runner as onnx_runner
@@ -50,16 +50,34 @@ def test_large_jpegs_are_reduced_while_they_are_loaded(
     picture.save(path, exif=turned, progressive=progressive)
     preprocess = Preprocess(16, 3, (0.5,) * 3, (0.5,) * 3, resize)
     whole = preprocess.load(path).short()
-    for module in (onnx_runner, vision.data.preprocess):
+    for module in (onnx_runner, vision.data.opening):
         monkeypatch.setattr(module, "LARGE_JPEG", 800 * 656)
     assert preprocess.load(path).short().equal(whole)  # not above it
-    for module in (onnx_runner, vision.data.preprocess):
+    for module in (onnx_runner, vision.data.opening):
         monkeypatch.setattr(module, "LARGE_JPEG", 800 * 656 - 1)
     needed = preprocess.needed_side
     assert preprocess.decode(path).size == (656, 800)
     assert preprocess.decode(path, needed=needed).size == (82, 100)  # an eighth: at least 4 x 18
     reduced = preprocess.load(path)
     assert (reduced.short() - whole).abs().max() <= 8
+    np.testing.assert_array_equal(onnx_runner.decode(path, preprocess.to_dict()), reduced.numpy())
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_reduced_jpeg_is_cropped_where_the_whole_one_is(tmp_path, monkeypatch, orientation):
+    path, turned = tmp_path / "a.jpg", Image.Exif()
+    turned[0x0112] = orientation
+    # Of its sides 18 x 23.9 are left before the crop, of half of them, 300 x 400, 18 x 24.
+    picture = Image.effect_noise((18, 24), 90).resize((600, 799)).convert("RGB")
+    picture.save(path, exif=turned, quality=95)
+    preprocess = Preprocess(16, 3, (0.5,) * 3, (0.5,) * 3, "crop")
+    whole = preprocess.load(path).short()
+    for module in (onnx_runner, vision.data.opening):
+        monkeypatch.setattr(module, "LARGE_JPEG", 0)
+        monkeypatch.setattr(module, "LEAST", 16)
+    reduced = preprocess.load(path)
+    assert preprocess.decode(path, needed=preprocess.needed_side).size != (600, 799)
+    assert (reduced.short() - whole).abs().max() <= 4
     np.testing.assert_array_equal(onnx_runner.decode(path, preprocess.to_dict()), reduced.numpy())
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import vision.data.preprocess
+import vision.data.opening
 from coe_core.serving.memory import BusyMemoryError, TooMuchMemoryError, return_memory
 from vision.data.preprocess import Preprocess, UnreadableImageError
 from vision.serve.decoding import ImageDecoder, decoding_bytes, resizing_bytes
@@ -110,7 +110,7 @@ def measure_memory(channels: int) -> None:
     large = ((f"large {name}", content) for name, content in files() if "jpeg" in name)
     for name, content in itertools.chain(files(), large):
         if name.startswith("large"):
-            vision.data.preprocess.LARGE_JPEG = 2**20
+            vision.data.opening.LARGE_JPEG = 2**20
         return_memory()
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = status("VmRSS")
