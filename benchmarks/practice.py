@@ -1,10 +1,13 @@
 """Images a second from file to answer: predict, the ONNX runner and the server beside a plain loop.
 
-    python benchmarks/practice.py RUN FOLDER [--at AIM] [--single NAME] [--rounds N] [--out FOLDER]
+    python benchmarks/practice.py RUN FOLDER [--at AIM] [--single NAME] [--rounds N] [--files N]
+        [--enlarge SIDE] [--out FOLDER]
 
 The plain loop is what a program with timm does: torch's DataLoader with a worker for each processor decodes
 and resizes with torchvision, and the single network of the run whose multiply-adds are nearest to the
 collaboration's mean ones answers. All systems answer the same files, in turns; a round is the whole folder.
+`predict` computes as the command does: through onnxruntime where that is faster. `--enlarge SIDE` writes the
+photographs anew with that shorter side, as a camera's files are larger than what networks see.
 The server runs in a process of its own and is asked by as many threads as processors, a file a request.
 Peak memory is that of `coe-vision predict` in a process of its own, of the folder and of it ten times over.
 """
@@ -36,9 +39,11 @@ from torchvision.transforms import v2
 
 from coe_core.support.reports import markdown_table
 from coe_core.threads import allowed_processors
+from vision.export.accelerate import accelerate
 from vision.prediction.files import predict_files
 from vision.prediction.inputs import find_inputs
 from vision.prediction.predictor import Predictor
+from vision.serve.start import serving_threads
 
 BATCH = 64
 PLAIN = "plain loop"
@@ -65,14 +70,45 @@ def main() -> None:
     parser.add_argument("--single", help="control that answers alone")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("runs/practice"))
+    parser.add_argument("--files", type=int, help="so many files of the folder, evenly drawn")
+    parser.add_argument("--enlarge", type=int, metavar="SIDE", help="shorter side in pixels")
     arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.files or arguments.enlarge:
+            write_files(Path(arguments.folder), Path(folder), arguments.files, arguments.enlarge)
+            arguments.folder = folder
+        measure(arguments)
+
+
+def write_files(folder: Path, to: Path, count: int | None, side: int | None) -> None:
+    """Some files of a folder, as they are or as larger JPEGs."""
+    paths = [Path(one.content()) for one in find_inputs([str(folder)])]
+    for path in paths[:: max(1, len(paths) // (count or len(paths)))][:count]:
+        if side is None:
+            shutil.copy(path, to)
+            continue
+        with Image.open(path) as image:
+            larger = side / min(image.size)
+            sides = (round(image.width * larger), round(image.height * larger))
+            image.convert("RGB").resize(sides, Image.Resampling.LANCZOS).save(
+                to / f"{path.stem}.jpg", quality=90
+            )
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """All systems in turns, and the table."""
     paths = [one.content() for one in find_inputs([arguments.folder])]
     team = Predictor(arguments.run, system="coe", batch_size=BATCH)
     single = arguments.single or nearest_single(team, arguments.at)
     alone = Predictor(arguments.run, system=f"single:{single}", batch_size=BATCH)
+    for predictor in (alone, team):
+        torch.set_num_threads(serving_threads(predictor, BATCH).count)
+        chosen = accelerate(predictor, [predictor.named_system], batch_size=BATCH)
+        print(f"{predictor.named_system}: {chosen}", flush=True)
+    plain = Predictor(arguments.run, system=f"single:{single}", batch_size=BATCH)
     with serving(arguments.run) as address, tempfile.TemporaryDirectory() as temporary:
         calls = {
-            PLAIN: plain_loop(alone, paths),
+            PLAIN: plain_loop(plain, paths),
             f"predict, {single}": lambda: drain(
                 predict_files(alone, named(paths), alone.resolve())
             ),

@@ -32,6 +32,8 @@ _COEFFICIENTS = 8  # of a progressive JPEG, at its own size where it is decoded 
 _OTHER = 34
 _DEFLATE = 1032 + 3  # to one byte at most; and copies
 _TURNED = 4  # a second copy, for EXIF's orientation
+_SMALL = 8 * 2**20  # bytes for an image that is not large
+_MANY = 64  # such images that a budget must hold to be given out in such shares
 
 
 class ImageDecoder:
@@ -60,10 +62,21 @@ class ImageDecoder:
             TooMuchMemoryError: it alone needs more than the budget.
             BusyMemoryError: the budget was not free in time.
         """
-        need = await self._work.run(0, decoding_bytes, content, self.preprocess, self.max_pixels)
+        # Most images are small: one turn of a thread is enough for them, within a share taken beforehand.
+        share = _SMALL if self.budget.total >= _MANY * _SMALL else 0
+        decoded = await self._work.run(share, self._within, share, content, name)
+        if isinstance(decoded, Tensor):
+            return decoded
         return await self._work.run(
-            need, decode_image, self.preprocess, content, name, self.max_pixels
+            decoded, decode_image, self.preprocess, content, name, self.max_pixels
         )
+
+    def _within(self, share: int, content: bytes, name: str) -> Tensor | int:
+        """The pixels where that share is enough for them; else the bytes that they need."""
+        need = decoding_bytes(content, self.preprocess, self.max_pixels)
+        if need > share or not share:
+            return need
+        return decode_image(self.preprocess, content, name, self.max_pixels)
 
     def close(self) -> None:
         """End the threads."""
