@@ -20,6 +20,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 from coe_core.errors import CoEError
 from coe_core.support.faults import fault_of_library, one_line
+from coe_core.support.memory import keep_freed_memory
 
 DONE, IN_PART, REFUSED = 0, 1, 2
 _formatted = warnings.formatwarning
@@ -134,6 +135,7 @@ def run_command(
         arguments = parse(build_parser(program, description, commands), argv)
         said = f"{program} {arguments.name}"
         prepare()
+        keep_freed_memory()
         status = arguments.call(arguments) or DONE
         sys.stdout.flush()
         return status
