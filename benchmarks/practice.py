@@ -106,7 +106,10 @@ def measure(arguments: argparse.Namespace) -> None:
         chosen = accelerate(predictor, [predictor.named_system], batch_size=BATCH)
         print(f"{predictor.named_system}: {chosen}", flush=True)
     plain = Predictor(arguments.run, system=f"single:{single}", batch_size=BATCH)
-    with serving(arguments.run) as address, tempfile.TemporaryDirectory() as temporary:
+    with (
+        serving(arguments.run, arguments.at) as address,
+        tempfile.TemporaryDirectory() as temporary,
+    ):
         calls = {
             PLAIN: plain_loop(plain, paths),
             f"predict, {single}": lambda: drain(
@@ -131,7 +134,9 @@ def measure(arguments: argparse.Namespace) -> None:
                 "times_the_plain_loop": median_ratio(times[PLAIN], seconds),
             }
         )
-    memory = [peak_memory(arguments.run, arguments.folder, count) for count in (1, 10)]
+    memory = [
+        peak_memory(arguments.run, arguments.at, arguments.folder, count) for count in (1, 10)
+    ]
     save(
         "practice", rows, arguments.out, ["timm", "onnxruntime"], files=len(paths), peak_mib=memory
     )
@@ -215,9 +220,10 @@ def onnx_runner(run: str, at: str | None, folder: Path, paths: list[Path]) -> Ca
 
 
 @contextmanager
-def serving(run: str) -> Iterator[str]:
+def serving(run: str, at: str | None) -> Iterator[str]:
     """`coe-vision serve` on a free port."""
     command = [sys.executable, "-m", "vision", "serve", run, "--port", "0", "--system", "coe"]
+    command += ["--at", at] if at else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -239,7 +245,7 @@ def asked(address: str, at: str | None, paths: list[Path]) -> Callable[[], objec
     return lambda: list(threads.map(ask, paths))
 
 
-def peak_memory(run: str, folder: str, times: int) -> float:
+def peak_memory(run: str, at: str | None, folder: str, times: int) -> float:
     """Largest resident memory of `coe-vision predict`, in MiB, of a folder so many times over."""
     with tempfile.TemporaryDirectory() as temporary:
         files = Path(temporary) / "files"
@@ -247,6 +253,7 @@ def peak_memory(run: str, folder: str, times: int) -> float:
             shutil.copytree(folder, files / str(copy))
         out = Path(temporary) / "out.jsonl"
         command = [sys.executable, "-m", "vision", "predict", run, str(files), "--out", str(out)]
+        command += ["--at", at] if at else []
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         _, _, usage = os.wait4(process.pid, 0)
         return usage.ru_maxrss / 1024

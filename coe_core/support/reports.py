@@ -246,7 +246,10 @@ def _set_log_axis(axes: Axes, ticks: Sequence[float]) -> None:
 
     axes.set_xscale("log")
     in_order = sorted(set(ticks))
-    apart = [x for i, x in enumerate(in_order) if i == 0 or x > 1.25 * in_order[i - 1]]
+    apart: list[float] = []
+    for x in in_order:  # a label takes about a ninth of the axis
+        if not apart or x > max(1.25, (in_order[-1] / in_order[0]) ** (1 / 9)) * apart[-1]:
+            apart.append(x)
     if apart:
         axes.set_xticks(apart)
     axes.xaxis.set_major_formatter(FormatStrFormatter("%.3g"))

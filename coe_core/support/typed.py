@@ -90,7 +90,12 @@ def _first_complaint(kind: type, values: Any, error: ValidationError) -> str:
         quotes = (
             "; put it in quotes" if problem["type"] == "string_type" and value is not None else ""
         )
-        return f"{key}: expected {_EXPECTED[problem['type']]}, got {_shown(value)}{quotes}"
+        # A key that takes several kinds has a complaint for each, whose place ends with the kind.
+        same = [p for p in problems if p["loc"][:-1] == location[:-1] and p["input"] == value]
+        kinds = dict.fromkeys(_EXPECTED[p["type"]] for p in same if p["type"] in _EXPECTED)
+        if len(kinds) > 1:
+            key = key.removesuffix(f".{location[-1]}")
+        return f"{key}: expected {' or '.join(kinds)}, got {_shown(value)}{quotes}"
     return f"{key}: {problem['msg']}, got {_shown(value)}"
 
 

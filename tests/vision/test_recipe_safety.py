@@ -386,6 +386,8 @@ def test_names_of_controls_are_read_as_they_are_written(tmp_path):
         ("train.epochs=many", "train.epochs: expected int, got many"),
         ("train.epochs='3'", "train.epochs: expected int, got '3'"),
         ("train.compile=1", "train.compile: expected bool, got 1"),
+        ("delegator.pretrained=3", "delegator.pretrained: expected bool or str, got 3"),
+        ("delegator.pretrained=[1]", r"delegator.pretrained: expected bool or str, got \[1\]"),
         (
             "objective.labels=familys",
             r"expected one of \['families'.*got familys; nearest: families",

@@ -13,6 +13,7 @@ from vision.budgets import ResolvedBudget, resolve_budget
 from vision.errors import RunError
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.stages import system_stage
+from vision.evaluation.table import accuracy_by_class, balanced_accuracy
 from vision.recipe_networks import RunMacs
 from vision.run import Run
 from vision.systems import find_system
@@ -31,6 +32,7 @@ class DeployedRow(NamedTuple):
     accuracies: Spread  # on test data, percent
     macs: float  # mean per image
     exit_rate: float | None  # of the runs whose system has exits; None: none has
+    balanced: Spread  # mean accuracy over the classes, percent
 
 
 def chosen_budgets(
@@ -76,11 +78,14 @@ def deployed_rows(
     rows = []
     for name in [name for name in by_name[0] if all(name in each for each in by_name)]:
         chosen = [each[name] for each in by_name]
-        reached = [
-            system_stage(test, spent, budget.system, budget.rough_weight, budget.rule).at(
-                budget.threshold
-            )
+        stages = [
+            system_stage(test, spent, budget.system, budget.rough_weight, budget.rule)
             for budget, test, spent in zip(chosen, tests, macs, strict=True)
+        ]
+        reached = [stage.at(budget.threshold) for stage, budget in zip(stages, chosen, strict=True)]
+        balanced = [
+            balanced_accuracy(accuracy_by_class(stage.each(budget.threshold)[0][:, 0], test.target))
+            for stage, budget, test in zip(stages, chosen, tests, strict=True)
         ]
         exits = [
             point.exit_rate
@@ -94,6 +99,7 @@ def deployed_rows(
                 mean_and_spread([100 * point.quality for point in reached]),
                 statistics.fmean(point.cost["macs"] for point in reached),
                 statistics.fmean(exits) if exits else None,
+                mean_and_spread([100 * each for each in balanced]),
             )
         )
     return rows
@@ -122,7 +128,8 @@ def markdown_table(rows: Sequence[DeployedRow]) -> str:
 
 def csv_table(rows: Sequence[DeployedRow]) -> str:
     """The rows as CSV: plain numbers, accuracies in percent, MACs per image."""
-    columns = ("deployed_at", "systems", "top1_percent", "spread", "macs", "exit_rate", "runs")
+    numbers = ("top1_percent", "spread", "macs", "exit_rate", "runs", "balanced_percent")
+    columns = ("deployed_at", "systems", *numbers)
     return reports.csv_text(
         columns,
         [
@@ -134,6 +141,7 @@ def csv_table(rows: Sequence[DeployedRow]) -> str:
                 float(row.macs),
                 row.exit_rate,
                 len(row.systems),
+                row.balanced.mean,
             ]
             for row in rows
         ],

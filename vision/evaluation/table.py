@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,9 +44,14 @@ class PredictorRow:
 
     @property
     def balanced_accuracy(self) -> float:
-        """Mean over the classes that have test images; NaN: the network has diverged."""
-        known = [part for part in self.by_class if not math.isnan(part)]
-        return statistics.fmean(known) if known else math.nan
+        """See `balanced_accuracy`."""
+        return balanced_accuracy(self.by_class)
+
+
+def balanced_accuracy(by_class: Sequence[float]) -> float:
+    """Mean over the classes that have test images; NaN: the network has diverged."""
+    known = [part for part in by_class if not math.isnan(part)]
+    return statistics.fmean(known) if known else math.nan
 
 
 def accuracy_by_class(right: Tensor, target: Tensor) -> tuple[float, ...]:

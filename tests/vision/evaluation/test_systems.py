@@ -77,6 +77,10 @@ def test_the_deployed_accuracy_is_the_controls(losing, winner, tmp_path):
     rows = list(csv.DictReader((tmp_path / "deployed.csv").open()))
     assert {row["deployed_at"] for row in rows} == set(run.operating_points)
     assert float(rows[0]["top1_percent"]) == pytest.approx(best.accuracies.mean)
+    right = test.right(test.control_logits[winner.removeprefix("single:")])
+    by_class = [float(right[test.target == c].mean()) for c in test.target.unique()]
+    balanced = 100 * sum(by_class) / len(by_class)
+    assert float(rows[0]["balanced_percent"]) == pytest.approx(balanced)
 
 
 def test_why_it_was_chosen(cli, losing, winner, capsys):
