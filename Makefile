@@ -13,6 +13,12 @@ BIN := .venv/bin
 # Threads that wait for each other must not spin: on a machine shared with other work that costs 10 to 100 times.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# Without bytecode half of an import is compiling. Who wants none beside the sources has it in .venv.
+ifneq ($(PYTHONDONTWRITEBYTECODE),)
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/bytecode
+endif
+
 .PHONY: demo demo-translation test quick style lint types fuzz matrix setup lock clean
 .DEFAULT_GOAL := demo
 

@@ -16,30 +16,16 @@ import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import checking
+
 gc.disable()  # until all is imported and collected: see `pytest_collection_finish`
 os.environ["COE_CACHE"] = "off"  # decoded images of tests are not kept in the developer's cache
 # A model that fairseq imports sets the root's level to DEBUG where it has no handler: then every library's
 # every line is written out for every test.
 logging.getLogger().addHandler(logging.NullHandler())
-assert "coe_core" not in sys.modules, "imported before its annotations could be checked"
 CORE = Path(__file__).parents[1] / "coe_core"
-ADAPTERS = (  # their modules whose annotations are checked, too; not what is traced, or read by fairseq
-    *("translation.evaluation.metrics", "translation.evaluation.systems"),
-    *("translation.generation.generator", "translation.generation.routers"),
-    *("vision.evaluation.predictions", "vision.evaluation.stages", "vision.networks.team"),
-)
-
-
-def checked_modules() -> list[str]:
-    """All of the core but the kernels, which are compiled and must stay plain functions."""
-    core = [f"coe_core.{path.stem}" for path in CORE.glob("*.py")]
-    kernels = {"coe_core._compiled", "coe_core._transport_kernels"}
-    return [name for name in (*core, *ADAPTERS) if name not in kernels]
-
-
-jaxtyping.install_import_hook(
-    checked_modules(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-)
+if not any("not fuzz" in word for word in sys.argv):  # a third of the time of make quick
+    checking.install()
 
 settings.register_profile("offline", deadline=None, max_examples=60, derandomize=True)
 settings.register_profile(  # make fuzz; what is marked fuzz sets no number of its own
@@ -49,7 +35,7 @@ settings.register_profile(  # make fuzz; what is marked fuzz sets no number of i
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("quick", settings.get_profile("offline"), max_examples=20)  # make quick
+settings.register_profile("quick", settings.get_profile("offline"), max_examples=10)  # make quick
 settings.load_profile("offline")
 
 MARKED_BY_FIXTURE = {
@@ -67,7 +53,7 @@ unmarked: list[
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if "not fuzz" in config.option.markexpr:
+    if "not fuzz" in config.option.markexpr:  # make quick
         settings.load_profile("quick")
 
 

@@ -63,6 +63,7 @@ def imports(path: Path) -> set[str]:
     return imported
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_no_file_imports_against_the_arrows(package):
     files = sorted((ROOT / package).rglob("*.py"))
@@ -71,6 +72,7 @@ def test_no_file_imports_against_the_arrows(package):
     assert {path: names for path, names in wrong.items() if names} == {}
 
 
+@pytest.mark.slow
 def test_the_scan_sees_imports():
     assert {"torch", "jaxtyping", "coe_core"} <= imports(ROOT / "coe_core" / "objective.py")
     assert "scipy" in imports(ROOT / "coe_core" / "calibration.py")  # inside a function
@@ -137,6 +139,7 @@ def too_long() -> dict[str, int]:
     return lines_of
 
 
+@pytest.mark.slow
 def test_nothing_is_too_long_to_take_in():
     lines_of = too_long()
     assert lines_of.keys() == LONGER.keys(), lines_of

@@ -96,6 +96,7 @@ def test_errors_are_ours():
         assert not issubclass(getattr(coe_core, name), ValueError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "argument"),
     [

@@ -91,6 +91,7 @@ def test_a_drop_is_from_the_best_system_without_exits():
     assert list(choose(systems, "accuracy_drop", 0.01).rivals) == ["good"]
 
 
+@pytest.mark.slow
 def test_fitted_thresholds_are_not_flattered():
     """Where confidence says nothing, the best of a thousand thresholds looks better than it is."""
     generator = torch.Generator().manual_seed(0)

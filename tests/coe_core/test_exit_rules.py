@@ -32,6 +32,7 @@ def planted(n: int, seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_the_planted_gain_is_found_and_calibrated():
     rule, new = fit_gain(**planted(4000)), planted(4000, seed=1)
     gain = rule.model.gain(new["rough_logits"], new["selection_logits"])
@@ -41,6 +42,7 @@ def test_the_planted_gain_is_found_and_calibrated():
     assert gain[helped].min() > gain[~helped].max()
 
 
+@pytest.mark.slow
 def test_exits_of_little_gain_cost_less_than_exits_of_much_confidence():
     rule, new = fit_gain(**planted(4000)), planted(4000, seed=1)
     rights = new["rough_right"], new["final_right"], 0.0, 1.0
@@ -70,6 +72,7 @@ def test_nothing_to_gain():
     assert by.tolist() == pytest.approx([0.5] * 100, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_guarantee_holds_on_samples_that_the_rule_was_not_fitted_on():
     """With thresholds from other samples than the rule's, a drop is exceeded as rarely as is promised."""
     rule, new = fit_gain(**planted(200)), planted(20_000, seed=999)

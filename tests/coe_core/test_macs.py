@@ -108,6 +108,7 @@ PUBLISHED = {  # millions, from the papers or the model zoos, with attention
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_counts(name):
     build, millions, within, *size = PUBLISHED[name]

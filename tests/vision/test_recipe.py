@@ -72,6 +72,7 @@ def test_overrides_and_plain_values():
     assert recipe_from_dict(recipe.to_dict()) == recipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

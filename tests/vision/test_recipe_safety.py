@@ -231,6 +231,7 @@ def test_no_checkpoint_has_weights_loaded(tmp_path, monkeypatch, wanted):
 REFUSED = r"is refused|unknown network|small_resnet"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [*COMMANDS, "load_run", "Predictor"])
 def test_no_checkpoint_names_what_is_built(cli, capsys, tmp_path, command):
     marker = tmp_path / "ran"
@@ -261,6 +262,7 @@ def test_no_checkpoint_names_what_is_built(cli, capsys, tmp_path, command):
         assert not marker.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -305,7 +307,9 @@ BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         (b"? [a, b]\n: 1", "a key must be a plain name"),
         (b"data: &x\n  path: *x", "an alias contains itself"),
         (BOMB.encode(), "more than 20000 values, aliases written out"),
-        (b"[" * 10_000, f"nested deeper than {MAX_DEPTH} levels"),
+        pytest.param(
+            b"[" * 10_000, f"nested deeper than {MAX_DEPTH} levels", marks=pytest.mark.slow
+        ),
         (b"a: " + b"[" * 50 + b"]" * 50, f"nested deeper than {MAX_DEPTH} levels"),
         (b"a: b\n---\na: c", "found another document"),
         (b"seed: " + b"9" * 5000, "Exceeds the limit"),

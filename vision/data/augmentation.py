@@ -154,7 +154,7 @@ class Augmentation:
 
     def __call__(
         self, images: Sequence[UInt8[Tensor, "ch h w"]] | Tensor, seeds: np.ndarray
-    ) -> UInt8[Tensor, "n ch h w"]:
+    ) -> UInt8[Tensor, "n ch height width"]:
         """Draw one view of each image.
 
         Args:

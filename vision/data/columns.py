@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # Names that columns usually have, the likeliest first; compared in small letters, with _ for spaces.
@@ -36,3 +38,14 @@ class Columns:
     file: str | None = None
     label: str | None = None
     split: str | None = None
+
+
+def usual_column(columns: Iterable[str], usual: Sequence[str]) -> str | None:
+    """The column with the likeliest of some usual names; None where no column has one.
+
+    Example:
+        >>> usual_column(["Label", "Image Path", "file name"], FILE_COLUMNS)
+        'file name'
+    """
+    plain = {re.sub(r"[\s-]+", "_", column.lower()): column for column in columns}
+    return next((plain[name] for name in usual if name in plain), None)

@@ -24,6 +24,7 @@ from vision.data.columns import (
     OFF,
     SPLIT_COLUMNS,
     Columns,
+    usual_column,
 )
 from vision.data.files import printable
 from vision.data.samples import Samples, Source, numbered, tell_absent
@@ -114,14 +115,13 @@ def _column(
             f"data.{key}: {table.name} has no column {name!r}{nearest(name, table.columns)}; it has "
             f"{', '.join(map(printable, table.columns))}"
         )
-    plain = {re.sub(r"[\s-]+", "_", column.lower()): column for column in table.columns}
-    found = [plain[candidate] for candidate in usual if candidate in plain]
-    if not found and needed:
+    found = usual_column(table.columns, usual)
+    if found is None and needed:
         raise ValueError(
             f"{table.name} has no column for the {needed} under a usual name ({', '.join(usual[:6])}, ...); "
             f"name it in data.{key}; it has {', '.join(map(printable, table.columns))}"
         )
-    return found[0] if found else None
+    return found
 
 
 def _plain_numbers(labels: list[str]) -> list[str]:

@@ -11,8 +11,9 @@ from os import PathLike
 from typing import NamedTuple
 
 from vision.data.files import is_image, open_regular, printable
+from vision.data.parquet import PARQUET_ENDINGS, opened_parquet
 
-TABLE_ENDINGS = (".csv", ".tsv", ".parquet")
+TABLE_ENDINGS = (".csv", ".tsv", *PARQUET_ENDINGS)
 MAX_TABLE_BYTES = 2**32  # of a table, and of a Parquet file's unpacked columns
 _DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 _BYTE_ORDER_MARKS = {
@@ -76,7 +77,7 @@ def read_columns(path: str | PathLike) -> TextTable:
         raise ValueError(f"{name}: {size} bytes, above the {MAX_TABLE_BYTES} of a table; split it")
     if size == 0:
         raise ValueError(f"{name} is empty: no names of columns, no rows")
-    if os.path.splitext(path)[1].lower() == ".parquet":
+    if os.path.splitext(path)[1].lower() in PARQUET_ENDINGS:
         table = _read_parquet(path, name)
     else:
         table = _read_texts(path, name)
@@ -181,38 +182,25 @@ def _names(first: list[str], name: str) -> list[str]:
 
 
 def _read_parquet(path: str | PathLike, name: str) -> TextTable:
-    try:
+    with opened_parquet(path) as stored:
         import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ValueError(
-            f"{name}: Parquet needs the package pyarrow: pip install 'collaboration-of-experts[tables]'; "
-            "or save the table as CSV"
-        ) from error
-    try:
-        with open_regular(path) as file:
-            stored = parquet.ParquetFile(file)
-            metadata, schema = stored.metadata, stored.schema_arrow
-            size = sum(
-                metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)
+
+        metadata, schema = stored.metadata, stored.schema_arrow
+        size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        if size > MAX_TABLE_BYTES:
+            raise ValueError(
+                f"{name}: {size} bytes unpacked, above the {MAX_TABLE_BYTES} of a table; leave out "
+                "columns that hold pictures"
             )
-            if size > MAX_TABLE_BYTES:
-                raise ValueError(
-                    f"{name}: {size} bytes unpacked, above the {MAX_TABLE_BYTES} of a table; leave out "
-                    "columns that hold pictures"
-                )
-            wanted = [field.name for field in schema if _holds_texts(field.type, pyarrow.types)]
-            content = stored.read(columns=wanted, use_threads=False)
-            columns = {
-                column: [
-                    "" if cell is None else cell.strip()
-                    for cell in content.column(column).cast(pyarrow.string()).to_pylist()
-                ]
-                for column in wanted
-            }
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{name}: damaged Parquet file ({reason}); write it again") from error
+        wanted = [field.name for field in schema if _holds_texts(field.type, pyarrow.types)]
+        content = stored.read(columns=wanted, use_threads=False)
+        columns = {
+            column: [
+                "" if cell is None else cell.strip()
+                for cell in content.column(column).cast(pyarrow.string()).to_pylist()
+            ]
+            for column in wanted
+        }
     left_out = [field.name for field in schema if field.name not in columns]
     note = f"columns that hold no texts or numbers are left out: {', '.join(left_out)}"
     return TextTable(name, columns, note if left_out else "")

@@ -10,19 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from vision.data import files as image_files
+from vision.data.columns import FILE_COLUMNS, usual_column
 from vision.data.files import is_image, open_regular, printable
+from vision.data.parquet import PARQUET_ENDINGS, opened_parquet
 from vision.data.shard_index import check_end
 from vision.data.shards import COMPRESSED, Member
 
-TABLES = (".parquet", ".pq")
 SHARDS = (".tar", *COMPRESSED)
-_PATHS = (
-    "file",
-    "path",
-    "filename",
-    "file_name",
-    "image_path",
-)  # columns of names, the first there is
 _KEPT = 4  # groups of rows in memory
 
 
@@ -91,11 +85,13 @@ def find_inputs(places: Sequence[str]) -> list[Input]:
         files.clear()
 
     for place in itertools.chain.from_iterable(map(_packed_in, places)):
-        if not place.lower().endswith((*TABLES, *SHARDS)) or not Path(place).is_file():
+        if not place.lower().endswith((*PARQUET_ENDINGS, *SHARDS)) or not Path(place).is_file():
             files.append(place)
             continue
         search()
-        inputs.extend(_of_table(place) if place.lower().endswith(TABLES) else _of_shard(place))
+        inputs.extend(
+            _of_table(place) if place.lower().endswith(PARQUET_ENDINGS) else _of_shard(place)
+        )
     search()
     if not inputs:
         listed = ", ".join(map(printable, places))
@@ -111,7 +107,7 @@ def _packed_in(place: str) -> list[str]:
     packed = (
         str(file)
         for file in Path(place).iterdir()
-        if file.name.lower().endswith((*TABLES, *SHARDS)) and not file.name.startswith(".")
+        if file.name.lower().endswith((*PARQUET_ENDINGS, *SHARDS)) and not file.name.startswith(".")
     )
     return sorted(packed) or [place]
 
@@ -134,7 +130,7 @@ def _of_shard(path: str) -> Iterator[InShard]:
 
 
 def _of_table(path: str) -> Iterator[Input]:
-    with _opened(path) as table:
+    with opened_parquet(path) as table:
         column, holds_images = _column(table, path)
         number = 0
         for group in range(table.num_row_groups):
@@ -148,22 +144,6 @@ def _of_table(path: str) -> Iterator[Input]:
                 number += 1
 
 
-def _opened(path: str) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError(
-            f"{printable(path)}: Parquet needs the package pyarrow: "
-            "pip install 'collaboration-of-experts[scale]'"
-        ) from error
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{printable(path)}: no whole Parquet table ({reason})") from error
-
-
 def _column(table: Any, path: str) -> tuple[str, bool]:
     """The column to predict, and whether it holds images (else their names)."""
     import pyarrow
@@ -173,13 +153,13 @@ def _column(table: Any, path: str) -> tuple[str, bool]:
         in_struct = pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
         if pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind) or in_struct:
             return name, True
-    for name in _PATHS:
-        if name in types:
-            return name, False
+    found = usual_column(types, FILE_COLUMNS)
+    if found is not None:
+        return found, False
     listed = ", ".join(map(printable, types)) or "none"
     raise ValueError(
-        f"{printable(path)}: no column of images (bytes) or of their names ({', '.join(_PATHS)}); its "
-        f"columns are: {listed}"
+        f"{printable(path)}: no column of images (bytes) or of their names ({', '.join(FILE_COLUMNS[:6])}, "
+        f"...); its columns are: {listed}"
     )
 
 
@@ -194,6 +174,6 @@ def _texts(table: Any, column: str, group: int, path: str) -> list[str]:
 @functools.lru_cache(_KEPT)
 def _cells(path: str, column: str, group: int) -> list[bytes | None]:
     """The images of a group of rows."""
-    with _opened(path) as table:
+    with opened_parquet(path) as table:
         cells = table.read_row_group(group, columns=[column]).column(0).to_pylist()
     return [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]

@@ -303,10 +303,12 @@ def decode_image(
         raise UnreadableImageError(name, reason) from error
 
 
-def _several(images: Iterable[ImageSource] | ImageSource) -> Sequence[ImageSource]:
+def _several(
+    images: Iterable[ImageSource] | ImageSource,
+) -> Sequence[ImageSource] | np.ndarray:
     """Images in a row: one alone, a stack of pixels, or any number of them."""
     if isinstance(images, np.ndarray) and images.ndim == 4:
-        return cast(Sequence[ImageSource], images)
+        return images
     if isinstance(images, ImageSource):
         return [images]
     if isinstance(images, Sequence):

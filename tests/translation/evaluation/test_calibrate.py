@@ -98,6 +98,7 @@ def test_of_equals_the_simplest_is_deployed(decoded):
     assert whichever.choices["best"].deployed == whichever.choices["best"].best
 
 
+@pytest.mark.slow
 def test_one_system_alone(decoded):
     loses = decoded(0.5, (0.3, 0.3), large=(0.05, 20.0, 1))
     calibration = calibrate(loses, ["best", "latency=60%", "chrf_drop=1"], "valid", system="coe")

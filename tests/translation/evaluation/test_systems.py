@@ -77,6 +77,7 @@ def test_translations_survive_their_file(translations, file):
     assert Translations.load(file) == translations
 
 
+@pytest.mark.slow
 def test_thresholds_are_refused_with_what_they_were_not_fitted_with(said, file, tmp_path):
     points = tmp_path / "points.json"
     assert said("calibrate", file, "best", "--out", points)[0] == 0
@@ -100,6 +101,7 @@ def test_thresholds_are_refused_with_what_they_were_not_fitted_with(said, file, 
         assert (status, message in error) == (2, True), error
 
 
+@pytest.mark.slow
 def test_points_of_the_version_before(said, file, tmp_path):
     """Without a task, and without what they were fitted with."""
     points = tmp_path / "points.json"

@@ -84,7 +84,8 @@ def test_nbest_sampling_and_alignment(generate):
     assert len(generate("--nbest", "2").lines("H")) == 2 * 23 + 1
     sampled = generate("--sampling", "--nbest", "3", "--seed", "7")
     assert len(sampled.lines("H")) == 3 * 23 + 1
-    assert sampled.lines("H") == generate("--sampling", "--nbest", "3", "--seed", "7").lines("H")
+    same = generate("--sampling", "--nbest", "3", "--seed", "7", again=True)
+    assert sampled.lines("H") == same.lines("H")
     assert len(generate("--print-alignment", "hard").lines("A")) == 24
 
 

@@ -34,6 +34,7 @@ def test_no_letter_is_lost(line):
     assert sentences == [""] or all(sentence.strip() for sentence in sentences)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part", ["a", "a. ", "a! ", ".", '."', ". ", " ", "usw. ", "3. ", "\u3002"]
 )

@@ -124,6 +124,7 @@ def test_inspect_recipe(cli, capsys):
     assert "mean MMACs of the" in shown
 
 
+@pytest.mark.slow
 def test_inspect_mixture_at_an_exit_rate(cli, capsys):
     """By hand: delegator + (1 - rate) * expert, on the parts that the table above it shows."""
     assert cli("inspect", "digits", "--exit-rate", 0.26) == 0

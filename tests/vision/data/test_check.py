@@ -129,6 +129,7 @@ ODD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoil", "message"), ODD)
 def test_what_is_odd(root, check, spoil, message):
     spoil(root)

@@ -245,6 +245,7 @@ def test_a_folder_named_by_a_number(tmp_path, monkeypatch):
     assert len(quietly(folder(2024)).train) == 27
 
 
+@pytest.mark.slow
 def test_files_above_the_limit_of_pixels_are_left_out(tmp_path):
     write_folder(tmp_path, count=80)
     write_folder(tmp_path, "test", count=1)

@@ -95,6 +95,7 @@ def test_idx_headers_that_claim_much(folder, shape, compress):
     one_line(e.value, "a")
 
 
+@pytest.mark.slow
 def test_idx_bombs_are_unpacked_no_further_than_their_header_says(folder):
     file = folder / "a.gz"
     file.write_bytes(gzip.compress(struct.pack(">4BI", 0, 0, 8, 1, 10) + bytes(2 * 10**8)))

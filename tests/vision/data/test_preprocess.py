@@ -362,6 +362,7 @@ def test_dict_is_plain_and_comes_back():
     assert Preprocess.from_dict(torch.load(buffer, weights_only=True)) == RGB
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

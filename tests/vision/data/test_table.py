@@ -166,7 +166,7 @@ def test_what_is_no_file_of_a_table(tmp_path):
     with pytest.raises(ValueError, match="is a folder, not a table; give the file"):
         read_labels(tmp_path)
     (tmp_path / "labels.xlsx").write_text("x")
-    with pytest.raises(ValueError, match=r"a table ends in .csv, .tsv, .parquet; save it"):
+    with pytest.raises(ValueError, match=r"a table ends in .csv, .tsv, .parquet, .pq; save it"):
         read_labels(tmp_path / "labels.xlsx")
     with pytest.raises(ValueError, match="table needs the folder it lies in; none given"):
         load_data(Data(name="table"))

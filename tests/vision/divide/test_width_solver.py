@@ -42,6 +42,7 @@ def check(division, match, knob):
     assert division.rule == "solve"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("match", ["macs", "parameters"])
 @pytest.mark.parametrize(("network", "knob"), OWN, ids=lambda v: getattr(v, "name", v))
 def test_budget_is_met_within_three_percent(network, knob, match):
@@ -54,6 +55,7 @@ def test_networks_of_the_libraries(network, size, knob):
     check(divide_network(network, 2, image_size=size), "macs", knob)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("s", [2, 3, 4, 5, 7, 8, 12, 16])
 def test_any_s(s):
     wide = net("cifar_resnet", **WRN)

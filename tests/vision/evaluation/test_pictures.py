@@ -18,6 +18,7 @@ def draw(path, classes):
     draw_selection(path, "title $x$", classes, torch.arange(n), torch.arange(n) % 2, 2)
 
 
+@pytest.mark.slow
 def test_class_names_of_any_letters_and_lengths(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -72,6 +72,7 @@ def test_study(study, cli, capsys):
     assert (out / "table.md").read_text().splitlines() == table
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_line_by_hand():
     right = torch.tensor([1.0, 1.0, 1.0, 0.0])
     singles = {"a": torch.tensor([0.0, 0.0, 1.0, 0.0]), "b": torch.tensor([1.0, 0.0, 1.0, 1.0])}
@@ -136,7 +137,9 @@ def test_studies_that_are_refused_before_training(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a: [" + b"[" * 5000, "is nested deeper than|is not YAML"),
+        pytest.param(
+            b"a: [" + b"[" * 5000, "is nested deeper than|is not YAML", marks=pytest.mark.slow
+        ),
         (b"a: &a [*a]", "an alias contains itself"),
         (b"seeds: !!int x", "is not YAML"),
         (b"? [a]\n: 1", "a key must be a plain name"),

@@ -81,6 +81,7 @@ def test_a_reduced_jpeg_is_cropped_where_the_whole_one_is(tmp_path, monkeypatch,
     np.testing.assert_array_equal(onnx_runner.decode(path, preprocess.to_dict()), reduced.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [16, 28, 32, 96, 128, 176, 224, 256, 480])
 def test_sizes_at_which_one_rounding_more_shows(tmp_path, side):
     preprocess = Preprocess(side, 3, (0.5,) * 3, (0.5,) * 3, "crop")

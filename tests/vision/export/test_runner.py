@@ -291,6 +291,7 @@ class RunsWhenUnpickled:
         return Path.touch, (self.marker,)
 
 
+@pytest.mark.slow
 def test_a_program_of_torch_export_can_run_code(tmp_path):
     """Why docs/deployment.md says to load one's own programs only; if it fails, torch has mended it."""
     path, changed, marker = (tmp_path / name for name in ("a.pt2", "b.pt2", "ran"))

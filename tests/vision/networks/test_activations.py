@@ -20,6 +20,7 @@ def kinds(network: nn.Module, kind: type) -> list[nn.Module]:
     return [m for m in network.modules() if isinstance(m, kind)]
 
 
+@pytest.mark.slow
 def test_timm_with_fused_norms():
     network = timm.create_model("mobilenetv3_small_050", num_classes=5)
     before = [m for m in network.modules() if type(m) in (nn.ReLU, nn.Hardswish)]

@@ -32,6 +32,7 @@ def test_macs_by_hand():
     assert count_macs(mixed, torch.zeros(2, 4, 8, 8)) == 2 * (16 * kernel + 3 * (kernel + 8) + 12)
 
 
+@pytest.mark.slow
 def test_macs_of_timms_own():
     """EfficientNet-B0 with its blocks of CondConv: routing once a block, mixing for each convolution."""
     plain = build_network(Network("efficientnet_b0"), 10)

@@ -35,6 +35,7 @@ def test_behind_a_trunk():
     assert seen.features.shape == (3, 8)
 
 
+@pytest.mark.slow
 def test_compiled_networks_are_read_off_too():
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     seen = ClassifierInput(network, 3)

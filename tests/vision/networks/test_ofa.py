@@ -27,6 +27,7 @@ def by_hand(size: int, depth, expand, kernel, classes: int) -> int:
     return macs + side**2 * 160 * 960 + 960 * 1280 + 1280 * classes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_land_on_their_multiply_adds(name):
     preset = PRESETS[name]

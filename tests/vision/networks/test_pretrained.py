@@ -209,6 +209,7 @@ RECIPE = {
 }
 
 
+@pytest.mark.slow
 def test_a_shared_trunk_is_that_of_the_weights(tmp_path, state):
     torch.save(state, tmp_path / "a.pt")
     start = {"name": NAME, "pretrained": str(tmp_path / "a.pt"), "size": 24}

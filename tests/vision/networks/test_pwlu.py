@@ -48,6 +48,7 @@ def test_exact_at_its_knots():
     assert torch.equal(piecewise_linear(x, -bound, bound, knots, bound, bound, None), knots[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("intervals", [1, 4, 16])
 @pytest.mark.parametrize(
     ("shape", "dim"), [((2, 3, 4), 1), ((5, 3), 1), ((2, 3, 4), -1), ((7,), None)]
@@ -80,6 +81,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("intervals", [16, 40])
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -49,6 +49,7 @@ class _Keeps(torch.nn.Module):
         return images.flatten(1)[:, :2]
 
 
+@pytest.mark.slow
 def test_macs_are_of_that_size():
     small, large = networks_of(16), networks_of(None)
     bare = build_network(Network(**DELEGATOR), 10 + 2, 3).eval()

@@ -65,7 +65,7 @@ def test_a_folder_of_tables_stands_for_these(places):
 
 def test_columns_of_bytes_alone_and_of_other_names_of_files(places):
     pyarrow.parquet.write_table(pyarrow.table({"jpg": [image(9)]}), places / "a.parquet")
-    pyarrow.parquet.write_table(pyarrow.table({"path": ["img/1.png"]}), places / "b.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"Image Path": ["img/1.png"]}), places / "b.parquet")
     assert greys(find_inputs([str(places / "a.parquet"), str(places / "b.parquet")])) == [9, 1]
 
 
@@ -82,12 +82,12 @@ def test_what_is_wrong_is_said(places):
     assert refused("cut.tar", shard[:3000]).startswith("cut.tar: damaged shard (")
     assert refused("open.tar", shard[: 512 * 6]).startswith("open.tar: cut at byte 3072, without")
     assert refused("x.tar.gz", b"\x1f\x8b").startswith("x.tar.gz: a compressed shard; unpack it")
-    assert refused("cut.parquet", table[:-9]).startswith("cut.parquet: no whole Parquet table (")
+    assert refused("cut.parquet", table[:-9]).startswith("cut.parquet: damaged Parquet file (")
     other = pyarrow.table({"label": [1], "text": ["a"]})
     pyarrow.parquet.write_table(other, places / "other.parquet")
     assert refused("other.parquet") == (
         "other.parquet: no column of images (bytes) or of their names (file, path, filename, file_name, "
-        "image_path); its columns are: label, text"
+        "filepath, file_path, ...); its columns are: label, text"
     )
     empty = pyarrow.table({"file": ["a.png", None, ""]})
     pyarrow.parquet.write_table(empty, places / "empty.parquet")

@@ -165,6 +165,7 @@ def test_a_cluster_of_two_answers_as_one_process(local_ray, cli, trained, images
             )
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there(local_ray):
     from vision.prediction.cluster import cluster
 

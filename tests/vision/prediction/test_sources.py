@@ -55,6 +55,7 @@ def test_pictures_that_cannot_be_decoded_any_more(preprocess, tmp_path):
         decode_image(preprocess, Image.new("L", (300, 300)), max_pixels=89_999)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("images", [None, 3, 2.5, object(), np.float32(1)])
 def test_what_is_no_image_at_all(preprocess, images):
     message = rf"cannot be of type {type(images).__name__}; give a file's name or bytes, a Pillow"

@@ -124,6 +124,7 @@ WORDS = ["digits", "data.train_fraction=0.2", "num_experts=2", "controls={}"]
 WORDS += ["train.epochs=1", "train.batch_size=16", "train.ema_decay=0.999"]
 
 
+@pytest.mark.slow
 def test_rates_are_found_and_nothing_is_kept(cli, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vision.training.learning_rate.STEPS", 14)
@@ -136,6 +137,7 @@ def test_rates_are_found_and_nothing_is_kept(cli, tmp_path, capsys, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_says_cost_and_warns(cli, tmp_path, capsys):
     assert cli("train", *WORDS, "train.logger=csv", "--out", tmp_path / "run") == 0
     output = capsys.readouterr()
