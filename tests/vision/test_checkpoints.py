@@ -135,6 +135,7 @@ WRONG = [None, 3, -1.5, "text", [], {}, [1], ["a", 2], {"a": None}, True, float(
 WRONG += ["x" * 999, ["a"] * 3, {"size": "large"}, 0, 10**9]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "place", ["hyper_parameters", "recipe", "classes", "preprocess", "state_dict"]
 )

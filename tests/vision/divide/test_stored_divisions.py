@@ -37,6 +37,7 @@ def test_the_stored_division_is_not_solved_again(monkeypatch, tmp_path):
         networks()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
