@@ -258,6 +258,6 @@ def _draw_line(study: Study, results: StudyResults, file: Path) -> None:
             if (points := [p for p in run.points if p.system == system])
         ]
         if runs:
-            curves.append(Curve(name if system == "CoE" else "cascade", runs))
+            curves.append(Curve(f"CoE, {name}" if system == "CoE" else "cascade", runs))
     panel = Panel("mean multiply-adds per image, millions", "test top-1, %", curves, [])
     draw_trade_off(file, study.name, [[panel]])
