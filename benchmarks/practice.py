@@ -1,7 +1,7 @@
 """Images a second from file to answer: predict, the ONNX runner and the server beside a plain loop.
 
     python benchmarks/practice.py RUN FOLDER [--at AIM] [--single NAME] [--rounds N] [--files N]
-        [--enlarge SIDE] [--out FOLDER]
+        [--enlarge SIDE] [--predict-only] [--out FOLDER]
 
 The plain loop is what a program with timm does: torch's DataLoader with a worker for each processor decodes
 and resizes with torchvision, and the single network of the run whose multiply-adds are nearest to the
@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,6 +39,7 @@ from torchvision.transforms import v2
 
 from coe_core.support.reports import markdown_table
 from coe_core.threads import allowed_processors
+from vision.budgets import ResolvedBudget
 from vision.export.accelerate import accelerate
 from vision.prediction.files import predict_files
 from vision.prediction.inputs import find_inputs
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--single", help="control that answers alone")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("runs/practice"))
+    parser.add_argument("--predict-only", action="store_true", help="no runner, server or memory")
     parser.add_argument("--files", type=int, help="so many files of the folder, evenly drawn")
     parser.add_argument("--enlarge", type=int, metavar="SIDE", help="shorter side in pixels")
     arguments = parser.parse_args()
@@ -105,22 +107,22 @@ def measure(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(serving_threads(predictor, BATCH).count)
         chosen = accelerate(predictor, [predictor.named_system], batch_size=BATCH)
         print(f"{predictor.named_system}: {chosen}", flush=True)
+    whole = ResolvedBudget("whole", 2.0, 0.0, None, None, system=f"single:{single}")
     plain = Predictor(arguments.run, system=f"single:{single}", batch_size=BATCH)
-    with (
-        serving(arguments.run, arguments.at) as address,
-        tempfile.TemporaryDirectory() as temporary,
-    ):
-        calls = {
-            PLAIN: plain_loop(plain, paths),
-            f"predict, {single}": lambda: drain(
-                predict_files(alone, named(paths), alone.resolve())
-            ),
-            "predict, CoE": lambda: drain(
-                predict_files(team, named(paths), team.resolve(arguments.at))
-            ),
-            "ONNX runner, CoE": onnx_runner(arguments.run, arguments.at, Path(temporary), paths),
-            "server, CoE": asked(address, arguments.at, paths),
-        }
+    calls: dict[str, Callable[[], object]] = {
+        PLAIN: plain_loop(plain, paths),
+        f"predict, {single}": lambda: drain(predict_files(alone, named(paths), whole)),
+        "predict, CoE": lambda: drain(
+            predict_files(team, named(paths), team.resolve(arguments.at))
+        ),
+    }
+    with ExitStack() as stack:
+        if not arguments.predict_only:
+            address = stack.enter_context(serving(arguments.run, arguments.at))
+            temporary = stack.enter_context(tempfile.TemporaryDirectory())
+            runner = onnx_runner(arguments.run, arguments.at, Path(temporary), paths)
+            calls["ONNX runner, CoE"] = runner
+            calls["server, CoE"] = asked(address, arguments.at, paths)
         times = in_turns(calls, rounds=arguments.rounds)
     macs = {PLAIN: alone.systems[f"single:{single}"].first_macs}
     rows: list[dict[str, Any]] = []
@@ -135,16 +137,16 @@ def measure(arguments: argparse.Namespace) -> None:
             }
         )
     memory = [
-        peak_memory(arguments.run, arguments.at, arguments.folder, count) for count in (1, 10)
+        peak_memory(arguments.run, arguments.at, arguments.folder, count)
+        for count in (() if arguments.predict_only else (1, 10))
     ]
     save(
         "practice", rows, arguments.out, ["timm", "onnxruntime"], files=len(paths), peak_mib=memory
     )
     cells = [[row["system"], *(f"{value:.3g}" for value in list(row.values())[1:])] for row in rows]
     print(markdown_table(list(rows[0]), cells))
-    print(
-        f"peak memory of predict: {memory[0]:.0f} MiB; of ten times as many files: {memory[1]:.0f} MiB"
-    )
+    for count, peak in zip((1, 10), memory, strict=False):
+        print(f"peak memory of predict, {count} times the files: {peak:.0f} MiB")
 
 
 def nearest_single(team: Predictor, at: str | None) -> str:
