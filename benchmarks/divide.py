@@ -1,19 +1,25 @@
 """Time of s small networks against the wide one they came from: inference and training, batch by batch.
 
-    python benchmarks/divide.py [NETWORK key=value ...] [--s 2 4] [--size 32] [--batch 1 16 64 256]
+    python benchmarks/divide.py [NETWORK key=value ...] [--s 2 4] [--batch 1 16 64 256] [--cores 2]
 
-Three ways to run the s: one after another (loop), their layers side by side as grouped convolutions, and
-stacked parameters under torch.func.vmap. All ways take turns, so that drift hits all alike; each network
-has its own images. Milliseconds are medians over rounds, and their 95th percentile; on CUDA where there
-is one, else on the CPU.
+Ways to run the s: one after another (loop), their layers side by side as grouped convolutions, stacked
+parameters under torch.func.vmap and, on a CPU, a thread or a process for each network, with one core each;
+the other ways use all the cores given. All ways take turns, so that drift hits all alike; each network has
+its own images. Milliseconds are medians over rounds, and their 95th percentile; on CUDA where there is one,
+else on the CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import multiprocessing
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -24,6 +30,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from coe_core.support.files import write_text
+from coe_core.support.memory import keep_freed_memory
 from coe_core.support.reports import markdown_table
 from vision.divide.division import divide_network
 from vision.divide.report import parse_options
@@ -44,8 +51,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of measuring, per line at most")
     parser.add_argument("--tolerance", type=float, default=0.05)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument(
+        "--cores", type=int, help="threads of the ways that share them (default: all)"
+    )
+    parser.add_argument("--processes", action="store_true", help="a process for each network, too")
     parser.add_argument("--out", type=Path, help="write the table as Markdown")
     arguments = parser.parse_args()
+    if arguments.cores:
+        torch.set_num_threads(arguments.cores)
+    keep_freed_memory()  # as the commands do
     options = parse_options(arguments.options)
     if not options and arguments.network == "small_resnet":
         options = {"width": 16, "stem_stride": 2}
@@ -110,25 +124,79 @@ def measure(
     if together.wide is None:
         del ways["side by side"]
     rows = []
-    for mode in ("inference", "training"):
-        for network in (undivided, members, skeleton):
-            network.train(mode == "training")
-        if mode == "training" and batch == 1:
-            continue  # normalisation over a batch of one
-        if mode == "inference" and together.wide is not None:
-            copied = together.inference_copy()
-            ways["side by side"] = lambda copied=copied: copied(torch.cat(views, 1))
-        calls = {name: step(run, mode, device, precision) for name, run in ways.items()}
-        settle = torch.cuda.synchronize if device.type == "cuda" else None
-        times = in_turns(calls, seconds=arguments.seconds, warm_up=2, settle=settle)
-        base = figures(times["wide"]).median
-        chosen = "side by side" if together.side_by_side(batch) else "loop"
-        for name, values in times.items():
-            median, p95, _ = figures(values)
-            shown = (f"{1e3 * median:.2f}", f"{1e3 * p95:.2f}", f"{median / base:.2f}")
-            mark = "yes" if name == chosen else ""
-            rows.append([str(s), str(batch), mode, name, *shown, mark])
+    with ExitStack() as stack:
+        alone = own_workers(stack, divided, s, (batch, *shape), arguments.processes, precision)
+        for mode in ("inference", "training"):
+            for network in (undivided, members, skeleton):
+                network.train(mode == "training")
+            if mode == "training" and batch == 1:
+                continue  # normalisation over a batch of one
+            if mode == "inference" and together.wide is not None:
+                copied = together.inference_copy()
+                ways["side by side"] = lambda copied=copied: copied(torch.cat(views, 1))
+            calls = {name: step(run, mode, device, precision) for name, run in ways.items()}
+            if device.type == "cpu":
+                calls |= {name: partial(at_once, pools, mode) for name, pools in alone.items()}
+            settle = torch.cuda.synchronize if device.type == "cuda" else None
+            times = in_turns(calls, seconds=arguments.seconds, warm_up=2, settle=settle)
+            base = figures(times["wide"]).median
+            chosen = "side by side" if together.side_by_side(batch) else "loop"
+            for name, values in times.items():
+                median, p95, _ = figures(values)
+                shown = (f"{1e3 * median:.2f}", f"{1e3 * p95:.2f}", f"{median / base:.2f}")
+                mark = "yes" if name == chosen else ""
+                rows.append([str(s), str(batch), mode, name, *shown, mark])
     return rows
+
+
+# A thread or a process for each network: what it holds is there once, and it is told which step to take.
+
+_own = threading.local()
+
+
+def hold(network: Network, shape: Sequence[int], precision: str) -> None:
+    """Build a worker's own network and images; it computes on one core."""
+    torch.set_num_threads(1)
+    built = build_network(network, 10).to(memory_format=torch.channels_last)
+    images = torch.randn(*shape).contiguous(memory_format=torch.channels_last)
+    device = torch.device("cpu")
+    _own.steps = {
+        mode: step(lambda: built(images), mode, device, precision)
+        for mode in ("inference", "training")
+    }
+    _own.network = built
+
+
+def take_step(mode: str) -> None:
+    _own.network.train(mode == "training")
+    _own.steps[mode]()
+
+
+def own_workers(
+    stack: ExitStack,
+    network: Network,
+    s: int,
+    shape: Sequence[int],
+    processes: bool,
+    precision: str,
+) -> dict[str, list[Executor]]:
+    """s workers of one thread each, by kind."""
+    given = {"initializer": hold, "initargs": (network, shape, precision)}
+    pools: dict[str, list[Executor]] = {
+        "threads": [ThreadPoolExecutor(1, **given) for _ in range(s)]
+    }
+    if processes:
+        context = multiprocessing.get_context("spawn")
+        pools["processes"] = [ProcessPoolExecutor(1, context, **given) for _ in range(s)]
+    for pool in (pool for some in pools.values() for pool in some):
+        stack.enter_context(pool)
+    return pools
+
+
+def at_once(pools: Sequence[Executor], mode: str) -> None:
+    """One step of every worker."""
+    for done in [pool.submit(take_step, mode) for pool in pools]:
+        done.result()
 
 
 def step(

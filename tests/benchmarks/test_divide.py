@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 def test_every_way_is_timed(warm, tmp_path):
     table = tmp_path / "table.md"
     options = ["small_resnet", "width=8", "stages=2", "--s", "2", "--tolerance", "0.2"]
-    options += ["--size", "8", "--batch", "1", "4", "--seconds", "0.01", "--out", str(table)]
+    options += ["--size", "8", "--batch", "1", "4", "--seconds", "0.01", "--processes"]
+    options += ["--out", str(table)]
     done = subprocess.run(
         [warm("vision") / "python", "benchmarks/divide.py", *options],
         capture_output=True,
@@ -26,7 +27,7 @@ def test_every_way_is_timed(warm, tmp_path):
     rows = [line.strip("| ").split(" | ") for line in table.read_text().splitlines()[2:]]
     ways = [(row[1], row[2], row[3]) for row in rows]
     modes = [("1", "inference"), ("4", "inference"), ("4", "training")]  # no training on one image
-    named = ("wide", "loop", "side by side", "vmap")
+    named = ("wide", "loop", "side by side", "vmap", "threads", "processes")
     assert ways == [(*mode, way) for mode in modes for way in named]
     assert all(0 < float(row[4]) <= float(row[5]) for row in rows)
     assert {float(row[6]) for row in rows if row[3] == "wide"} == {1.0}

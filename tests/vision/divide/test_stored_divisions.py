@@ -6,7 +6,8 @@ import torch
 from vision.divide import ensemble as ensembles
 from vision.divide.division import Division, divide_network
 from vision.divide.report import parse_options
-from vision.networks.network import Network
+from vision.networks import network as network_module
+from vision.networks.network import Network, build_network, no_larger_than
 from vision.recipe_networks import Networks
 
 RECIPE = {"ensembles": {"of 2": {"network": {"name": "small_resnet", "options": {"width": 8}}}}}
@@ -79,3 +80,18 @@ def test_options_of_the_command_line():
         parse_options(["width"])
     with pytest.raises(ValueError, match=r"option 'a=\[' is not YAML"):
         parse_options(["a=["])
+
+
+@pytest.mark.parametrize("s", [2, 8, 16])
+def test_dividing_fits_into_the_bound_of_stored_weights(monkeypatch, s):
+    """Of a run without a stored division: the search builds nothing above twice its networks' weights."""
+    wide = Network("small_resnet", options={"width": 64})
+    settings = {"image_size": 16, "tolerance": 0.3}
+    division = divide_network(wide, s, **settings)
+    member = sum(value.numel() for value in build_network(division.divided, 10).parameters())
+    monkeypatch.setattr(network_module, "_LARGER", 2)
+    monkeypatch.setattr(network_module, "_SPARE", 0)
+    with no_larger_than(s * member):
+        assert divide_network(wide, s, **settings) == division
+    with no_larger_than(member // 8), pytest.raises(ValueError, match="far more weights"):
+        build_network(division.divided, 10)
