@@ -1,9 +1,10 @@
 """How soon a command starts: processor seconds of each, and their ratio to `import torch` in the same run.
 
-    python benchmarks/startup.py [--run RUN] [--rounds 5] [--out FOLDER]
+    python benchmarks/startup.py [--run RUN] [--translation RUN] [--rounds 5] [--out FOLDER]
 
 Every command runs in a process of its own, all in turns, `import torch` among them. RUN is a trained run of
-digits; without it one is trained for an epoch, which is not measured. What a command loads is counted by
+digits; without it one is trained for an epoch, which is not measured. With a run of `coe-translation train
+demo` its commands are measured, too. What a command loads is counted by
 tests/vision/commands/test_startup.py and its twin; this is what it costs.
 """
 
@@ -37,16 +38,20 @@ BARS = {"none": 0.1, "light": 1.8, "heavy": 2.5}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, help="a trained run of digits")
+    parser.add_argument("--translation", type=Path, help="a trained run of demo")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", help="parts of the names of commands to be measured")
     parser.add_argument("--out", type=Path, help="folder for startup.csv and startup.json")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run = arguments.run or trained(folder / "run")
+        run = (arguments.run or trained(folder / "run")).resolve()
+        known = commands(run, folder)
+        if arguments.translation is not None:
+            known |= of_translation(arguments.translation.resolve(), folder)
         calls = {
             label: call
-            for label, call in commands(run, folder).items()
+            for label, call in known.items()
             if label == "import torch" or any(part in label for part in arguments.only or [""])
         }
         seconds = measured(calls, arguments.rounds, folder)
@@ -122,6 +127,49 @@ def commands(run: Path, folder: Path) -> dict[str, tuple[str, str]]:
         "coe-translation encode": (
             "none",
             code(TRANSLATION, "encode", text, "--model", model, "--out", folder / "pieces"),
+        ),
+    }
+
+
+def of_translation(run: Path, folder: Path) -> dict[str, tuple[str, str]]:
+    """The commands of translation that need a run; of what is translated there is one line."""
+    line, export, valid = folder / "line.de", folder / "export", run / "decoded/valid.json"
+    line.write_text("40 Sekunden\n")
+    words = ("export", run, "--system", "CoE", "--check", 0, "--out")
+    processor_seconds(code(TRANSLATION, *words, export), folder)
+    points = folder / "points-run-ROUND.json"
+    curve = ("curve", run / "decoded/test.json", "--out", folder / "curve")
+    return {
+        "coe-translation --help": ("none", code(TRANSLATION, "--help")),
+        "coe-translation recipes": ("none", code(TRANSLATION, "recipes")),
+        "coe-translation compare": (
+            "none",
+            code(TRANSLATION, "compare", line, line, "--reference", line),
+        ),
+        "coe-translation inspect demo": ("heavy", code(TRANSLATION, "inspect", "demo")),
+        "coe-translation translate": ("heavy", code(TRANSLATION, "translate", run, line)),
+        "coe-translation translate, an export": (
+            "light",
+            code(TRANSLATION, "translate", export, line),
+        ),
+        "coe-translation calibrate": (
+            "light",
+            code(TRANSLATION, "calibrate", valid, "best", "--out", points),
+        ),
+        "coe-translation curve": ("heavy", code(TRANSLATION, *curve)),
+        "coe-translation export": (
+            "heavy",
+            code(TRANSLATION, *words, folder / "export-run-ROUND"),
+        ),
+        "import of translation's server": (
+            "heavy",
+            "import uvicorn, translation.serve.app; "
+            "from translation.plugin.loading import load_fairseq; load_fairseq(); "
+            "import translation.prediction.fairseq_engine",
+        ),
+        "import of translation's training": (
+            "heavy",
+            "from translation.training.programs import warm; warm(trains=True)",
         ),
     }
 

@@ -23,7 +23,8 @@ class Transformer:
 
     def __post_init__(self) -> None:
         wide, deep = "[1, 65536]", "[1, 1024]"
-        ranges = {"embed_dim": wide, "ffn_embed_dim": wide, "attention_heads": wide}
+        # fairseq's positions divide by embed_dim // 2 - 1
+        ranges = {"embed_dim": "[4, 65536]", "ffn_embed_dim": wide, "attention_heads": wide}
         check_ranges(self, ranges | {"encoder_layers": deep, "decoder_layers": deep})
         if self.embed_dim % self.attention_heads:
             raise ValueError(

@@ -224,6 +224,11 @@ def _add_reports(app: FastAPI, service: Service[Any, Any]) -> None:
         metrics.healthy.set(service.health.report(service.batcher.state).serving)
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def no_icon() -> Response:
+        """Browsers ask for one."""
+        return Response(status_code=204)
+
 
 def _add_page(app: FastAPI, path: str, file: Path) -> None:
     page = read_page(file)

@@ -6,16 +6,16 @@ import ast
 import json
 from collections.abc import Sequence
 from datetime import date
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from coe_core.support import routing_file
 from coe_core.support.files import json_text, write_json, write_text
 from coe_core.support.routing_file import FORMAT, content_digest, file_digest
 
 RUNNER = "runner.py"
+_OURS = ("coe_core", "vision", "translation")
 
 
 class Parity(NamedTuple):
@@ -55,19 +55,25 @@ class Parity(NamedTuple):
 
 
 def standalone(runner: ModuleType) -> str:
-    """Source of a runner that imports nothing of ours: `routing_file` stands in place of its import."""
+    """Source of a runner that imports nothing of ours: each of our modules stands in place of its import.
+
+    Such a module imports nothing of ours itself, but where types are checked.
+    """
     assert runner.__file__ is not None, "a module of ours has a file"
     source = Path(runner.__file__).read_text(encoding="utf-8")
-    shared = Path(routing_file.__file__).read_text(encoding="utf-8")
-    lines, body = source.splitlines(), ast.parse(shared).body
-    (imported,) = (
+    lines = source.splitlines()
+    ours = [
         node
         for node in ast.parse(source).body
-        if isinstance(node, ast.ImportFrom) and node.module == routing_file.__name__
-    )
-    # Without its docstring and __future__ line: the runner has its own.
-    kept = shared.splitlines()[body[2].lineno - 1 :]
-    return "\n".join([*lines[: imported.lineno - 1], *kept, *lines[imported.end_lineno :], ""])
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in _OURS
+    ]
+    for node in reversed(ours):
+        assert node.module is not None, "no import of ours is relative"
+        shared = Path(str(import_module(node.module).__file__)).read_text(encoding="utf-8")
+        # Without its docstring and __future__ line: the runner has its own.
+        kept = shared.splitlines()[ast.parse(shared).body[2].lineno - 1 :]
+        lines[node.lineno - 1 : node.end_lineno] = kept
+    return "\n".join([*lines, ""])
 
 
 def write_routing(folder: Path, routing: dict[str, Any], runner: ModuleType | None) -> None:

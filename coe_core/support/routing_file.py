@@ -7,7 +7,7 @@ Standard library only: every export carries this file inside its runner.py (see 
 | format | 2; exports of format 1 are read too |
 | task | "vision" or "translation" |
 | confidence | "max_probability", "margin", "entropy" or "gain"; "probability" or "log_probability" |
-| system | which of the run's systems it is: CoE, cascade, single:NAME, ensemble:NAME (vision) |
+| system | which of the run's systems it is: CoE, cascade, single:NAME, ensemble:NAME |
 | delegator, experts | of each network: file (or folder), macs (or null), weights: "float32" or "int8" |
 | default | name, threshold and rough_weight that hold if none is asked for |
 | operating_points | by name: threshold, rough_weight, and what they were fitted for |
@@ -328,7 +328,8 @@ def _check_translation(routing: dict[str, Any]) -> None:
     _typed(routing, "max_source_tokens", int, low=2)
     if routing.get("max_target_tokens") is not None:  # unknown in format 1
         _typed(routing, "max_target_tokens", int, low=2)
-    _file(routing, "selection")
+    if routing.get("system", "CoE") == "CoE" or routing.get("selection") is not None:
+        _file(routing, "selection")
     if _of(routing, "sentencepiece") is not None:
         _file(routing, "sentencepiece")
     targets = routing.get("targets", [])  # older exports know of none

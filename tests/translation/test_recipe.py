@@ -86,6 +86,14 @@ SMALL = {
             {"controls": {"a": SIZES}, "ensembles": {"a": {"network": SIZES}}},
             "a is a control and an ensemble",
         ),
+        (
+            {"controls": {"a": SIZES | {"attention_heads": 3}}},
+            r"controls\.a: embed_dim 8 is no multiple of attention_heads 3",
+        ),
+        (
+            {"controls": {"a": SIZES | {"embed_dim": 2, "attention_heads": 1}}},
+            r"controls\.a: embed_dim must be in \[4, 65536\], got 2",
+        ),
     ],
 )
 def test_networks_that_do_not_go_together(change, message):

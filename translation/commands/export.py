@@ -1,4 +1,4 @@
-"""A team for use without fairseq."""
+"""`coe-translation export`: its options, and what it prints."""
 
 from __future__ import annotations
 
@@ -6,36 +6,55 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coe_core.stored_points import has_exits
 from coe_core.support.command import at_least, number_in, refuse_unused
-from translation.commands.plugin import load_fairseq
 
 if TYPE_CHECKING:
-    from coe_core import OperatingPoint
     from translation.export.check import Comparison
+    from translation.prediction.engine import Search, Setting
+    from translation.prediction.fairseq_engine import FairseqEngine
 
 
 def add_export_options(parser: argparse.ArgumentParser) -> None:
     """Options of `coe-translation export`."""
-    parser.add_argument("checkpoint")
-    parser.add_argument("data", help="folder that fairseq-preprocess made")
-    parser.add_argument("--out", required=True, help="folder to write to, new or empty")
+    parser.add_argument("source", help="folder of a run, or a checkpoint")
+    parser.add_argument(
+        "data", nargs="?", help="of a checkpoint: folder that fairseq-preprocess made"
+    )
+    parser.add_argument("--out", help="folder, new or empty (default: RUN/export)")
     parser.add_argument("--int8", action="store_true", help="weights in 8 bits")
-    parser.add_argument("--points", help="what calibrate wrote: thresholds to store by their names")
-    parser.add_argument("--at", metavar="NAME", help="of them, the default; without it none exits")
+    parser.add_argument(
+        "--points", help="of a checkpoint: what calibrate wrote, points to store by their names"
+    )
+    parser.add_argument(
+        "--at",
+        metavar="NAME",
+        help="the export's own operating point, or mean multiply-adds such as 60%% "
+        "(default: best; of a checkpoint none, so that no sentence exits)",
+    )
+    parser.add_argument("--threshold", type=float, help="the export's own, instead of --at")
     parser.add_argument(
         "--system",
-        choices=["CoE"],
-        help="export the collaboration also where calibrate chose another system for --at",
-    )
-    parser.add_argument("--sentencepiece", metavar="MODEL", help="then the runner takes plain text")
-    parser.add_argument(
-        "--beam", type=at_least(1, 1000), help="of the runner (default: that of --at, or 5)"
+        metavar="NAME",
+        help="that translates: CoE, cascade, single:NAME (default: the one calibrate chose)",
     )
     parser.add_argument(
-        "--lenpen", type=number_in(-100, 100), help="of the runner (default: that of --at, or 1)"
+        "--sentencepiece",
+        metavar="MODEL",
+        help="of a checkpoint: then the runner takes plain text",
     )
     parser.add_argument(
-        "--max-len-b", type=at_least(1, 1_000_000), default=200, help="of the runner, by default"
+        "--beam", type=at_least(1, 1000), help="of the runner (default: that of the points, or 5)"
+    )
+    parser.add_argument(
+        "--lenpen",
+        type=number_in(-100, 100),
+        help="of the runner (default: that of the points, or 1)",
+    )
+    parser.add_argument(
+        "--max-len-b",
+        type=at_least(1, 1_000_000),
+        help="of the runner, by default (default: the recipe's; of a checkpoint 200)",
     )
     parser.add_argument(
         "--check", type=at_least(0), default=200, metavar="N", help="sentences to compare; 0: none"
@@ -44,76 +63,82 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    """Write a team as CTranslate2 models with a runner that routes; compare it with fairseq."""
+    """Write a system as CTranslate2 models with a runner that routes; compare it with fairseq."""
     if arguments.check == 0:
         refuse_unused("--check 0 compares no sentences", subset=arguments.subset)
     subset = arguments.subset or "valid"
-    points = _points(arguments)
-    load_fairseq()
-    from translation.export.check import check_against_fairseq
-    from translation.export.export import Search, export_team, load_team
+    engine = _load(arguments)
+    from translation.prediction.exporting import check_export, export_from
 
-    folder = Path(arguments.out)
-    team = load_team(arguments.checkpoint, arguments.data)
-    fitted = points[arguments.at].fitted_with if arguments.at is not None else {}
-    search = Search(
-        arguments.beam or fitted.get("beam", Search().beam),
-        fitted.get("lenpen", Search().lenpen) if arguments.lenpen is None else arguments.lenpen,
-        arguments.max_len_b,
-    )
-    longest = team.model.max_decoder_positions() - 1
-    if search.max_length > longest:
+    search = engine.search.changed(arguments.beam, arguments.lenpen, arguments.max_len_b)
+    setting = _setting(arguments, engine, search)
+    folder = Path(arguments.out or Path(arguments.source) / "export")
+    longest = engine.model.max_decoder_positions() - 1
+    if search.max_len > longest:
         print(f"translations end after {longest} pieces: the networks have no more positions")
-    threshold = points[arguments.at].threshold if arguments.at is not None else float("inf")
+        search = search._replace(max_len=longest)
     compared = []
 
     def check(part: Path) -> None:
         if arguments.check > 0:
-            compared.append(check_against_fairseq(team, part, subset, arguments.check, threshold))
+            compared.append(check_export(engine, setting, search, part, subset, arguments.check))
 
-    sizes = export_team(
-        team,
-        arguments.data,
-        folder,
-        int8=arguments.int8,
-        search=search,
-        points=points,
-        at=arguments.at,
-        sentencepiece=Path(arguments.sentencepiece) if arguments.sentencepiece else None,
-        checkpoint=arguments.checkpoint,
-        check=check,
-    )
+    sizes = export_from(engine, setting, folder, search=search, int8=arguments.int8, check=check)
+    point = "" if setting.name == setting.system else f", at {setting.name}"
+    print(f"exported {setting.system}{point}")
     for name, size in sizes.items():
-        print(f"{folder / name.replace('-', '_')}: {size / 1e6:.2f} MB")
+        print(f"{folder / name}: {size / 1e6:.2f} MB")
     for comparison in compared:
         _tell(comparison, subset)
 
 
-def _points(arguments: argparse.Namespace) -> dict[str, OperatingPoint]:
-    """Those to store, by name; what is missing is said before anything is loaded."""
+def _load(arguments: argparse.Namespace) -> FairseqEngine:
+    """The networks; what is missing is said before anything is loaded."""
     from translation.corpora.vocabulary import load_pieces
-    from translation.evaluation.calibrate import COE, load_points
+    from translation.evaluation.calibrate import load_points
+    from translation.prediction.translator import load_engine
 
-    points = {}
-    if arguments.points is not None:
-        stored = load_points(arguments.points)
-        points = stored.named(COE)
-        chosen = COE if arguments.at is None else stored.deployed(arguments.at)
-        if chosen != COE and arguments.system is None:
-            raise ValueError(
-                f"{arguments.at} is served by {chosen}, which calibrate chose, and an export is of "
-                "the collaboration: give --system CoE to export it all the same, or convert the networks of "
-                f"{chosen} by CTranslate2's own ct2-fairseq-converter"
-            )
-    if arguments.at is not None and arguments.at not in points:
-        known = ", ".join(points) or "none: give --points"
-        raise ValueError(f"no threshold named {arguments.at!r}; known: {known}")
-    for path in (arguments.checkpoint, arguments.sentencepiece):
-        if path is not None and not Path(path).is_file():
-            raise ValueError(f"{path}: no such file")
-    if arguments.sentencepiece is not None:
-        load_pieces(arguments.sentencepiece)  # else told of the copy in the export
-    return points
+    source = Path(arguments.source)
+    if (source / "routing.json").is_file():
+        raise ValueError(f"{source} is an export already; give a run or a checkpoint")
+    if not source.is_dir():
+        if arguments.out is None:
+            raise ValueError("of a checkpoint say where the export goes: --out FOLDER")
+        if arguments.points is not None:
+            load_points(arguments.points)
+        if arguments.sentencepiece is not None:
+            load_pieces(arguments.sentencepiece)  # else told of the copy in the export
+    names = {"data": "data", "points": "points", "vocabulary": "sentencepiece"}
+    given = {name: getattr(arguments, option) for name, option in names.items()}
+    from translation.prediction.fairseq_engine import FairseqEngine
+
+    engine = load_engine(source, given, "cpu")
+    assert isinstance(engine, FairseqEngine), "not an export"
+    return engine
+
+
+def _setting(arguments: argparse.Namespace, engine: FairseqEngine, search: Search) -> Setting:
+    """System and threshold of the export.
+
+    Raises:
+        ValueError: no such system or point, or one of a system whose networks a checkpoint does not have.
+    """
+    from translation.export.export import confidence_of
+    from translation.prediction.engine import Setting
+
+    stored, (first, *_) = engine.budgets.stored, engine.systems
+    engine.confidence = confidence_of(stored.named(arguments.system or first), engine.confidence)
+    is_run = Path(arguments.source).is_dir()
+    if arguments.at is None and arguments.threshold is None and not is_run:
+        system = first if arguments.system is None else engine.budgets.find_system(arguments.system)
+        return Setting("no exits" if has_exits(system) else system, system)
+    chosen = first if arguments.at is None else stored.deployed(arguments.at)
+    if arguments.system is None and chosen not in engine.systems:
+        raise ValueError(
+            f"{arguments.at} is served by {chosen}, which calibrate chose, and which is not in "
+            f"{arguments.source}: export the run's folder, or give --system {first} to export that instead"
+        )
+    return engine.resolve(arguments.at, arguments.threshold, arguments.system, search)
 
 
 def _tell(comparison: Comparison, subset: str) -> None:

@@ -1,4 +1,4 @@
-"""Export a team to CTranslate2: every network a model of its own, routing, and a runner that routes."""
+"""Export a system to CTranslate2: every network a model of its own, and a runner that routes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from coe_core import CoEError, OperatingPoint, check_fitted_with
+from coe_core.stored_points import has_exits
 from coe_core.support.exports import provenance_of, write_routing
-from coe_core.support.files import sha256_of, whole_folder
+from coe_core.support.files import whole_folder
 from translation.export import runner as ctranslate2_runner
 from translation.generation.macs import transformer_macs
-from translation.plugin.checkpoints import load_state, network_names, num_updates, take_network
-from translation.plugin.model import CoETransformerModel
+from translation.plugin.checkpoints import num_updates
 from translation.plugin.subwords import targets_of
 
 
 class ExportError(CoEError):
-    """A team cannot be exported; says which network, and why."""
+    """A system cannot be exported; says which network, and why."""
 
 
 class Search(NamedTuple):
@@ -34,81 +34,89 @@ class Search(NamedTuple):
     max_length: int = 200  # --max-len-b
 
 
-class LoadedTeam(NamedTuple):
-    """A loaded team with what belongs to it."""
+class Network(NamedTuple):
+    """One network: as fairseq built it, and its checkpoint as fairseq's own transformer."""
 
-    model: CoETransformerModel
-    task: Any
-    state: dict[str, Any]  # of its checkpoint
+    model: Any
+    state: dict[str, Any]
 
 
-def load_team(path: str, data: str) -> LoadedTeam:
-    """A team's checkpoint with the dictionaries of a folder that fairseq-preprocess made.
+class System(NamedTuple):
+    """What is exported.
 
-    Raises:
-        ValueError: not a team's checkpoint, or dictionaries that do not match it.
+    Attributes:
+        name: "CoE", "cascade" or "single:NAME".
+        networks: by the name of their folder; that which translates first comes first.
+        selection: head on the first one's encoder; None: nothing is selected.
+        task: fairseq's, with its dictionaries.
+        data: folder that these came from.
+        confidence: kind of it.
+        checkpoint: name of the file.
     """
-    from fairseq import checkpoint_utils
 
-    state = load_state(path)
-    take_network(state, "delegator")  # says what is wrong with another checkpoint
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [path], arg_overrides={"data": data}
-    )
-    return LoadedTeam(models[0].eval(), task, state)
+    name: str
+    networks: dict[str, Network]
+    selection: torch.nn.Linear | None
+    task: Any
+    data: str
+    confidence: str
+    checkpoint: str
 
 
-def export_team(
-    team: LoadedTeam,
-    data: str,
+def export_system(
+    system: System,
     folder: Path,
     *,
+    default: Mapping[str, Any],
+    points: Mapping[str, OperatingPoint],
+    used: Mapping[str, Any],
     int8: bool = False,
     search: Search = Search(),  # noqa: B008
-    points: Mapping[str, OperatingPoint] | None = None,
-    at: str | None = None,
     sentencepiece: Path | None = None,
-    checkpoint: str = "",
     check: Callable[[Path], Any] | None = None,
 ) -> dict[str, int]:
-    """Write a team to a folder that needs neither fairseq, nor torch, nor this package.
+    """Write a system to a folder that needs neither fairseq, nor torch, nor this package.
 
     ``delegator``, ``expert_0``, ... are plain CTranslate2 models, each of use alone; ``selection`` is the
-    delegator's encoder and the selection head; ``routing.json`` and ``runner.py`` put them together. The
-    folder is there once all of it is written and checked, or not at all.
+    delegator's encoder and the selection head; ``routing.json`` and ``runner.py`` put them together. Of a
+    cascade there is no selection, of a single network ``network`` in place of all. The folder is there once
+    all of it is written and checked, or not at all.
 
     Args:
-        team: of `load_team`.
-        data: folder of the dictionaries.
+        system: to be exported.
         folder: new or empty.
+        default: name and threshold that hold if none are asked for, and ``fitted_with`` if known.
+        points: stored ones of this system, by name.
+        used: what they must have been fitted with.
         int8: weights in 8 bits; the selection stays in float32, so experts are selected as before.
         search: defaults of the runner; translations are as long as the networks allow, at most.
-        points: stored thresholds, by name. What they were fitted with must be this team and search; the
-            confidence is theirs.
-        at: name of the one that holds if none is named; None: no sentence ends early.
         sentencepiece: model that cuts the text; None: the runner takes text that is cut already.
-        checkpoint: file that the team came from.
         check: called with the folder before it takes its place; where it raises, nothing stays.
 
     Returns:
-        Bytes of each network.
+        Bytes of each part.
 
     Raises:
         ExportError: a network that CTranslate2 does not take (says why), or a folder in use.
-        ValueError: a threshold that is not stored, or that was fitted with something else.
+        ValueError: a stored point that was fitted with something else.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} exists and is not empty; choose another folder with --out")
-    weights = "int8" if int8 else "float32"
-    routing = _routing(team, points or {}, at, search, weights, checkpoint)
+    what = "threshold" if has_exits(system.name) else "operating point"
+    for name, point in points.items():
+        remedy = "decode and calibrate again, or give these settings to the export"
+        check_fitted_with(f"{what} {name!r}", point.fitted_with, used, remedy)
+    routing = _routing(system, search, "int8" if int8 else "float32")
+    routing["default"] = {"rough_weight": 0.0, **default}
+    routing["operating_points"] = {name: point.to_dict() for name, point in points.items()}
     sizes = {}
     with whole_folder(folder) as part:
-        for name in network_names(team.model.num_experts):
-            out = part / name.replace("-", "_")
-            _convert(team, name, data, out, "int8" if int8 else None)
-            sizes[name] = _bytes(out)
-        _write_selection(team, part / "selection")
-        sizes["selection"] = _bytes(part / "selection")
+        for name, network in system.networks.items():
+            _convert(system, name, network, part / name, "int8" if int8 else None)
+            sizes[name] = _bytes(part / name)
+        if system.selection is not None:
+            _write_selection(system, system.selection, part / "selection")
+            sizes["selection"] = _bytes(part / "selection")
         if sentencepiece is not None:
             shutil.copyfile(sentencepiece, part / "sentencepiece.model")
             routing["sentencepiece"] = "sentencepiece.model"
@@ -122,59 +130,35 @@ def _bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _routing(
-    team: LoadedTeam,
-    points: Mapping[str, OperatingPoint],
-    at: str | None,
-    search: Search,
-    weights: str,
-    checkpoint: str,
-) -> dict[str, Any]:
+def _routing(system: System, search: Search, weights: str) -> dict[str, Any]:
     """What a runner must know beside the networks, see `coe_core.support.routing_file`."""
-    if at is not None and at not in points:
-        known = ", ".join(points) or "none: give --points"
-        raise ValueError(f"no threshold named {at!r}; known: {known}")
-    config = team.task.cfg
-    digest = {"checkpoint": sha256_of(checkpoint)} if Path(checkpoint).is_file() else {}
-    used = {
-        **{"beam": search.beam, "lenpen": search.lenpen, "router": "learned", **digest},
-        "direction": f"{config.source_lang}-{config.target_lang}",
-        "confidence": confidence_of(points, team.task.confidence),
-    }
-    for name, point in points.items():
-        remedy = "decode and calibrate again, or give these settings to the export"
-        check_fitted_with(f"threshold {name!r}", point.fitted_with, used, remedy)
-    default: dict[str, Any] = {"name": None, "threshold": math.inf, "rough_weight": 0.0}
-    if at is not None:
-        kept = ("name", "threshold", "rough_weight", "fitted_with")
-        default = {name: getattr(points[at], name) for name in kept}
-    longest = team.model.max_decoder_positions()
+    models = [network.model for network in system.networks.values()]
+    longest = min(model.max_decoder_positions() for model in models)
+    first, *rest = ({"file": n, "macs": None, "weights": weights} for n in system.networks)
+    spends = [transformer_macs(model)._asdict() for model in models]
+    head, dictionary = system.selection, system.task.source_dictionary
     return {
         "task": ctranslate2_runner.TASK,
-        "confidence": used["confidence"],
-        "delegator": {"file": "delegator", "macs": None, "weights": weights},
-        "experts": [
-            {"file": f"expert_{j}", "macs": None, "weights": weights}
-            for j in range(team.model.num_experts)
-        ],
-        "default": default,
-        "operating_points": {name: point.to_dict() for name, point in points.items()},
+        "system": system.name,
+        "confidence": system.confidence,
+        "delegator": first,
+        "experts": rest,
         "search": search._replace(max_length=min(search.max_length, longest - 1))._asdict(),
-        "end": team.task.source_dictionary.eos_word,
-        "max_source_tokens": team.model.max_positions()[0],
+        "end": dictionary.eos_word,
+        "max_source_tokens": min(model.max_positions()[0] for model in models),
         "max_target_tokens": longest,
-        "selection": "selection",
+        "selection": None if head is None else "selection",
         "sentencepiece": None,
-        "targets": targets_of(team.task.source_dictionary.symbols),
+        "targets": targets_of(dictionary.symbols),
         "spends": {
-            "delegator": transformer_macs(team.model.delegator)._asdict(),
-            "experts": [transformer_macs(expert)._asdict() for expert in team.model.experts],
-            "selection": team.model.selection.linear.weight.numel(),
+            "delegator": spends[0],
+            "experts": spends[1:],
+            "selection": 0 if head is None else head.weight.numel(),
         },
         "provenance": provenance_of(
-            Path(checkpoint).name,
+            system.checkpoint,
             ("torch", "fairseq-fixed", "ctranslate2"),
-            updates=num_updates(team.state),
+            updates=num_updates(next(iter(system.networks.values())).state),
         ),
     }
 
@@ -201,29 +185,31 @@ def confidence_of(points: Mapping[str, OperatingPoint], otherwise: str) -> str:
     return next(iter(kinds), otherwise)
 
 
-def _convert(team: LoadedTeam, name: str, data: str, out: Path, quantization: str | None) -> None:
-    """One network by CTranslate2's own converter, from what `coe-translation take` writes."""
+def _convert(
+    system: System, name: str, network: Network, out: Path, quantization: str | None
+) -> None:
+    """One network by CTranslate2's own converter, from a plain checkpoint."""
     from ctranslate2.converters import FairseqConverter
 
-    config = team.task.cfg
+    config = system.task.cfg
     plain = io.BytesIO()
-    torch.save(take_network(team.state, name), plain)
+    torch.save(network.state, plain)
     plain.seek(0)
     try:
         FairseqConverter(
-            plain, data, source_lang=config.source_lang, target_lang=config.target_lang
+            plain, system.data, source_lang=config.source_lang, target_lang=config.target_lang
         ).convert(str(out), quantization=quantization)
     except ValueError as error:
         raise ExportError(f"CTranslate2 does not take {name}: {error}") from error
 
 
-def _write_selection(team: LoadedTeam, out: Path) -> None:
+def _write_selection(system: System, head: torch.nn.Linear, out: Path) -> None:
     """The delegator's encoder as a model that gives its states, and the head's weights."""
     from ctranslate2.converters import Converter
     from ctranslate2.converters.fairseq import set_transformer_encoder
     from ctranslate2.specs import TransformerEncoderModelSpec, TransformerEncoderSpec
 
-    encoder = team.model.delegator.encoder
+    encoder = next(iter(system.networks.values())).model.encoder
     options = encoder.cfg
     spec = TransformerEncoderModelSpec(
         TransformerEncoderSpec(
@@ -236,7 +222,7 @@ def _write_selection(team: LoadedTeam, out: Path) -> None:
     )
     with torch.no_grad():
         set_transformer_encoder(spec.encoder, encoder)
-    words = team.task.source_dictionary.symbols
+    words = system.task.source_dictionary.symbols
     spec.register_vocabulary(["<blank>" if word == "<pad>" else word for word in words])
 
     class Ready(Converter):
@@ -244,7 +230,6 @@ def _write_selection(team: LoadedTeam, out: Path) -> None:
             return spec
 
     Ready().convert(str(out))
-    head = team.model.selection.linear
     np.savez(out / "head.npz", weight=_array(head.weight), bias=_array(head.bias))
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,9 +30,7 @@ from coe_core.support.routing_file import (
     tag_of,
     verify_files,
 )
-
-if TYPE_CHECKING:
-    import ctranslate2
+from translation.export.search import Found, check_range, names_of, search
 
 TASK = "translation"
 BLOCK = 1024  # lines of the command line that are routed together
@@ -43,8 +41,8 @@ class Translation:
     """A translated line, and how it came about."""
 
     text: str
-    network: str  # "delegator", "expert-2", or "empty": nothing ran
-    confidence: float  # of the delegator's best hypothesis; NaN where none was needed
+    network: str  # "delegator", "expert-2", "cascade", a network's own name; "empty": nothing ran
+    confidence: float  # of the first network's best hypothesis; NaN where none was needed
     texts: tuple[str, ...] = ("",)  # of the hypotheses that were asked for, best first
     ran: tuple[
         tuple[str, int], ...
@@ -52,12 +50,13 @@ class Translation:
 
 
 class Runner:
-    """The k+1 networks of an export: confident sentences end early, each needed expert runs once.
+    """The networks of an export: confident sentences end early, each needed expert runs once.
 
-    A batch of lines is decoded by the delegator, and scored. Those whose confidence reaches the
-    threshold are finished; for the others the delegator's encoder runs once more (CTranslate2 does not
-    give its states away while it translates), the selection head names an expert, and every expert
-    decodes its group. Where the threshold lets no line end early the delegator does not decode.
+    A batch of lines is decoded by the delegator. Those whose confidence reaches the threshold are
+    finished; for the others the delegator's encoder runs once more (CTranslate2 does not give its states
+    away while it translates), the selection head names an expert, and every expert decodes its group.
+    Where the threshold lets no line end early the delegator does not decode. Of a cascade there is one
+    expert and no selection; a single network translates all lines.
 
     Args:
         folder: of the export.
@@ -81,16 +80,18 @@ class Runner:
         batch_size: int = 32,
         verify: bool = True,
     ):
-        _check_range("threads", threads, 0, 1024)
-        _check_range("batch_size", batch_size, 1, 1_000_000)
+        check_range("threads", threads, 0, 1024)
+        check_range("batch_size", batch_size, 1, 1_000_000)
         folder = Path(folder)
         self.routing = read_routing(folder, TASK, verify)
         self.batch_size = batch_size
         networks = [self.routing["delegator"], *self.routing["experts"]]
         names = [network["file"] for network in networks]
-        selection, pieces = self.routing["selection"], self.routing["sentencepiece"]
+        self.system: str = self.routing.get("system", "CoE")
+        self.names = names_of(self.system, len(self.routing["experts"]))
+        selection, pieces = self.routing.get("selection"), self.routing["sentencepiece"]
         if verify:
-            verify_files(folder, self.routing, [*names, selection, *([pieces] if pieces else [])])
+            verify_files(folder, self.routing, [*names, *filter(None, (selection, pieces))])
         import ctranslate2
 
         def load(kind: type, name: str, **options: str) -> Any:
@@ -107,8 +108,10 @@ class Runner:
         self.delegator, *self.experts = (
             load(ctranslate2.Translator, name, compute_type=compute_type) for name in names
         )
-        self.encoder = load(ctranslate2.Encoder, selection)
-        self.weight, self.bias = _head(folder / selection / "head.npz", len(self.experts))
+        self.selects = selection is not None
+        if self.selects:
+            self.encoder = load(ctranslate2.Encoder, selection)
+            self.weight, self.bias = _head(folder / selection / "head.npz", len(self.experts))
         self.pieces = None if pieces is None else _pieces(folder / pieces)
 
     def limit(self, at: str | None = None, threshold: float | None = None) -> float:
@@ -131,8 +134,8 @@ class Runner:
         given = {"beam": beam, "lenpen": lenpen, "max_length": max_length}
         search = {**self.routing["search"]}
         search |= {name: value for name, value in given.items() if value is not None}
-        _check_range("beam", search["beam"], 1, 1000)
-        _check_range("max_length", search["max_length"], 1, 1_000_000)
+        check_range("beam", search["beam"], 1, 1000)
+        check_range("max_length", search["max_length"], 1, 1_000_000)
         if not math.isfinite(search["lenpen"]):
             raise ValueError(f"lenpen must be a finite number, got {search['lenpen']}")
         longest = self.routing.get("max_target_tokens")  # with the end of the sentence
@@ -198,11 +201,13 @@ class Runner:
         Raises:
             ValueError: as `limit`, or a sentence longer than the networks take.
         """
-        exit_threshold = self.limit(at, threshold)
-        search = {**self.search(beam, lenpen, max_length), "nbest": nbest}
-        _check_range("nbest", nbest, 1, search["beam"])
-        if threshold is None:
-            self._check_fitted(at, search)
+        if threshold is not None and not self.experts:
+            raise ValueError(f"{self.system} always runs whole: it takes no threshold")
+        exit_threshold = self.limit(at, threshold) if self.experts else -math.inf
+        options = {**self.search(beam, lenpen, max_length), "nbest": nbest}
+        check_range("nbest", nbest, 1, options["beam"])
+        if threshold is None and self.experts:
+            self._check_fitted(at, options)
         longest = self.longest
         for number, sentence in enumerate(sentences):
             if len(sentence) > longest:
@@ -213,31 +218,39 @@ class Runner:
         translations = [Translation("", "empty", certain)] * len(sentences)
         spoken = [row for row, sentence in enumerate(sentences) if sentence]
         if exit_threshold <= certain:
-            rough = self._search(self.delegator, [sentences[row] for row in spoken], search)
-            confidences = self.confidence([sentences[row] for row in spoken], [r[0] for r in rough])
+            rough = self._search(self.delegator, [sentences[row] for row in spoken], options, True)
+            confidences = self._confidences([sentences[row] for row in spoken], rough)
         else:  # none can end early
-            rough, confidences = [[]] * len(spoken), [math.nan] * len(spoken)
-        for row, ranked, value in zip(spoken, rough, confidences, strict=True):
-            translations[row] = self._translation(ranked, "delegator", value)
+            rough, confidences = [Found([], math.nan)] * len(spoken), [math.nan] * len(spoken)
+        for row, found, value in zip(spoken, rough, confidences, strict=True):
+            translations[row] = self._translation(found, self.names[0], value)
         routed = zip(spoken, confidences, strict=True)
-        staying = [row for row, value in routed if not value >= exit_threshold]
+        staying = [row for row, value in routed if not value >= exit_threshold and self.experts]
         selected = self.select([sentences[row] for row in staying])
         for j in sorted(set(selected.tolist())):
             rows = [row for row, expert in zip(staying, selected, strict=True) if expert == j]
-            answers = self._search(self.experts[j], [sentences[row] for row in rows], search)
-            for row, ranked in zip(rows, answers, strict=True):
+            answers = self._search(self.experts[j], [sentences[row] for row in rows], options)
+            for row, found in zip(rows, answers, strict=True):
                 value, ran = translations[row].confidence, translations[row].ran
-                translations[row] = self._translation(ranked, f"expert-{j}", value, ran)
+                translations[row] = self._translation(found, self.names[1 + j], value, ran)
         return translations
+
+    def _confidences(self, sentences: Sequence[list[str]], found: Sequence[Found]) -> list[float]:
+        """Of the best hypotheses: by the search, or where that cannot say by `confidence`."""
+        log = self.routing["confidence"] != "probability"
+        means = [one.mean for one in found]
+        values = [mean if log else math.exp(mean) for mean in means]
+        rows = [row for row, mean in enumerate(means) if math.isnan(mean)]
+        hypotheses = [found[row].hypotheses[0] for row in rows]
+        scored = self.confidence([sentences[row] for row in rows], hypotheses)
+        for row, value in zip(rows, scored, strict=True):
+            values[row] = value
+        return values
 
     def confidence(
         self, sentences: Sequence[list[str]], translations: Sequence[list[str]]
     ) -> list[float]:
-        """Mean log-probability by the delegator of each translation's pieces and end, or its exponential.
-
-        Scored in a pass of its own: the scores of CTranslate2's search are those of the vocabulary without
-        the pieces that the search forbids, such as the end in first place.
-        """
+        """Mean log-probability by the delegator of each translation's pieces and end, or its exponential."""
         if not sentences:
             return []
         scored = self.delegator.score_batch(
@@ -261,41 +274,23 @@ class Runner:
             closed = [[*sentences[row], self.routing["end"]] for row in rows]
             states = self.encoder.forward_batch(closed).last_hidden_state
             states = states.to_device(ctranslate2.Device.cpu).to(ctranslate2.DataType.float32)
-            for row, sentence, of_row in zip(rows, closed, np.array(states), strict=True):
-                pooled = of_row[: len(sentence)].mean(0)
-                selected[row] = int((self.weight @ pooled + self.bias).argmax())
+            values, lengths = np.array(states), np.array([len(sentence) for sentence in closed])
+            values[np.arange(values.shape[1]) >= lengths[:, None]] = 0  # padding
+            pooled = values.sum(1) / lengths[:, None]
+            selected[rows] = (pooled @ self.weight.T + self.bias).argmax(1)
         return selected
 
-    def _search(
-        self, network: ctranslate2.Translator, sentences: list[list[str]], search: dict
-    ) -> list[list[list[str]]]:
-        """Pieces of the hypotheses of each sentence, best first."""
-        if not sentences:
-            return []
-        answers = network.translate_batch(
-            sentences,
-            max_batch_size=self.batch_size,
-            beam_size=search["beam"],
-            length_penalty=search["lenpen"],
-            max_decoding_length=search["max_length"],
-            max_input_length=0,
-            num_hypotheses=search["nbest"],
-        )
-        return [answer.hypotheses for answer in answers]
+    def _search(self, network: Any, sentences: list, options: dict, scored=False) -> list[Found]:
+        return search(network, sentences, self.batch_size, **options, scored=scored)
 
-    def _translation(self, ranked: list, network: str, confidence: float, ran=()) -> Translation:
+    def _translation(self, found: Found, network: str, confidence: float, ran=()) -> Translation:
+        ranked = found.hypotheses
         texts = tuple(map(self._text, ranked)) or ("",)
         steps = 1 + max(map(len, ranked)) if ranked else 0
         return Translation(texts[0], network, confidence, texts, (*ran, (network, steps)))
 
     def _text(self, pieces: list[str]) -> str:
         return self.pieces.decode(pieces).strip() if self.pieces else " ".join(pieces)
-
-
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        bound = f"at least {low}" if value < low else f"at most {high}"
-        raise ValueError(f"{name} must be {bound}, got {value}")
 
 
 def _head(path: Path, num_experts: int) -> tuple[np.ndarray, np.ndarray]:

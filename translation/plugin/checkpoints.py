@@ -200,10 +200,8 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
     known = network_names(num_experts_of(state))
     if name not in known:
         raise ValueError(f"no network {name!r} in this checkpoint; known: {', '.join(known)}")
-    parts = sections(state)
-    task = parts.get("task", {})
     try:
-        cfg: Any = complete(argparse.Namespace(**parts["model"]))
+        cfg: Any = complete(argparse.Namespace(**sections(state)["model"]))
         if name == "delegator":
             arguments = delegator_arguments(cfg)
         else:
@@ -211,6 +209,33 @@ def take_network(state: dict[str, Any], name: str) -> dict[str, Any]:
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"the checkpoint's configuration is damaged: {error!r}") from error
     parameters = {key: value.clone() for key, value in parameters_of(state, name).items()}
+    return _plain(state, arguments, parameters)
+
+
+def plain_network(state: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint of a plain transformer, such as a control, in the form of `take_network`.
+
+    Args:
+        state: as `torch.load` returns it.
+
+    Raises:
+        ValueError: another architecture.
+    """
+    options = sections(state).get("model", {})
+    name = str(options.get("_name") or options.get("arch") or "")
+    if not name.startswith("transformer"):
+        raise ValueError(
+            f"not the checkpoint of a plain transformer: its architecture is {name[:60]!r}"
+        )
+    return _plain(state, argparse.Namespace(**options), state["model"])
+
+
+def _plain(
+    state: dict[str, Any], arguments: argparse.Namespace, parameters: dict[str, torch.Tensor]
+) -> dict[str, Any]:
+    """A checkpoint of fairseq's own transformer and task, with nothing of training in it."""
+    parts = sections(state)
+    task = parts.get("task", {})
     options_of_ours = ("router", "threshold", "confidence", "routes")
     config = options_of(state.get("cfg"))
     iterator = (state.get("extra_state") or {}).get("train_iterator", {"epoch": 1})

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from coe_core.stored_points import COE
+from coe_core.stored_points import has_exits
 from coe_core.support.routing_file import stored_setting
 from translation.export.runner import Runner, Translation
 from translation.generation.macs import TransformerMacs
@@ -39,8 +39,8 @@ class ExportEngine:
         self._head = 0
         if spends is not None:
             networks = [spends["delegator"], *spends["experts"]]
-            names = ["delegator", *(f"expert-{j}" for j in range(len(spends["experts"])))]
-            self._spends = {n: TransformerMacs(**s) for n, s in zip(names, networks, strict=True)}
+            named = zip(self.runner.names, networks, strict=True)
+            self._spends = {name: TransformerMacs(**spent) for name, spent in named}
             self._head = spends["selection"]
 
     @property
@@ -49,7 +49,7 @@ class ExportEngine:
 
     @property
     def systems(self) -> list[str]:
-        return [COE]
+        return [self.runner.system]
 
     def cut(self, line: str) -> list[str]:
         pieces = self.runner.pieces  # the line has its tag already
@@ -66,23 +66,28 @@ class ExportEngine:
         system: str | None,
         search: Search,
     ) -> Setting:
-        if system is not None and system.lower() != COE.lower():
-            raise ValueError(f"no system {system[:80]!r}: an export is of {COE} alone")
+        own = self.runner.system
+        if system is not None and system.lower() != own.lower():
+            raise ValueError(f"no system {system[:80]!r}: this export is of {own} alone")
         if budget is not None and threshold is not None:
             raise ValueError("give a budget or a threshold, not both")
         routing, points = self.runner.routing, self.runner.routing["operating_points"]
         name = None if budget is None else str(budget)
         if name is not None and name not in points and f"macs={name}" in points:
             name = f"macs={name}"
+        if threshold is not None and not has_exits(own):
+            raise ValueError(f"{own} always runs whole: it takes no threshold")
         limit = stored_setting(routing, name, threshold)[0]
         if threshold is not None:
-            return Setting(f"threshold {threshold:g}", COE, limit)
-        length = {"beam": search.beam, "lenpen": search.lenpen}
-        self.runner._check_fitted(name, length)
+            return Setting(f"threshold {threshold:g}", own, limit)
+        if has_exits(own):
+            self.runner._check_fitted(name, {"beam": search.beam, "lenpen": search.lenpen})
         name = routing["default"].get("name") if name is None else name
+        if not has_exits(own):
+            return Setting(name or own, own)
         point = points.get(name, {})
         return Setting(
-            name or "no exits", COE, limit, point.get("exit_rate"), point.get("num_samples", 0)
+            name or "no exits", own, limit, point.get("exit_rate"), point.get("num_samples", 0)
         )
 
     def decode(
@@ -91,7 +96,7 @@ class ExportEngine:
         with self._lock:
             answers = self.runner.decode(
                 sentences,
-                threshold=setting.threshold,
+                threshold=setting.threshold if has_exits(setting.system) else None,
                 beam=search.beam,
                 lenpen=search.lenpen,
                 max_length=search.max_len,
@@ -110,11 +115,12 @@ class ExportEngine:
         length, total = len(pieces) + 1, 0.0
         for network, steps in answer.ran:
             spends = self._spends[network]
-            if network == "delegator":
-                total += self._head
             if steps:
                 total += spends.of_lengths(length, steps, beam)
-            if network == "delegator" and (steps == 0 or answer.network != "delegator"):
+            if network != "delegator" or not self.runner.selects:
+                continue
+            total += self._head
+            if steps == 0 or answer.network != "delegator":
                 # For the selection; where it translates too, CTranslate2 encodes once more.
                 total += spends.of_lengths(length, 0, beam=0)
         return total
@@ -125,11 +131,12 @@ class ExportEngine:
     def facts(self, system: str | None = None) -> dict:
         points = self.runner.routing["operating_points"]
         costs = [int(s.of_lengths(20, 20, self.search.beam)) for s in self._spends.values()]
+        own = self.runner.system
         return {
             "systems": self.systems,
             "macs": {"delegator": costs[0], "experts": costs[1:]} if costs else {},
-            "slider": COE,
-            "operating_points": {n: {**point, "system": COE} for n, point in points.items()},
+            "slider": own if has_exits(own) else None,
+            "operating_points": {n: {**point, "system": own} for n, point in points.items()},
             "curve": None,
             "confidence": self.confidence,
         }

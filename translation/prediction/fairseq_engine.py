@@ -28,6 +28,7 @@ from translation.generation.generator import (
 )
 from translation.generation.macs import TransformerMacs, transformer_macs
 from translation.generation.routers import Router, check_threshold
+from translation.plugin.checkpoints import load_state
 from translation.plugin.model import CoETransformerModel
 from translation.plugin.selection import listen_to_selection
 from translation.plugin.subwords import targets_of
@@ -83,8 +84,8 @@ class FairseqEngine:
         self.confidence = getattr(self.task, "confidence", "probability")
         self.pieces = None if vocabulary is None else load_pieces(str(vocabulary))
         self.points = points
-        self.path = path
-        self.budgets = Budgets(points, decoded, self._used_with, self.systems)
+        self.path, self.data, self.vocabulary = path, data, vocabulary
+        self.budgets = Budgets(points, decoded, self.used_with, self.systems)
         self.search = search or self._fitted_search()
         self._loaded: dict[str, list[Any]] = {}
         self._generators: dict[tuple[str, Search], CollaborativeGenerator] = {}
@@ -101,6 +102,11 @@ class FairseqEngine:
         if {DELEGATOR_ALONE, EXPERT_ALONE} <= self.controls.keys():
             names.append(CASCADE)
         return names + [control_system(name, len(paths)) for name, paths in self.controls.items()]
+
+    @property
+    def head_macs(self) -> int:
+        """Multiply-adds of the selection's head."""
+        return 0 if self.team is None else self.team.selection.linear.weight.numel()
 
     def cut(self, line: str) -> list[str]:
         if self.pieces is None:
@@ -136,7 +142,7 @@ class FairseqEngine:
         answers = []
         alone = setting.system not in (COE, CASCADE)
         for ranked, route, macs in zip(decoded.hypotheses, decoded.routes, spent, strict=True):
-            texts = [self._text(hypothesis["tokens"]) for hypothesis in ranked[:nbest]]
+            texts = [self.text_of(hypothesis["tokens"]) for hypothesis in ranked[:nbest]]
             confidence, network = route.confidence, route.network
             if alone:
                 confidence = hypothesis_confidence(ranked[0], self.confidence)
@@ -180,7 +186,7 @@ class FairseqEngine:
             "confidence": self.confidence,
         }
 
-    def _used_with(self, system: str) -> dict[str, Any]:
+    def used_with(self, system: str) -> dict[str, Any]:
         """What stored points of a system must have been fitted with."""
         config = self.task.cfg
         used: dict[str, Any] = {"direction": f"{config.source_lang}-{config.target_lang}"}
@@ -214,7 +220,8 @@ class FairseqEngine:
         index = torch.arange(len(rows))
         return Sentences(*(part.to(self.device) for part in (source, length, index)))
 
-    def _text(self, tokens: Tensor) -> str:
+    def text_of(self, tokens: Tensor) -> str:
+        """The text of a target's tokens."""
         words = self.task.target_dictionary
         special = (words.pad(), words.eos(), words.bos())
         pieces = [words[token] for token in tokens.tolist() if token not in special]
@@ -224,18 +231,36 @@ class FairseqEngine:
         network.make_generation_fast_(beamable_mm_beam_size=None, need_attn=False)
         network.to(self.device).eval()
 
-    def _networks(self, name: str) -> list[Any]:
-        """Networks of a control, loaded once."""
+    def networks_of(self, name: str) -> list[Any]:
+        """Networks of a control, loaded once; of no control the one of a plain checkpoint.
+
+        Raises:
+            TranslatorError: one that was not trained.
+        """
+        if name not in self.controls:
+            return [self.model]
         if name not in self._loaded:
             networks = []
             for path in self.controls[name]:
                 if not path.is_file():
                     raise TranslatorError(f"{path}: no such file; {name} was not trained")
+                self._check_vocabulary(path)
                 loaded, _ = checkpoint_utils.load_model_ensemble([str(path)], task=self.task)
                 networks += loaded
                 self._ready(loaded[0])
             self._loaded[name] = networks
         return self._loaded[name]
+
+    def _check_vocabulary(self, path: Path) -> None:
+        """Raise TranslatorError for a control that is of other pieces; fairseq's own says no dictionaries."""
+        for side in ("encoder", "decoder"):
+            name = f"{side}.embed_tokens.weight"
+            weight = load_state(path, only_look=True)["model"].get(name)
+            if weight is not None and len(weight) != len(self.dictionary):
+                raise TranslatorError(
+                    f"{path} is of another recipe: its {name} is {list(weight.shape)}, this vocabulary has "
+                    f"{len(self.dictionary)} pieces"
+                )
 
     def _generator(self, system: str, search: Search) -> CollaborativeGenerator:
         if (system, search) not in self._generators:
@@ -247,18 +272,15 @@ class FairseqEngine:
     def _built(self, system: str, search: Search) -> CollaborativeGenerator:
         if system == COE:
             assert self.team is not None, "another system is resolved without one"
-            head = self.team.selection.linear.weight.numel()
-            first = self._over([self.team.delegator], search, head)
+            first = self._over([self.team.delegator], search, self.head_macs)
             experts = [self._over([expert], search, left=True) for expert in self.team.experts]
             selection = listen_to_selection(first, self.team.select)
             return self._routed(first, selection, experts, Router("learned"))
         if system == CASCADE:
-            first = self._over(self._networks(DELEGATOR_ALONE), search)
-            experts = [self._over(self._networks(EXPERT_ALONE), search)]
+            first = self._over(self.networks_of(DELEGATOR_ALONE), search)
+            experts = [self._over(self.networks_of(EXPERT_ALONE), search)]
         else:
-            name = system.partition(":")[2]
-            networks = self._networks(name) if name in self.controls else [self.model]
-            first = self._over(networks, search)
+            first = self._over(self.networks_of(system.partition(":")[2]), search)
             experts = [first]
         return self._routed(first, lambda: torch.zeros(first.count, 1), experts, Router("cascade"))
 
@@ -283,8 +305,7 @@ class FairseqEngine:
         """Selection by the delegator's encoder alone; of a whole batch, in its order."""
         assert self.team is not None, "others select nothing"
         spends = transformer_macs(self.team.delegator).encoder(length.cpu())
-        head = self.team.selection.linear.weight.numel()
-        self._spent = {row: macs + head for row, macs in enumerate(spends.tolist())}
+        self._spent = {row: macs + self.head_macs for row, macs in enumerate(spends.tolist())}
         return self.team.select_sentences(source, length)
 
     def _over(

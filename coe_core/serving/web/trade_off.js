@@ -69,11 +69,16 @@ function showSetting() {
   for (const button of $("points").children) button.ariaPressed = chosen !== null ? button.textContent === chosen : place(run.operating_points[button.textContent].threshold) === Number($("slider").value);
   if (!curve) return;
   const to = scales(), i = index();
-  $("exits").textContent = percent(curve.exit_rate[i], 0);
-  $("mean").textContent = macs(curve.macs[i]);
-  $("accuracy").textContent = words.quality(curve.quality[i]);
-  $("here").setAttribute("cx", to.x(curve.macs[i]));
-  $("here").setAttribute("cy", to.y(curve.quality[i]));
+  // A stored point may be of another system than the curve.
+  const point = chosen === null ? null : run.operating_points[chosen];
+  const now = point && point.cost_unit === "macs" && point.system !== (run.slider ?? point.system)
+    ? { exits: point.exit_rate, mean: point.cost, quality: point.quality }
+    : { exits: curve.exit_rate[i], mean: curve.macs[i], quality: curve.quality[i] };
+  $("exits").textContent = percent(now.exits, 0);
+  $("mean").textContent = macs(now.mean);
+  $("accuracy").textContent = words.quality(now.quality);
+  $("here").setAttribute("cx", to.x(now.mean));
+  $("here").setAttribute("cy", to.y(now.quality));
 }
 
 // Of a threshold, on the slider.

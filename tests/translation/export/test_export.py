@@ -1,8 +1,4 @@
-"""The export to CTranslate2: what fairseq translates, with another engine.
-
-Translations are compared without a beam. With one, CTranslate2 ranks hypotheses by probabilities of the
-vocabulary without the end in first place, to which a network as little trained as this one gives a lot.
-"""
+"""The export to CTranslate2: what fairseq translates, with another engine."""
 
 import dataclasses
 import json
@@ -62,31 +58,24 @@ def test_the_runner_gives_what_fairseq_generate_prints(exported, corpus, generat
         assert translated.confidence == pytest.approx(float(confidence), abs=2e-4, nan_ok=True)
 
 
-def test_a_beam_finds_what_fairseq_would_find_or_as_good(exported, corpus, team):
-    """Scored by fairseq, the translations of both engines are as likely."""
-    from translation.export.export import load_team
+def test_a_beam_finds_what_fairseq_finds(exported, corpus, team):
     from translation.export.runner import Runner
+    from translation.prediction.translator import Translator
 
-    loaded = load_team(str(team / "checkpoint_last.pt"), str(corpus.binary))
-    runner = Runner(exported[0], threads=1)
-    task, words = loaded.task, [line.split() for line in lines(corpus) if line]
-    from argparse import Namespace
-
-    generator = task.plain_generator([loaded.model.delegator], Namespace(beam=5, max_len_b=20))
-    task.load_dataset("test")
-    dataset = task.dataset("test")
-    batch = dataset.collater([dataset[row] for row in range(24) if row != 5])
-    hypotheses = generator.generate([], batch)
-    theirs = {
-        number: task.target_dictionary.string(best[0]["tokens"]).split()
-        for number, best in zip(batch["id"].tolist(), hypotheses, strict=True)
-    }
-    theirs = [theirs[number] for number in sorted(theirs)]
-    search = {"beam": 5, "lenpen": 1.0, "max_length": 20, "nbest": 1}
-    ours = [best for (best,) in runner._search(runner.delegator, words, search)]
-    assert sum(own == other for own, other in zip(ours, theirs, strict=True)) >= 12
-    own, other = (sum(runner.confidence(words, some)) / 23 for some in (ours, theirs))
-    assert own == pytest.approx(other, rel=0.05)
+    theirs = Translator(team / "checkpoint_last.pt", data=corpus.binary, device="cpu")
+    search = {"beam": 5, "max_len": 20, "threshold": 0.0}
+    runner, text = Runner(exported[0], threads=1), lines(corpus)
+    ours = runner(text, beam=5, max_length=20, threshold=0.0)
+    pairs = list(zip(ours, theirs(text, **search), strict=True))
+    same = [(own, other) for own, other in pairs if own.text == other.text]
+    assert len(same) >= 20  # of 24; the engines keep hypotheses that have ended for different times
+    for own, other in same:
+        assert own.confidence == pytest.approx(other.confidence, abs=1e-5)
+    words, texts = [
+        [text.split() for text in some if text] for some in (text, [own.text for own in ours])
+    ]
+    scored = runner.confidence(words, texts)
+    assert scored == pytest.approx([own.confidence for own in ours if own.text], abs=1e-5)
 
 
 def test_only_what_is_needed_runs_and_grouped_equals_one_by_one(exported, corpus):
@@ -101,9 +90,9 @@ def test_only_what_is_needed_runs_and_grouped_equals_one_by_one(exported, corpus
     ]
     ran = []
     search = runner._search
-    runner._search = lambda network, some, how: (
+    runner._search = lambda network, some, how, scored=False: (
         ran.append(([*runner.experts, runner.delegator].index(network), len(some))),
-        search(network, some, how),
+        search(network, some, how, scored),
     )[1]
     assert [translated.text for translated in runner(text, at="some")] == [
         translated.text for translated in together
@@ -174,7 +163,7 @@ def test_int8(exported, team, corpus, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--at", "some"), "no threshold named 'some'; known: none: give --points"),
+        (("--at", "some"), "no operating point 'some'; stored: none; or give multiply-adds"),
         (("--sentencepiece", "missing.model"), "missing.model: no such file"),
         (("--points", "missing.json"), "missing.json: no such file; coe-translation calibrate"),
         (("--lenpen", "nan"), "--lenpen: must be in [-100, 100], got nan"),
@@ -210,13 +199,32 @@ def test_a_confidence_that_is_no_name(confidence):
         confidence_of({"b": named, "a": wrong}, "probability")
 
 
-def test_what_cannot_be_exported(team, plain, corpus, exported, tmp_path, capsys):
-    for checkpoint, folder, message in (
-        (plain, tmp_path / "x", "its architecture is 'transformer_tiny'"),
-        (team / "checkpoint_last.pt", exported[0], "exists and is not empty"),
+def test_what_cannot_be_exported(team, corpus, exported, tmp_path, capsys):
+    last = team / "checkpoint_last.pt"
+    for words, message in (
+        ((last, corpus.binary, "--out", exported[0]), "exists and is not empty"),
+        ((last, corpus.binary), "of a checkpoint say where the export goes: --out FOLDER"),
+        ((exported[0],), "is an export already; give a run or a checkpoint"),
+        ((tmp_path / "no", "--out", tmp_path / "x"), "no such run, export or checkpoint"),
     ):
-        assert main(["export", str(checkpoint), str(corpus.binary), "--out", str(folder)]) != 0
+        assert main(["export", *map(str, words)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_plain_transformer(plain, corpus, tmp_path, said):
+    from translation.prediction.translator import Translator
+
+    out = tmp_path / "x"
+    words = (plain, corpus.binary, "--out", out, "--beam", 1, "--subset", "test", "--max-len-b", 30)
+    status, told, _ = said("export", *words)
+    assert status == 0
+    assert "exported single:checkpoint_last\n" in told
+    assert "24 of 24 take the same route" in told
+    assert {path.name for path in out.iterdir()} == {"network", "routing.json", "runner.py"}
+    ours = Translator(out, device="cpu")(lines(corpus))
+    theirs = Translator(plain, data=corpus.binary, device="cpu")(lines(corpus), beam=1, max_len=30)
+    assert [(t.text, t.route) for t in ours] == [(t.text, t.route) for t in theirs]
+    assert [t.confidence for t in ours] == pytest.approx([t.confidence for t in theirs], abs=1e-5)
 
 
 def test_wrong_thresholds_and_sentences(exported):

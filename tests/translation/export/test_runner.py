@@ -253,7 +253,7 @@ def test_thresholds_of_log_probability(team, corpus, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("fitted", "options", "message"),
     [
-        ({"beam": 4}, ("--beam", 5), "threshold 'some' was fitted with beam 4, not 5: decode and"),
+        ({"beam": 4}, ("--beam", 5), "'some' of CoE was fitted with beam 4, not 5: translate with"),
         ({"lenpen": 0.6}, ("--lenpen", 1), "was fitted with lenpen 0.6, not 1.0"),
         ({"direction": "en-de"}, (), "was fitted with direction en-de, not de-en"),
         ({"checkpoint": "0" * 64}, (), "was fitted with checkpoint 000000000000..., not "),

@@ -173,6 +173,12 @@ def test_the_system_that_calibration_chose_translates(chosen, translator, lines,
     words += ["--points", chosen.source / "operating_points.json", "--out", chosen.source / "x"]
     status, _, error = said(*words)
     assert (status, "best is served by single:expert-alone, which calibrate" in error) == (2, True)
+    status, told, _ = said("export", chosen.source, "--at", "best", "--check", 8)
+    assert (status, "exported single:expert-alone, at best\n" in told) == (0, True)
+    export = Translator(chosen.source / "export", device="cpu")
+    assert export.resolve() == setting
+    greedy = translator(lines, system="single:expert-alone", beam=1)
+    assert [(t.text, t.route) for t in export(lines, beam=1)] == [(t.text, t.route) for t in greedy]
     (chosen.source / "networks/expert-alone.pt").unlink()
     with pytest.raises(TranslatorError, match=r"no such file; expert-alone was not trained"):
         Translator(chosen.source, device="cpu")(["eins"])
@@ -341,6 +347,78 @@ def test_what_cannot_be_loaded(trained_run, tmp_path, exported):
         Translator(trained_run, device="tpu")
 
 
+@pytest.mark.parametrize(
+    ("system", "parts"),
+    [("single:expert-alone", ["network"]), ("cascade", ["delegator", "expert_0"])],
+)
+def test_an_export_of_another_system(translator, trained_run, lines, said, tmp_path, system, parts):
+    """Holds its own parts only, and translates as the run does."""
+    out = tmp_path / "x"
+    status, told, _ = said("export", trained_run, "--system", system, "--out", out, "--check", 12)
+    assert status == 0
+    assert f"exported {system}{', at best' if system == 'cascade' else ''}\n" in told
+    assert "12 of 12 take the same route" in told
+    others = ["routing.json", "runner.py", "sentencepiece.model"]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*parts, *others])
+    export = Translator(out, device="cpu")
+    assert export.engine.systems == [system]
+    assert export.resolve() == translator.resolve(system=system)
+    how = {"beam": 1}
+    if system == "cascade":
+        cascade = sorted(t.confidence for t in translator(lines, None, 0.0, system=system, **how))
+        how["threshold"] = (cascade[11] + cascade[12]) / 2
+    theirs, ours = translator(lines, system=system, **how), export(lines, **how)
+    assert [(t.text, t.route) for t in ours] == [(t.text, t.route) for t in theirs]
+    assert [t.confidence for t in ours] == pytest.approx([t.confidence for t in theirs], abs=1e-5)
+    for own, other in zip(ours, theirs, strict=True):
+        assert own.macs == pytest.approx(other.macs, rel=0.1)
+    facts = export.engine.facts()
+    assert facts["operating_points"]["best"]["system"] == system
+    assert facts["slider"] == ("cascade" if system == "cascade" else None)
+    with pytest.raises(ValueError, match=f"no system 'CoE': this export is of {system} alone"):
+        export(["eins"], system="CoE")
+    if system != "cascade":
+        with pytest.raises(ValueError, match="single:expert-alone always runs whole: it takes no"):
+            export(["eins"], threshold=0.5)
+
+
+def test_an_ensemble_is_not_exported(trained_run, monkeypatch):
+    from translation.export.export import ExportError
+    from translation.prediction.exporting import system_of
+
+    both = [trained_run / f"networks/{name}-alone.pt" for name in ("expert", "expert")]
+    engine = Translator(trained_run, device="cpu").engine
+    monkeypatch.setitem(engine.controls, "seeds", both)
+    with pytest.raises(
+        ExportError, match="ensemble:seeds averages the probabilities of 2 networks"
+    ):
+        system_of(engine, "ensemble:seeds")
+
+
+def test_a_checkpoint_of_another_recipe(trained_run, team, plain, corpus, said, tmp_path):
+    """One line, whichever of a run's networks it stands in place of."""
+    folder, text = tmp_path / "run", corpus.text / "test.de"
+    shutil.copytree(trained_run, folder)
+    shutil.copyfile(plain, folder / "networks/expert-alone.pt")
+    status, _, error = said("translate", folder, text, "--system", "single:expert-alone")
+    assert status == 2
+    assert re.fullmatch(
+        r"coe-translation translate: \S+expert-alone.pt is of another recipe: its "
+        r"encoder.embed_tokens.weight is \[\d+, 64\], this vocabulary has \d+ pieces\n",
+        error,
+    )
+    shutil.copyfile(team / "checkpoint_last.pt", folder / "networks/team.pt")
+    for command in (("translate", folder, text), ("export", folder)):
+        status, _, error = said(*command)
+        assert status == 2
+        assert "the source dictionary does not match the checkpoint: it has " in error
+        assert error.count("\n") == 1
+    shutil.copyfile(team / "checkpoint_last.pt", folder / "networks/expert-alone.pt")
+    shutil.copyfile(trained_run / "networks/team.pt", folder / "networks/team.pt")
+    status, _, error = said("translate", folder, text, "--system", "single:expert-alone")
+    assert (status, "dictionary does not match the checkpoint" in error) == (2, True)
+
+
 def test_an_exports_points(exported, trained_run, translator):
     export = Translator(exported, device="cpu")
     assert export.search == Search(2, 1.0, 40)
@@ -348,7 +426,7 @@ def test_an_exports_points(exported, trained_run, translator):
     assert export.resolve("70%") == export.resolve("macs=70%")
     assert export.resolve().threshold == translator.resolve("70%").threshold
     for options, message in (
-        ({"system": "cascade"}, "an export is of CoE alone"),
+        ({"system": "cascade"}, "no system 'cascade': this export is of CoE alone"),
         ({"budget": "x"}, "no operating point 'x'; stored: best, macs=70%"),
         ({"budget": "best", "threshold": 1.0}, "a budget or a threshold, not both"),
         ({"beam": 1}, "fitted with beam 2, not 1"),
