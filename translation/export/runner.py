@@ -109,7 +109,7 @@ class Runner:
             load(ctranslate2.Translator, name, compute_type=compute_type) for name in names
         )
         self.selects = selection is not None
-        if self.selects:
+        if selection is not None:
             self.encoder = load(ctranslate2.Encoder, selection)
             self.weight, self.bias = _head(folder / selection / "head.npz", len(self.experts))
         self.pieces = None if pieces is None else _pieces(folder / pieces)

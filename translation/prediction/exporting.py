@@ -115,6 +115,7 @@ def check_export(
         subset: of the data, such as "valid".
         count: sentences, the first of the set.
     """
+    threshold = None
     if has_exits(setting.system):
         # Where none may exit the delegator would not translate, and could not be compared.
         threshold = min(setting.threshold, certainty(engine.confidence))
@@ -130,5 +131,4 @@ def check_export(
         answers = engine.decode(sentences, setting, search, 1)
         return [Translated(a.texts[0], a.route, a.confidence) for a in answers]
 
-    threshold = setting.threshold if has_exits(setting.system) else None
     return compare(translate, folder, sources, reference, threshold)
