@@ -13,10 +13,10 @@ BIN := .venv/bin
 # Threads that wait for each other must not spin: on a machine shared with other work that costs 10 to 100 times.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-# Without bytecode half of an import is compiling. Who wants none beside the sources has it in .venv.
+# Without bytecode half of an import is compiling. Who wants none beside the sources has it in .bytecode.
 ifneq ($(PYTHONDONTWRITEBYTECODE),)
 unexport PYTHONDONTWRITEBYTECODE
-export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/bytecode
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.bytecode
 endif
 
 .PHONY: demo demo-translation test quick style lint types fuzz matrix setup lock clean
@@ -76,4 +76,4 @@ lock:  ## resolve requirements.lock again (all supported Pythons and platforms; 
 		--no-header --no-annotate --output-file requirements.lock pyproject.toml
 
 clean:
-	rm -rf .venv .venv-boot .venv-matrix build *.egg-info
+	rm -rf .venv .venv-boot .venv-matrix .bytecode build *.egg-info
