@@ -70,7 +70,7 @@ def training(recipe: str, overrides: list[str]) -> Steps:
 
 
 def batch_of(module: Steps) -> dict[str, Tensor]:
-    n, side = module.recipe.train.batch_size, module.recipe.data.size
+    n, side = module.recipe.train.images_per_step, module.recipe.data.size
     images = torch.randint(256, (n, module.recipe.data.channels, side, side), dtype=torch.uint8)
     return {"image": images, "target": torch.randint(CLASSES, (n,)), "index": torch.arange(n)}
 

@@ -171,7 +171,8 @@ class Train:
 
     Args:
         epochs: over the training set.
-        batch_size: of the whole step, over all processes.
+        batch_size: of the whole step, over all processes; auto: as memory and the number of images allow,
+            chosen when a training begins and kept in its run; see `vision.training.batch_size`.
         accumulate: parts that a step's batch is computed in, one after the other, so that it needs the memory
             of one part. Gradients are averaged over the parts; batch normalisation and balanced portions
             are of each part.
@@ -208,7 +209,7 @@ class Train:
     """
 
     epochs: int = 20
-    batch_size: int = 128
+    batch_size: int | Literal["auto"] = 128
     accumulate: int = 1
     optimizer: str = "sgd"
     lr: float = 0.1
@@ -234,12 +235,15 @@ class Train:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
+        auto = self.batch_size == "auto"
+        if isinstance(self.batch_size, str) and not auto:
+            raise ValueError(f"train.batch_size must be a number or auto, got {self.batch_size!r}")
+        if self.epochs < 1 or (not auto and self.images_per_step < 1):
             raise ValueError(
                 "train.epochs and train.batch_size must be at least 1, got "
                 f"{self.epochs} and {self.batch_size}"
             )
-        if self.accumulate >= 1 and self.batch_size % self.accumulate:
+        if not auto and self.accumulate >= 1 and self.images_per_step % self.accumulate:
             raise ValueError(
                 f"train.batch_size={self.batch_size} does not divide into train.accumulate={self.accumulate} "
                 "equal parts"
@@ -258,9 +262,22 @@ class Train:
         check_teacher(self.teacher, self.teacher_weight)
 
     @property
+    def images_per_step(self) -> int:
+        """The batch size, where it is known.
+
+        Raises:
+            ValueError: it is auto, and no training has begun.
+        """
+        if isinstance(self.batch_size, str):
+            raise ValueError(
+                "train.batch_size is auto, which is chosen when a training begins: give a number"
+            )
+        return self.batch_size
+
+    @property
     def images_at_once(self) -> int:
         """Images of all processes that are computed together: a part of the step's batch."""
-        return self.batch_size // self.accumulate
+        return self.images_per_step // self.accumulate
 
 
 _TRAIN_RANGES = {

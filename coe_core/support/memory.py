@@ -1,13 +1,69 @@
-"""What a process does with memory that it has freed."""
+"""How much memory a process can still take, and what it does with memory that it has freed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 # What mallopt sets, of glibc's malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _PAD = 64 * 2**20
 _SET_BY_USER = ("MALLOC_", "GLIBC_TUNABLES")
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int | None:
+    """Bytes that this process can still take: of the machine, and of each of its control groups. OURS.
+
+    Files that the system keeps in memory and would give back count as left. Where the system does not
+    tell what is available (macOS), all of the machine's memory counts.
+
+    Returns:
+        None where the system tells nothing.
+
+    Example:
+        >>> available_memory() is None or available_memory() > 0
+        True
+    """
+    return min(_left(), default=None)
+
+
+def _left() -> Iterator[int]:
+    """What the machine has left, and each control group of this process: version 2, else 1."""
+    machine = _numbers(_PROC / "meminfo").get("MemAvailable:")
+    if machine is not None:
+        yield 1024 * machine
+    else:
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = (_PROC / "self/cgroup").read_text().splitlines()
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":  # version 2
+            root, names = _CGROUP, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = _CGROUP / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        own = Path(group.lstrip("/"))
+        for folder in (root / part for part in (own, *own.parents)):
+            with contextlib.suppress(OSError, ValueError):  # "max": no limit
+                most, used = (int((folder / name).read_text()) for name in names[:2])
+                kept = _numbers(folder / "memory.stat").get(names[2], 0)
+                yield max(0, most - max(0, used - kept))
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The first number of each line, by the word before it; nothing where there is no such file."""
+    with contextlib.suppress(OSError):
+        rows = (line.split() for line in path.read_text().splitlines())
+        return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
+    return {}
 
 
 def keep_freed_memory() -> bool:

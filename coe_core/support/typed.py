@@ -92,7 +92,9 @@ def _first_complaint(kind: type, values: Any, error: ValidationError) -> str:
         )
         # A key that takes several kinds has a complaint for each, whose place ends with the kind.
         same = [p for p in problems if p["loc"][:-1] == location[:-1] and p["input"] == value]
+        words = [p["ctx"]["expected"] for p in same if p["type"] == "literal_error"]
         kinds = dict.fromkeys(_EXPECTED[p["type"]] for p in same if p["type"] in _EXPECTED)
+        kinds |= dict.fromkeys(words)
         if len(kinds) > 1:
             key = key.removesuffix(f".{location[-1]}")
         return f"{key}: expected {' or '.join(kinds)}, got {_shown(value)}{quotes}"
@@ -160,6 +162,8 @@ def type_at(kind: Any, location: Location) -> Any:
 def is_text(kind: Any) -> bool:
     """Whether only texts (or null) can stand there."""
     kind = _without_none(kind)
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return all(is_text(part) for part in typing.get_args(kind) if part is not type(None))
     return kind is str or (bool(choices := _choices(kind)) and all(type(c) is str for c in choices))
 
 
@@ -235,7 +239,7 @@ _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])")
 
 
 def check_ranges(values: Any, ranges: Mapping[str, str], prefix: str = "") -> None:
-    """Refuse numbers of a dataclass that lie outside their intervals; null is passed over.
+    """Refuse numbers of a dataclass that lie outside their intervals; null and words are passed over.
 
     Args:
         values: the dataclass.
@@ -260,7 +264,7 @@ def check_ranges(values: Any, ranges: Mapping[str, str], prefix: str = "") -> No
         assert parts is not None, interval
         left, low, high, right = parts.groups()
         for number in value if isinstance(value, list | tuple) else [value]:
-            if number is None:
+            if number is None or isinstance(number, str):
                 continue
             above = number > float(low) or (left == "[" and number == float(low))
             below = number < float(high) or (right == "]" and number == float(high))

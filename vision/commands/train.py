@@ -78,10 +78,13 @@ def _dry_run(arguments: argparse.Namespace, recipe) -> None:
     from coe_core.support.reports import print_table
     from vision.commands.inspect import describe
     from vision.recipe_networks import run_macs, untrained
-    from vision.training.dry_run import check_budget, two_steps
+    from vision.training.batch_size import with_batch_size
+    from vision.training.dry_run import check_budget, images_of_an_epoch, two_steps
+    from vision.training.train import train
 
     for table in describe(arguments.recipe, arguments.overrides):
         print_table(table)
     print(check_budget(recipe, run_macs(untrained(recipe))), flush=True)
-    for line in two_steps(recipe).lines(recipe):
+    recipe = with_batch_size(recipe, images_of_an_epoch(recipe), train)
+    for line in two_steps(recipe, train).lines(recipe):
         print(line)

@@ -101,7 +101,8 @@ def shortened(recipe: Recipe, num_train: int, seen: int = SEEN) -> Recipe:
     if seen < 1:
         raise ValueError(f"seen must be at least 1, got {seen}")
     epochs = min(recipe.train.epochs, max(math.ceil(seen / num_train), FEWEST_EPOCHS))
-    used = min(1.0, max(seen / (epochs * num_train), recipe.train.batch_size / num_train))
+    batch = 1 if recipe.train.batch_size == "auto" else recipe.train.images_per_step
+    used = min(1.0, max(seen / (epochs * num_train), batch / num_train))
     fraction = recipe.data.train_fraction * used
     steps = replace(
         recipe.train,

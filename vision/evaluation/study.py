@@ -138,10 +138,13 @@ def load_study(name: str, data: str | None = None) -> Study:
             recipe = load_recipe(study.recipe, study.overrides_of(variant, study.seeds[0]))
         except ValueError as error:
             raise ValueError(f"{path}: variant {variant!r}: {error}") from error
-        if not recipe.has_team:
-            raise ValueError(
-                f"{path}: variant {variant!r} has no delegator; a study compares collaborations"
+        fault = "" if recipe.has_team else "has no delegator; a study compares collaborations"
+        if recipe.train.batch_size == "auto":
+            fault = (
+                "has train.batch_size: auto; a study compares runs of equal batches: give a number"
             )
+        if fault:
+            raise ValueError(f"{path}: variant {variant!r} {fault}")
     return study
 
 

@@ -7,7 +7,7 @@ import io
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -40,8 +40,8 @@ class DryRun:
         losses: of both steps.
         seconds: of both steps; the first also pays what is only done once.
         state_bytes: weights, their average, gradients and the optimiser's state, of one process.
-        activation_bytes: kept for the backward pass of the second step, per image.
-        num_images: training images of an epoch; 0: not known without the data.
+        activation_bytes: kept for the backward pass, per image; of the step that keeps more.
+        num_images: training images of an epoch; None: not known without the data.
         shared: part of the training in which the experts are one network.
     """
 
@@ -50,7 +50,7 @@ class DryRun:
     seconds: tuple[float, ...]
     state_bytes: int
     activation_bytes: float
-    num_images: int
+    num_images: int | None
     shared: float
 
     def lines(self, recipe: Recipe) -> Iterator[str]:
@@ -155,17 +155,19 @@ def check_budget(recipe: Recipe, macs: RunMacs) -> str:
     return f"budget met: {line}"
 
 
-def two_steps(recipe: Recipe) -> DryRun:
+def two_steps(recipe: Recipe, train: Callable[..., object]) -> DryRun:
     """Train two real steps on generated images, validation and checkpoints included, and measure them.
 
     On a GPU a step has as many images as one of 8 processes has; elsewhere four.
+
+    Args:
+        recipe: what is tried.
+        train: `vision.training.train.train`, which measures with this before it begins.
 
     Raises:
         RunError: a loss that is not finite.
         ValueError: whatever the recipe's networks and settings do not take.
     """
-    from vision.training.train import train
-
     batch_size = min(recipe.train.images_at_once, IMAGES_PER_STEP)
     if torch.cuda.is_available():
         batch_size = max(1, recipe.train.images_at_once // 8)
@@ -186,23 +188,37 @@ def two_steps(recipe: Recipe) -> DryRun:
     # Generated images have no groups, and one start is like another.
     follow = "selection" if recipe.portions.follow == "known" else recipe.portions.follow
     portions = Portions(follow=follow)
-    tried = replace(recipe, data=replace(recipe.data, workers=0), train=short, portions=portions)
+    # The second step is the first of different experts, however long they are one network.
+    shared = 0.5 if recipe.objective.shared_start else 0.0
+    objective = replace(recipe.objective, shared_start=shared)
+    tried = replace(
+        recipe,
+        data=replace(recipe.data, workers=0),
+        train=short,
+        portions=portions,
+        objective=objective,
+    )
     meter = _Meter()
     balanced_assignment(torch.zeros(2, 2))  # compiles on its first call: not to be timed
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         train(tried, Path(folder), data=_generated(tried, batch_size), watch=[meter])
     if not all(map(math.isfinite, meter.losses)):
         raise RunError(f"losses of two steps on generated images are not finite: {meter.losses}")
-    facts = DATA_SETS.get(recipe.data.name, DataSet())
     return DryRun(
         batch_size,
         tuple(meter.losses),
         tuple(meter.seconds),
         meter.state_bytes,
-        meter.kept[-1] / batch_size,
-        round((facts.num_train or 0) * (1 - recipe.data.validation)),
+        max(meter.kept) / batch_size,
+        images_of_an_epoch(recipe),
         recipe.shared_start,
     )
+
+
+def images_of_an_epoch(recipe: Recipe) -> int | None:
+    """Training images; None: not known without the data."""
+    facts = DATA_SETS.get(recipe.data.name, DataSet())
+    return round((facts.num_train or 0) * (1 - recipe.data.validation)) or None
 
 
 def _generated(recipe: Recipe, count: int) -> ImageData:

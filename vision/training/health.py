@@ -37,11 +37,11 @@ def cost_line(networks: Networks, macs: RunMacs, num_images: int) -> str:
     forward = macs.delegator + sum(macs.experts) + sum(macs.controls.values())
     forward += sum(macs.cascade or ())
     forward += sum(macs.ensembles[name] * e.s for name, e in recipe.ensembles.items())
-    steps = num_images // recipe.train.batch_size
+    steps = num_images // recipe.train.images_per_step
     return (
         f"to train: {total / 1e6:.3g} million parameters in all networks, {forward / 1e6:.4g} million "
         f"multiply-adds an image forwards; {recipe.train.epochs} epochs of {steps} steps of "
-        f"{recipe.train.batch_size} images"
+        f"{recipe.train.images_per_step} images"
     )
 
 

@@ -16,8 +16,9 @@ from vision.data.loaders import train_loader
 from vision.errors import RunError
 from vision.precision import choose_precision
 from vision.recipe import Recipe
+from vision.training.batch_size import with_batch_size
 from vision.training.finetuning import FineTuning, weights_to_start_from, with_own_statistics
-from vision.training.train import training_module
+from vision.training.train import train, training_module
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
 
@@ -57,6 +58,7 @@ def find_rates(recipe: Recipe) -> RateRange:
     """
     recipe = with_own_statistics(recipe)
     data = load_data(recipe.data, ())
+    recipe = with_batch_size(recipe, len(data.train), train)
     seed_everything(recipe.seed, workers=True, verbose=False)
     module = training_module(recipe, data, weights_to_start_from(recipe))
     module.tried_rate = recipe.train.lr  # type: ignore[assignment]  # what the test asks for
@@ -80,7 +82,7 @@ def find_rates(recipe: Recipe) -> RateRange:
         found = Tuner(trainer).lr_find(
             module,
             train_dataloaders=train_loader(
-                recipe.data, images, recipe.train.batch_size, recipe.seed
+                recipe.data, images, recipe.train.images_per_step, recipe.seed
             ),
             min_lr=LOWEST,
             max_lr=HIGHEST,

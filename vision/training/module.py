@@ -75,7 +75,7 @@ class CoETraining(LightningModule):
         self.recipe = self.networks.recipe
         # Not the trainer's estimate: asking for it sets up the loader before its state is restored.
         train = self.recipe.train
-        self.num_steps = train.epochs * (num_samples // train.batch_size)
+        self.num_steps = train.epochs * (num_samples // train.images_per_step)
         self.split_step = round(self.recipe.shared_start * self.num_steps)
         self._teacher: Teacher | None = None  # a plain attribute: no part of the checkpoint
         if train.teacher is not None:

@@ -65,7 +65,7 @@ class ProgressLines(Callback):
         self._last = time.monotonic()
         per_step = (self._last - self._start) / max(1, trainer.global_step - self._first_step)
         training = cast("CoETraining", pl_module)
-        rate = training.recipe.train.batch_size / max(per_step, 1e-9)
+        rate = training.recipe.train.images_per_step / max(per_step, 1e-9)
         left = per_step * (training.num_steps - trainer.global_step)
         return f"{rate:,.0f} images/s  {datetime.timedelta(seconds=round(left))} left"
 

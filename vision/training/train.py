@@ -24,6 +24,7 @@ from vision.errors import RunError
 from vision.precision import autocast, choose_precision
 from vision.recipe import Recipe
 from vision.recipe_networks import Networks, RunMacs, check_trainable, run_macs
+from vision.training.batch_size import with_batch_size
 from vision.training.callbacks import (
     AveragedWeights,
     Begun,
@@ -98,8 +99,11 @@ def train(
     """
     team, recipe = processes(), with_own_statistics(recipe)
     with held_folder(folder, team.rank), restored_threads():
-        if recipe.portions.starts > 1:
+        if recipe.portions.starts > 1 or recipe.train.batch_size == "auto":
             data = load_data(recipe.data) if data is None else data
+            recipe = with_batch_size(recipe, len(data.train), train, folder)
+        if recipe.portions.starts > 1:
+            assert data is not None
             resume = _from_best_start(recipe, folder, resume, data, watch, team)
         return _train(recipe, folder, resume, stop_after, data, watch, team)
 
@@ -214,7 +218,7 @@ def _announce(module: CoETraining, macs: RunMacs, num_images: int, weights: Weig
 def _loaders(recipe: Recipe, data: ImageData, team: Processes) -> tuple[DataLoader, DataLoader]:
     """Of the training images, and of this process's part of the validation images."""
     images = data.train.with_views(recipe.num_views)
-    batch_size, seed = recipe.train.batch_size, recipe.seed
+    batch_size, seed = recipe.train.images_per_step, recipe.seed
     loader = train_loader(
         recipe.data,
         images,
@@ -297,7 +301,7 @@ def _explain(
         raise RunError(f"{line}; {_kept(checkpoint)}") from error
     if "Expected more than 1 value per channel" in text:
         raise RunError(
-            f"train.batch_size={recipe.train.batch_size} over {team.count} process(es), in "
+            f"train.batch_size={recipe.train.images_per_step} over {team.count} process(es), in "
             f"{recipe.train.accumulate} part(s), leaves batch normalisation one value for each channel: "
             "raise train.batch_size"
         ) from error

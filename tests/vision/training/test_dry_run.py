@@ -58,16 +58,17 @@ def test_two_steps_of_every_recipe(cli, capsys, name):
 def test_activations_and_state_are_counted(cli, capsys):
     """By hand: one network without normalisation, in fp32, with plain SGD and momentum."""
     from vision.training.dry_run import two_steps
+    from vision.training.train import train
 
     overrides = ["train.precision=32-true", "objective.shared_start=0", "controls={}"]
     recipe = load_recipe("digits", overrides)
-    steps = two_steps(recipe)
+    steps = two_steps(recipe, train)
     networks = untrained(recipe)
     parameters = sum(p.numel() for p in networks.parameters())
     assert steps.state_bytes == 4 * 3 * parameters  # weights, gradients, momentum
     pixels = 8 * 8 * 4  # a single-channel feature map of the size of the image
     assert steps.activation_bytes > 50 * pixels
-    averaged = two_steps(load_recipe("digits", [*overrides, "train.ema_decay=0.9"]))
+    averaged = two_steps(load_recipe("digits", [*overrides, "train.ema_decay=0.9"]), train)
     assert averaged.state_bytes == 4 * 4 * parameters
     assert averaged.activation_bytes == steps.activation_bytes
 
