@@ -144,8 +144,7 @@ def measure(
             for name, values in times.items():
                 median, p95, _ = figures(values)
                 shown = (f"{1e3 * median:.2f}", f"{1e3 * p95:.2f}", f"{median / base:.2f}")
-                mark = "yes" if name == chosen else ""
-                rows.append([str(s), str(batch), mode, name, *shown, mark])
+                rows.append([str(s), str(batch), mode, name, *shown, "yes" * (name == chosen)])
     return rows
 
 

@@ -14,6 +14,7 @@ UNCHECKED = {  # modules that name shapes and are not checked, and why
     "coe_core._compiled": "plain functions, for numba",
     "coe_core._transport_kernels": "plain functions, for numba",
     "vision.networks.own.small_resnet": "torch.fx follows it with proxies in the place of images",
+    "vision.networks.pwlu.layer": "torch.compile cannot trace a check",
     "vision.networks.pwlu.operator": "torch.library reads the types of its operators itself",
 }
 check = beartype.beartype(

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coe_core.stored_points import has_exits
 from coe_core.support.command import at_least, number_in, refuse_unused
 
 if TYPE_CHECKING:
@@ -123,6 +122,7 @@ def _setting(arguments: argparse.Namespace, engine: FairseqEngine, search: Searc
     Raises:
         ValueError: no such system or point, or one of a system whose networks a checkpoint does not have.
     """
+    from coe_core.stored_points import has_exits
     from translation.export.export import confidence_of
     from translation.prediction.engine import Setting
 

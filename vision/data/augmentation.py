@@ -153,7 +153,7 @@ class Augmentation:
         return "random_resized_crop" in self.names
 
     def __call__(
-        self, images: Sequence[UInt8[Tensor, "ch h w"]] | Tensor, seeds: np.ndarray
+        self, images: Sequence[UInt8[Tensor, "ch _ _"]] | Tensor, seeds: np.ndarray
     ) -> UInt8[Tensor, "n ch height width"]:
         """Draw one view of each image.
 
