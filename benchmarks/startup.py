@@ -135,6 +135,8 @@ def of_translation(run: Path, folder: Path) -> dict[str, tuple[str, str]]:
     """The commands of translation that need a run; of what is translated there is one line."""
     line, export, valid = folder / "line.de", folder / "export", run / "decoded/valid.json"
     line.write_text("40 Sekunden\n")
+    other = folder / "other.de"
+    other.write_text("41 Sekunden\n")
     words = ("export", run, "--system", "CoE", "--check", 0, "--out")
     processor_seconds(code(TRANSLATION, *words, export), folder)
     points = folder / "points-run-ROUND.json"
@@ -144,7 +146,7 @@ def of_translation(run: Path, folder: Path) -> dict[str, tuple[str, str]]:
         "coe-translation recipes": ("none", code(TRANSLATION, "recipes")),
         "coe-translation compare": (
             "none",
-            code(TRANSLATION, "compare", line, line, "--reference", line),
+            code(TRANSLATION, "compare", line, other, "--reference", line),
         ),
         "coe-translation inspect demo": ("heavy", code(TRANSLATION, "inspect", "demo")),
         "coe-translation translate": ("heavy", code(TRANSLATION, "translate", run, line)),

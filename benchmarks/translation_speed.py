@@ -168,19 +168,16 @@ def generating(run: Run, at: str | None, rounds: int, folder: Path) -> list[dict
     search = ["--beam", wanted.beam, "--lenpen", wanted.lenpen, "--max-len-b", wanted.max_len]
     alone = ["fairseq-generate", folder / "data", "--path", expert, *search, "--cpu"]
     alone += ["--num-workers", 0, "--remove-bpe", "sentencepiece", "--max-tokens", 4096]
-    translate = [*OURS, "translate", text, "--device", "cpu"]
+
+    def translate(source: Path, *options: object) -> list:
+        return [*OURS, "translate", source, text, "--device", "cpu", *options]
+
     budget = ["--at", at] if at else []
     systems: dict[str, Callable[[], list]] = {
         "fairseq-generate, an expert alone": lambda: alone,
-        "translate, no exits": lambda: [*translate, run.folder, "--threshold", "inf"],
-        "translate, the collaboration": lambda: [
-            *translate,
-            run.folder,
-            "--system",
-            "CoE",
-            *budget,
-        ],
-        "translate, the export": lambda: [*translate, export],
+        "translate, no exits": lambda: translate(run.folder, "--threshold", "inf"),
+        "translate, the collaboration": lambda: translate(run.folder, "--system", "CoE", *budget),
+        "translate, the export": lambda: translate(export),
     }
     times = in_turns(
         {name: lambda words=words: spent(words()) for name, words in systems.items()},
