@@ -11,9 +11,7 @@ multiply-add over that of the plain network: 1 means that what is not computed c
 from __future__ import annotations
 
 import argparse
-import io
 import statistics
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -34,6 +32,7 @@ from conditional_networks import (
     SkippedBlock,
     Stage,
 )
+from inference_systems import exit_by_exit, laid_out, onnx_session
 from measure import CLOCKS, in_turns, save
 from torch import Tensor, nn
 
@@ -97,37 +96,6 @@ def prepared(network: nn.Module, mode: str, example: Sequence) -> Callable[..., 
 
 def _rows(value: Tensor | list[Tensor], rows: slice) -> Tensor | list[Tensor]:
     return value[rows] if isinstance(value, Tensor) else [one[rows] for one in value]
-
-
-def onnx_session(network: nn.Module, example: Sequence) -> Callable[..., tuple[Tensor, ...]]:
-    import onnxruntime as ort
-
-    batch = {0: torch.export.Dim("n", min=1, max=65536)}
-    shapes = tuple(batch if isinstance(v, Tensor) else [batch for _ in v] for v in example)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            network, tuple(example), dynamo=True, dynamic_shapes=shapes, verbose=False
-        )
-    file = io.BytesIO()
-    program.save(file)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = ort.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
-    names = [entry.name for entry in session.get_inputs()]
-
-    def run(*inputs: Tensor | list[Tensor]) -> tuple[Tensor, ...]:
-        flat = [t for value in inputs for t in ([value] if isinstance(value, Tensor) else value)]
-        feeds = dict(zip(names, (t.numpy() for t in flat), strict=True))
-        return tuple(map(torch.from_numpy, session.run(None, feeds)))
-
-    return run
-
-
-def laid_out(images: Tensor, mode: str) -> Tensor:
-    """The images in the memory format that the mode computes in."""
-    wanted = torch.contiguous_format if mode == "onnxruntime" else torch.channels_last
-    return images.contiguous(memory_format=wanted)
 
 
 def single(out: object) -> Tensor:
@@ -254,18 +222,7 @@ def multi_exit(macs: float, mode: str, images: Tensor) -> System:
     order = torch.arange(len(images)) % 3  # every third image in a row leaves at the same exit
 
     def run(batch: Tensor, rows: slice) -> Tensor:
-        left, here = order[rows], torch.arange(len(batch))
-        result, features = torch.empty(len(batch), CLASSES), batch
-        for number, call in enumerate(calls):
-            features, logits = call(features)
-            confidence(logits)
-            result[here] = logits
-            stay = (left[here] > number).nonzero().flatten()
-            if not len(stay):
-                break
-            if len(stay) < len(here):
-                features, here = laid_out(features[stay], mode), here[stay]
-        return result
+        return exit_by_exit(calls, batch, order[rows], mode)
 
     return System("multi-exit, a third at each", spent, run)
 

@@ -60,27 +60,34 @@ def compiled(network: nn.Module, example: Tensor) -> Compute:
     return compute
 
 
-def onnx_session(network: nn.Module, example: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """A network in onnxruntime: all its outputs."""
+def onnx_session(network: nn.Module, example: Sequence) -> Callable[..., tuple[Tensor, ...]]:
+    """A network in onnxruntime, as a function of its inputs, tensors or lists of them: all its outputs."""
     import onnxruntime as ort
 
-    batch = torch.export.Dim("n", min=1, max=65536)
+    batch = {0: torch.export.Dim("n", min=1, max=65536)}
+    shapes = tuple(batch if isinstance(v, Tensor) else [batch for _ in v] for v in example)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            network, (example[:2],), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+            network, tuple(example), dynamo=True, dynamic_shapes=shapes, verbose=False
         )
     file = io.BytesIO()
     program.save(file)
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = ort.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda x: tuple(map(torch.from_numpy, session.run(None, {name: x.numpy()})))
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(*inputs: Tensor | list[Tensor]) -> tuple[Tensor, ...]:
+        flat = [t for value in inputs for t in ([value] if isinstance(value, Tensor) else value)]
+        feeds = dict(zip(names, (t.numpy() for t in flat), strict=True))
+        return tuple(map(torch.from_numpy, session.run(None, feeds)))
+
+    return run
 
 
 def onnxruntime(network: nn.Module, example: Tensor) -> Compute:
-    run = onnx_session(network, example)
+    run = onnx_session(network, (example[:2],))
     return lambda images: run(images)[0]
 
 
@@ -205,25 +212,30 @@ def multi_exit(mode: str, images: Tensor, uniform: Tensor) -> System:
     leaves = (uniform * 3).long()
 
     def predict(batch: Tensor, rows: slice) -> Tensor:
-        left, here = leaves[rows], torch.arange(len(batch))
-        result, features = torch.empty(len(batch), CLASSES), batch
-        for i, call in enumerate(calls):
-            features, logits = call(features)
-            confidence(logits)
-            result[here] = logits
-            stay = (left[here] > i).nonzero().flatten()
-            if not len(stay) or i == 2:
-                return result
-            if len(stay) < len(here):
-                features, here = laid_out(features[stay], mode), here[stay]
-        raise AssertionError("the last exit takes all")
+        return exit_by_exit(calls, batch, leaves[rows], mode)
 
     return System("multi-exit, a third at each", macs, predict)
 
 
+def exit_by_exit(calls: Sequence[Callable], batch: Tensor, leaves: Tensor, mode: str) -> Tensor:
+    """Logits of images that leave at the exits given for them; those that stay go on together."""
+    here, features = torch.arange(len(batch)), batch
+    result = torch.empty(len(batch), CLASSES)
+    for number, call in enumerate(calls):
+        features, logits = call(features)
+        confidence(logits)
+        result[here] = logits
+        stay = (leaves[here] > number).nonzero().flatten()
+        if not len(stay):
+            break
+        if len(stay) < len(here):
+            features, here = laid_out(features[stay], mode), here[stay]
+    return result
+
+
 def stage_call(mode: str, stage: nn.Module, example: Tensor) -> Callable:
     if mode == "onnxruntime":
-        return onnx_session(stage, example)
+        return onnx_session(stage, (example[:2],))
     if mode == "bf16":
 
         def call(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -99,6 +99,11 @@ class System:
     sees_pixels: bool = False
 
     @property
+    def most_macs(self) -> int:
+        """Multiply-adds of an image that does not exit, at most."""
+        return self.first_macs + max(self.expert_macs, default=0)
+
+    @property
     def networks(self) -> list[nn.Module]:
         """Every network that it calls."""
         if self.team is not None:

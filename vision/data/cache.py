@@ -231,26 +231,38 @@ class PixelCache:
                 )
 
 
-def pixel_cache(setting: str) -> PixelCache | None:
-    """The cache that a recipe asks for.
+def cache_folder(setting: str = "auto", named: str = "", usual: str = "decoded") -> Path | None:
+    """Where something is kept: in the user's cache folder, or in one that was named; None: nowhere.
 
     Args:
         setting: "off", "auto" or a folder. For auto the environment decides: COE_CACHE is off or a
-            folder; else it is the user's cache folder. COE_CACHE_BYTES bounds it, as in 10G.
-
-    Raises:
-        ValueError: COE_CACHE_BYTES is no size.
+            folder; else it is the user's cache folder.
+        named: folder inside one that was named.
+        usual: folder inside the user's cache folder.
     """
     if setting == "auto":
         setting = os.environ.get(FOLDER_VARIABLE) or "auto"
     if setting == "off":
         return None
-    if setting == "auto":
-        import platformdirs
+    if setting != "auto":
+        return Path(setting).expanduser() / named
+    import platformdirs
 
-        folder = platformdirs.user_cache_path("coe-vision") / "decoded"
-    else:
-        folder = Path(setting).expanduser()
+    return platformdirs.user_cache_path("coe-vision") / usual
+
+
+def pixel_cache(setting: str) -> PixelCache | None:
+    """The cache that a recipe asks for.
+
+    Args:
+        setting: see `cache_folder`. COE_CACHE_BYTES bounds what is kept, as in 10G.
+
+    Raises:
+        ValueError: COE_CACHE_BYTES is no size.
+    """
+    folder = cache_folder(setting)
+    if folder is None:
+        return None
     size = os.environ.get(BYTES_VARIABLE)
     return PixelCache(folder, MAX_BYTES if size is None else parse_size(size))
 

@@ -9,11 +9,12 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 
 from coe_core.support.files import whole_file
 from vision.budgets import ResolvedBudget
-from vision.data.cache import FOLDER_VARIABLE
+from vision.data.cache import cache_folder
 from vision.errors import CoEError, RunError
 from vision.export.convert import OPSET, ExportError, converted
 from vision.export.graphs import ExpertGraph, RestGraph, example_pixels, undisturbed
+from vision.export.sessions import cpu_session
 from vision.networks.team import Team, Trunked
 from vision.prediction.predictor import Predictor
 from vision.systems import MeanLogits, System
@@ -136,7 +138,7 @@ def _why_not(predictor: Predictor, systems: list[System], images: float, asked: 
         return f"needs {', '.join(missing)}: pip install 'collaboration-of-experts[export]'"
     if asked:
         return ""
-    macs = max(system.first_macs + max(system.expert_macs, default=0) for system in systems)
+    macs = max(system.most_macs for system in systems)
     if macs < LEAST_MACS or macs * images < WORTH_LOADING:
         return "too little work"
     return "" if kept_networks() else "nothing is kept (COE_CACHE=off)"
@@ -144,21 +146,13 @@ def _why_not(predictor: Predictor, systems: list[System], images: float, asked: 
 
 def kept_networks() -> Path | None:
     """The folder of converted networks: in the user's cache, or where COE_CACHE says; None: nowhere."""
-    setting = os.environ.get(FOLDER_VARIABLE) or "auto"
-    if setting == "off":
-        return None
-    if setting != "auto":
-        return Path(setting).expanduser() / "networks"
-    import platformdirs
-
-    return platformdirs.user_cache_path("coe-vision") / "networks"
+    return cache_folder(named="networks", usual="networks")
 
 
 def _converted_system(predictor: Predictor, name: str, images: float, asked: bool) -> System:
     """A system of sessions: the same routes, rules and costs."""
     system, pixels = predictor.systems[name], example_pixels(predictor.run, _CHECKED)
-    macs = system.first_macs + max(system.expert_macs, default=0)
-    may_convert = asked or macs * images >= WORTH_CONVERTING
+    may_convert = asked or system.most_macs * images >= WORTH_CONVERTING
 
     def session(part: str, network: nn.Module, seen: Tensor | None = None) -> SessionNetwork:
         return _session(predictor, f"{name}/{part}", network, pixels, seen, may_convert)
@@ -195,27 +189,31 @@ def _session(
     path = _path(predictor, name)
     if path is not None and path.is_file():
         with suppress(Exception):  # damaged, or of another version: it is made anew
-            kept = SessionNetwork(_load(path))
+            kept = SessionNetwork(cpu_session(path))
             _check(name, kept(seen), wanted)
             os.utime(path)
             return kept
     if not may_convert:
         raise _TooFewImagesError
     save = converted("onnx", OPSET, {name: graph}, {name: seen[:2].clone()})[name]
-    if path is None:
-        from tempfile import TemporaryDirectory
-
-        with TemporaryDirectory() as folder:
-            save(Path(folder) / "network.onnx")
-            made = SessionNetwork(_load(Path(folder) / "network.onnx"))
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
-            save(temporary)
-        made = SessionNetwork(_load(path))
-        _make_room(path)
-    _check(name, made(seen), wanted)
+    with _written(path) as file:  # only what answers as it should is kept
+        save(file)
+        made = SessionNetwork(cpu_session(file))
+        _check(name, made(seen), wanted)
     return made
+
+
+@contextmanager
+def _written(path: Path | None) -> Iterator[Path]:
+    """Where a network is written; at the end it is kept, and others make room; None: nothing stays."""
+    if path is None:
+        with TemporaryDirectory() as folder:
+            yield Path(folder) / "network.onnx"
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        yield temporary
+    _make_room(path)
 
 
 def _graph(network: nn.Module, predictor: Predictor, of_features: bool) -> Any:
@@ -236,16 +234,6 @@ def _path(predictor: Predictor, name: str) -> Path | None:
     versions = [version(package) for package in (*PACKAGES, "torch", "collaboration-of-experts")]
     digest = hashlib.sha256(json.dumps([parts, versions]).encode()).hexdigest()
     return folder / f"{digest[:40]}.onnx"
-
-
-def _load(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _check(name: str, answer: Tensor, wanted: Tensor) -> None:

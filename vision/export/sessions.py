@@ -23,17 +23,23 @@ def team_session(folder: Path) -> Any:
     Raises:
         DamagedExportError: it, or routing.json, is missing or damaged.
     """
-    import onnxruntime
-
     routing = read_routing(folder, TASK)
     weights = [name for name in routing["files"] if name.endswith(".onnx.data")]
     verify_files(folder, routing, ["team.onnx", *weights])
+    return cpu_session(folder / "team.onnx")
+
+
+def cpu_session(file: Path) -> Any:
+    """onnxruntime's session of a network on as many threads as torch has; those that wait do not spin."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # it warns that threshold and rough_weight may be given
-    return onnxruntime.InferenceSession(
-        str(folder / "team.onnx"), options, providers=["CPUExecutionProvider"]
+    options.log_severity_level = (
+        3  # of team.onnx it warns that threshold and rough_weight may be given
     )
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 def scalar(value: float) -> np.ndarray:

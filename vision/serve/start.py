@@ -64,7 +64,7 @@ def serving_threads(predictor: Predictor, batch_size: int) -> Threads:
     count = min(_IMAGES, batch_size)
     pixels = _blank(predictor, count)
     system = predictor.systems[predictor.expected_systems[0]]
-    macs = count * (system.first_macs + max(system.expert_macs, default=0))
+    macs = count * system.most_macs
     without_exits = ResolvedBudget("no exits", 2.0, 0.0, None, None, system=system.name)
 
     def predict() -> None:
