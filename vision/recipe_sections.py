@@ -94,10 +94,11 @@ class Portions:
             takes over from clusters or known groups, sample by sample; null: 0.5 for clusters, never
             for known groups.
         groups: what a training image's group is: class, told by of_class; folder, the one that it lies in
-            below its class's; or source, its data set of several that are joined; null: there are none. The
-            log of the training says how far portions follow the classes and the groups. More groups than
-            experts are put together.
+            below its class's; source, its data set of several that are joined; or column, what a column of
+            the table of labels says of it; null: there are none. The log of the training says how far
+            portions follow the classes and the groups. More groups than experts are put together.
         of_class: class -> name of its group; a class without one goes by the selection.
+        column: of the table of labels, such as camera; an image whose cell is empty goes by the selection.
         starts: trainings that begin with other initial weights; the one goes on whose specialists gain
             most on the validation images after the trial.
         trial: part of the training, in (0, 1), after which one of several starts is kept.
@@ -105,8 +106,9 @@ class Portions:
 
     follow: Literal["selection", "clusters", "known"] = "selection"
     takeover: float | None = None
-    groups: Literal["class", "folder", "source"] | None = None
+    groups: Literal["class", "folder", "source", "column"] | None = None
     of_class: dict[str, str] = field(default_factory=dict)
+    column: str | None = None
     starts: int = 1
     trial: float = 0.2
 
@@ -115,11 +117,16 @@ class Portions:
         check_ranges(self, ranges, "portions.")
         if self.follow == "known" and self.groups is None:
             raise ValueError(
-                "portions.follow is known, but no groups are: set portions.groups to class, folder or source"
+                "portions.follow is known, but no groups are: set portions.groups to class, folder, source "
+                "or column"
             )
         if (self.groups == "class") != bool(self.of_class):
             raise ValueError(
                 "portions.groups: class and portions.of_class, the group of each class, go together"
+            )
+        if (self.groups == "column") != (self.column is not None):
+            raise ValueError(
+                "portions.groups: column and portions.column, its name in the table of labels, go together"
             )
         if self.follow == "selection" and self.takeover is not None:
             raise ValueError(

@@ -61,6 +61,7 @@ def read_labels(
     columns: Columns | None = None,
     group: str | None = None,
     images: str | PathLike | None = None,
+    group_key: str = "data.group",
 ) -> LabelTable:
     """Read a table and find its columns.
 
@@ -69,6 +70,7 @@ def read_labels(
         columns: their names; None: all by their usual names.
         group: the column of groups; None: one with a usual name, such as track or patient_id; "off": none.
         images: folder that the names of files are relative to; None: the table's.
+        group_key: of the recipe, that names the column of groups.
 
     Raises:
         FileNotFoundError: no such table, or no such folder.
@@ -77,10 +79,12 @@ def read_labels(
     path = os.path.expanduser(path)
     table = read_columns(path)
     named = columns or Columns()
-    file = _column(table, named.file, "columns.file", FILE_COLUMNS, needed="names of the images")
-    label = _column(table, named.label, "columns.label", LABEL_COLUMNS, needed="classes")
-    split = _column(table, named.split, "columns.split", SPLIT_COLUMNS)
-    grouped = None if group == OFF else _column(table, group, "group", GROUP_COLUMNS)
+    file = _column(
+        table, named.file, "data.columns.file", FILE_COLUMNS, needed="names of the images"
+    )
+    label = _column(table, named.label, "data.columns.label", LABEL_COLUMNS, needed="classes")
+    split = _column(table, named.split, "data.columns.split", SPLIT_COLUMNS)
+    grouped = None if group == OFF else _column(table, group, group_key, GROUP_COLUMNS)
     taken = {"file": file, "label": label, "split": split, "group": grouped}
     assert file is not None
     assert label is not None
@@ -112,14 +116,14 @@ def _column(
         if name in table.columns:
             return name
         raise ValueError(
-            f"data.{key}: {table.name} has no column {name!r}{nearest(name, table.columns)}; it has "
+            f"{key}: {table.name} has no column {name!r}{nearest(name, table.columns)}; it has "
             f"{', '.join(map(printable, table.columns))}"
         )
     found = usual_column(table.columns, usual)
     if found is None and needed:
         raise ValueError(
             f"{table.name} has no column for the {needed} under a usual name ({', '.join(usual[:6])}, ...); "
-            f"name it in data.{key}; it has {', '.join(map(printable, table.columns))}"
+            f"name it in {key}; it has {', '.join(map(printable, table.columns))}"
         )
     return found
 

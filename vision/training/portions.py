@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from coe_core import ClusterPortions, PortionCounts, experts_of_groups, handed_to_evidence
 from vision.data.load import ImageData
+from vision.data.table import is_table_of, read_labels
 from vision.errors import nearest
 from vision.networks.features import ClassifierInput
 from vision.networks.team import Team, Trunked
@@ -32,8 +34,8 @@ def known_groups(recipe: Recipe, data: ImageData) -> Groups | None:
         data: with the training images.
 
     Raises:
-        ValueError: a class that there is not (names the nearest), images that lie in no folders or in no
-            joined data set, or fewer groups than experts that are to follow them.
+        ValueError: a class or column that there is not (names the nearest), images that lie in no folders, in
+            no table or in no joined data set, or fewer groups than experts that are to follow them.
     """
     portions, images = recipe.portions, data.train
     if portions.groups is None:
@@ -59,6 +61,8 @@ def known_groups(recipe: Recipe, data: ImageData) -> Groups | None:
         ]
         group_of = [name for name, size in zip(names, sizes, strict=True) for _ in range(size)]
         groups = _numbered(group_of, images.targets)
+    elif portions.groups == "column":
+        groups = _numbered(_cells(recipe, images.paths or ()), torch.arange(len(images)))
     else:
         folders = [_folder_below(path, images.classes) for path in images.paths or ()]
         if not folders or None in folders:
@@ -80,6 +84,20 @@ def _numbered(group_of: list[str | None], row: Int[Tensor, " n"]) -> Groups:
     names = sorted({name for name in group_of if name is not None})
     number = {name: place for place, name in enumerate(names)} | {None: -1}
     return Groups(names, torch.tensor([number[name] for name in group_of])[row])
+
+
+def _cells(recipe: Recipe, paths: Iterable[object]) -> list[str | None]:
+    """What a column of the table of labels says of each of these files; None: its cell is empty."""
+    path, column = recipe.data.path, recipe.portions.column
+    if path is None or not is_table_of(recipe.data.name, path):
+        raise ValueError(
+            f"portions.groups: column is of a table of labels, but data.path is {path}; name a .csv, .tsv or "
+            ".parquet file, or set portions.groups to class or folder"
+        )
+    table = read_labels(path, recipe.data.columns, column, recipe.data.images, "portions.column")
+    assert table.groups is not None
+    cell_of = dict(zip(table.files, table.groups, strict=True))
+    return [cell_of[str(path)] or None for path in paths]
 
 
 def _folder_below(path: object, classes: list[str]) -> str | None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -196,12 +197,45 @@ def test_groups_of_folders_and_of_joined_sets(tmp_path):
     assert torch.equal(groups.of_sample, (data.train.targets >= 2).long())
 
 
+def test_groups_of_a_column_of_the_table(tmp_path):
+    from PIL import Image
+
+    rows = ["file,label,split,track,camera"]
+    for i in range(24):
+        Image.new("RGB", (8, 8), (10 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        split = ("train", "train", "validation", "test")[i % 4]
+        camera = ("front", "", "rear")[i % 3]
+        rows.append(f"{i}.png,{'cat' if i % 5 else 'dog'},{split},{split}{i},{camera}")
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(rows))
+    settings = ["data.name=folder", f"data.path={table}", "data.channels=3", "data.cache=off"]
+    settings += ["data.train_fraction=1", "data.group=track"]
+    data = load_data(load_recipe("digits", [*FAST, *settings]).data)
+    column = [*settings, "portions.groups=column", "portions.follow=known", "num_experts=2"]
+    groups = groups_of(data, *column, "portions.column=camera")
+    assert groups.names == ["front", "rear"]
+    expected = [{0: 0, 1: -1, 2: 1}[int(Path(path).stem) % 3] for path in data.train.paths]
+    assert groups.of_sample.tolist() == expected
+    with pytest.raises(ValueError, match=r"portions\.column: .*has no column 'camra'.*camera"):
+        groups_of(data, *column, "portions.column=camra")
+    with pytest.raises(ValueError, match=r"is of a table of labels, but data\.path is None"):
+        groups_of(data, "portions.groups=column", "portions.column=camera")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["portions.follow=known"], "portions.follow is known, but no groups are"),
         (["portions.groups=class"], "portions.of_class, the group of each class, go together"),
         (["portions.of_class={a: b}"], "portions.of_class, the group of each class, go together"),
+        (
+            ["portions.groups=column"],
+            "portions.column, its name in the table of labels, go together",
+        ),
+        (
+            ["portions.column=camera"],
+            "portions.column, its name in the table of labels, go together",
+        ),
         (["portions.takeover=0.5"], "portions.takeover is of clusters or known groups"),
         (["portions.follow=clusters", "portions.takeover=0"], r"takeover must be in \(0, 1\]"),
         (["portions.starts=0"], r"portions.starts must be in \[1, 100\], got 0"),
