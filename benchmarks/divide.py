@@ -16,7 +16,7 @@ import copy
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -25,9 +25,10 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from measure import figures, in_turns
+from measure import CLOCKS, figures, in_turns
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
+from torch.profiler import ProfilerActivity, profile
 
 from coe_core.support.files import write_text
 from coe_core.support.memory import keep_freed_memory
@@ -55,11 +56,23 @@ def main() -> None:
         "--cores", type=int, help="threads of the ways that share them (default: all)"
     )
     parser.add_argument("--processes", action="store_true", help="a process for each network, too")
+    parser.add_argument(
+        "--clock", choices=["wall", "process"], default="wall", help="process: on a busy machine"
+    )
+    parser.add_argument("--profile", action="store_true", help="say what time is spent in instead")
+    parser.add_argument(
+        "--rates", action="store_true", help="say how fast a convolution of few channels is instead"
+    )
     parser.add_argument("--out", type=Path, help="write the table as Markdown")
     arguments = parser.parse_args()
+    if arguments.clock == "process" and (arguments.processes or arguments.cores != 1):
+        parser.error("processor time says nothing of several cores: --cores 1, no --processes")
     if arguments.cores:
         torch.set_num_threads(arguments.cores)
     keep_freed_memory()  # as the commands do
+    if arguments.rates:
+        rates(CLOCKS[arguments.clock])
+        return
     options = parse_options(arguments.options)
     if not options and arguments.network == "small_resnet":
         options = {"width": 16, "stem_stride": 2}
@@ -107,6 +120,41 @@ def measure(
         torch.randn(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)
         for _ in members
     ]
+    ways, skeleton = ways_of(undivided, members, together, views)
+    rows = []
+    with ExitStack() as stack:
+        alone = own_workers(stack, divided, s, (batch, *shape), arguments.processes, precision)
+        for mode in ("inference", "training"):
+            for network in (undivided, members, skeleton):
+                network.train(mode == "training")
+            if mode == "training" and batch == 1:
+                continue  # normalisation over a batch of one
+            if mode == "inference" and together.wide is not None:
+                copied = together.inference_copy()
+                ways["side by side"] = lambda copied=copied: copied(torch.cat(views, 1))
+            calls = {name: step(run, mode, device, precision) for name, run in ways.items()}
+            if device.type == "cpu":
+                calls |= {name: partial(at_once, pools, mode) for name, pools in alone.items()}
+            settle = torch.cuda.synchronize if device.type == "cuda" else None
+            if arguments.profile:
+                profiled({name: calls[name] for name in ways}, f"s={s}, batch {batch}, {mode}")
+                continue
+            times = in_turns(
+                calls,
+                seconds=arguments.seconds,
+                clock=CLOCKS[arguments.clock],
+                warm_up=2,
+                settle=settle,
+            )
+            chosen = "side by side" if together.side_by_side(batch) else "loop"
+            rows += lines_of(times, (str(s), str(batch), mode), chosen)
+    return rows
+
+
+def ways_of(
+    undivided: nn.Module, members: nn.ModuleList, together: Together, views: list[Tensor]
+) -> tuple[dict[str, Callable[[], Tensor]], nn.Module]:
+    """Forward passes by the way's name, and the module whose mode vmap's takes."""
     skeleton = copy.deepcopy(members[0]).to("meta")
     stacked = stack_module_state(list(members))
     images = torch.stack(views, 1)
@@ -123,29 +171,49 @@ def measure(
     }
     if together.wide is None:
         del ways["side by side"]
-    rows = []
-    with ExitStack() as stack:
-        alone = own_workers(stack, divided, s, (batch, *shape), arguments.processes, precision)
-        for mode in ("inference", "training"):
-            for network in (undivided, members, skeleton):
-                network.train(mode == "training")
-            if mode == "training" and batch == 1:
-                continue  # normalisation over a batch of one
-            if mode == "inference" and together.wide is not None:
-                copied = together.inference_copy()
-                ways["side by side"] = lambda copied=copied: copied(torch.cat(views, 1))
-            calls = {name: step(run, mode, device, precision) for name, run in ways.items()}
-            if device.type == "cpu":
-                calls |= {name: partial(at_once, pools, mode) for name, pools in alone.items()}
-            settle = torch.cuda.synchronize if device.type == "cuda" else None
-            times = in_turns(calls, seconds=arguments.seconds, warm_up=2, settle=settle)
-            base = figures(times["wide"]).median
-            chosen = "side by side" if together.side_by_side(batch) else "loop"
-            for name, values in times.items():
-                median, p95, _ = figures(values)
-                shown = (f"{1e3 * median:.2f}", f"{1e3 * p95:.2f}", f"{median / base:.2f}")
-                rows.append([str(s), str(batch), mode, name, *shown, "yes" * (name == chosen)])
-    return rows
+    return ways, skeleton
+
+
+def lines_of(times: dict[str, list[float]], place: Sequence[str], chosen: str) -> list[list[str]]:
+    """A line of the table for each way."""
+    lines, base = [], figures(times["wide"]).median
+    for name, values in times.items():
+        median, p95, _ = figures(values)
+        shown = (f"{1e3 * median:.2f}", f"{1e3 * p95:.2f}", f"{median / base:.2f}")
+        lines.append([*place, name, *shown, "yes" * (name == chosen)])
+    return lines
+
+
+def profiled(calls: Mapping[str, Callable[[], None]], title: str, most: int = 6) -> None:
+    """What each way's time is spent in, by operator, how many operators it calls, and for how long."""
+    for name, call in calls.items():
+        call()
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            call()
+        own = sorted(seen.key_averages(), key=lambda e: -e.self_cpu_time_total)
+        total = sum(e.self_cpu_time_total for e in own)
+        shares = [f"{e.key} {100 * e.self_cpu_time_total / total:.0f}%" for e in own[:most]]
+        count = sum(e.count for e in own)
+        print(f"{title}, {name}: {total / 1e3:.2f} ms, {count} operators; {', '.join(shares)}")
+
+
+def rates(clock: Callable[[], float], batch: int = 16, side: int = 16) -> None:
+    """Multiply-adds a second of a 3 x 3 convolution in fp32, by its channels."""
+    calls = {}
+    for channels in (8, 11, 16, 22, 32, 45, 64, 128):
+        layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        layer = layer.to(memory_format=torch.channels_last)
+        images = torch.randn(batch, channels, side, side).contiguous(
+            memory_format=torch.channels_last
+        )
+        calls[str(channels)] = partial(layer, images)
+    with torch.inference_mode():
+        times = in_turns(calls, rounds=100, clock=clock, warm_up=5)
+    for name, values in times.items():
+        macs = batch * side**2 * 9 * int(name) ** 2
+        print(
+            f"{name} channels: {macs / figures(values).median / 1e9:.1f} G multiply-adds a second"
+        )
 
 
 # A thread or a process for each network: what it holds is there once, and it is told which step to take.

@@ -1,6 +1,6 @@
 """How fast and how exact the balanced transportation solver is, beside POT's network simplex.
 
-    python benchmarks/transport.py [--quick] [--out FOLDER]
+    python benchmarks/transport.py [--quick] [--clock thread] [--out FOLDER]
 
 For every size and kind of scores: the median time over several instances of ours, of ``ot.emd`` on
 the same instances in turn, and of ``np.argmax(scores, 1)``, which reads every score once and so is
@@ -12,6 +12,7 @@ import argparse
 import platform
 import statistics
 import time
+import tracemalloc
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import ot
-from measure import save
+import torch
+from measure import CLOCKS, save
 from rich.console import Console
 from rich.table import Table
 
-from coe_core import balanced_assignment, even_demand
+from coe_core import Partitioner, balanced_assignment, even_demand
 from coe_core.support.provenance import processor
 from coe_core.transport import duality_gap
 
@@ -48,14 +50,18 @@ def make_scores(kind: str, n: int, k: int, seed: int) -> np.ndarray:
     return scores.astype(np.float32)
 
 
-def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+def timed(
+    function: Callable[..., Any], *arguments: Any, clock: Callable[[], float]
+) -> tuple[float, Any]:
     """Milliseconds, and the result."""
-    start = time.perf_counter()
+    start = clock()
     result = function(*arguments)
-    return 1e3 * (time.perf_counter() - start), result
+    return 1e3 * (clock() - start), result
 
 
-def measure(kind: str, n: int, k: int, repeats: int, emd_repeats: int) -> dict[str, Any]:
+def measure(
+    kind: str, n: int, k: int, repeats: int, emd_repeats: int, clock: Callable[[], float]
+) -> dict[str, Any]:
     """One row of the table."""
     demand = even_demand(n, k)
     ours, emd, floor, gaps, differences = [], [], [], [], []
@@ -63,14 +69,17 @@ def measure(kind: str, n: int, k: int, repeats: int, emd_repeats: int) -> dict[s
     for repeat in range(repeats):
         if n <= EMD_LIMIT or repeat == 0:  # an instance of the largest size takes seconds to make
             scores = make_scores(kind, n, k, repeat)
-        milliseconds, best = timed(balanced_assignment, scores, demand)
+        milliseconds, best = timed(balanced_assignment, scores, demand, clock=clock)
         ours.append(milliseconds)
-        floor.append(timed(np.argmax, scores, 1)[0])
+        floor.append(timed(np.argmax, scores, 1, clock=clock)[0])
         gaps.append(duality_gap(scores, best))
         if n <= EMD_LIMIT and repeat < emd_repeats:
             cost = -scores.astype(np.float64)
             mass = np.ones(n), demand.astype(np.float64)
-            milliseconds, plan = timed(lambda: ot.emd(*mass, cost, numItermax=100_000_000))  # noqa: B023
+            milliseconds, plan = timed(
+                lambda: ot.emd(*mass, cost, numItermax=100_000_000),  # noqa: B023
+                clock=clock,
+            )
             emd.append(milliseconds)
             optimum = -(plan * cost).sum()
             differences.append(abs(best.objective - optimum) / abs(optimum))
@@ -123,6 +132,37 @@ def from_last_prices(n: int, k: int, batches: int) -> dict[str, Any]:
     }
 
 
+def around_the_solver(n: int, k: int, repeats: int) -> dict[str, Any]:
+    """What else a call costs: other dtypes, the way a training takes, and the memory that it allocates.
+
+    Processor time of the thread, in turns on the same scores. int32 is brought to float64 by one copy.
+    """
+    demand, partition = even_demand(n, k), Partitioner(k)
+    scores = [make_scores("random", n, k, seed) for seed in range(10)]
+    tensors = [torch.from_numpy(some) for some in scores]
+    whole = [np.round(1000 * some).astype(np.int32) for some in scores]
+    exact = [some.astype(np.float64) for some in whole]
+    calls: dict[str, Callable[[int], Any]] = {
+        "float32": lambda i: balanced_assignment(scores[i], demand),
+        "float64 of whole numbers": lambda i: balanced_assignment(exact[i], demand),
+        "int32": lambda i: balanced_assignment(whole[i], demand),
+        "of it copying": lambda i: whole[i].astype(np.float64),
+        "in training": lambda i: partition(tensors[i]),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(repeats):
+        for name, call in calls.items():
+            times[name].append(timed(call, number % len(scores), clock=time.thread_time)[0])
+    tracemalloc.start()
+    balanced_assignment(scores[0], demand)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    medians = {
+        name: 1e3 * statistics.median(values[len(scores) :]) for name, values in times.items()
+    }
+    return {"n": n, "k": k, **medians, "allocated KiB": peak / 1024}
+
+
 def shown(rows: list[dict], setting: str) -> Table:
     """The rows as a table for the terminal."""
     table = Table(title="Balanced transportation, median ms", caption=setting)
@@ -161,6 +201,7 @@ def shown(rows: list[dict], setting: str) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats")
+    parser.add_argument("--clock", choices=["wall", "thread"], default="wall", help="of the table")
     parser.add_argument("--out", type=Path, help="folder for transport.csv")
     arguments = parser.parse_args()
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba", "pot"))
@@ -173,7 +214,7 @@ def main() -> None:
         repeats = int(np.clip(1_000_000 // n, 7, 100)) // (5 if arguments.quick else 1)
         emd_repeats = 2 if n > 10_000 else min(repeats, 20)
         for kind in KINDS:
-            rows.append(measure(kind, n, k, max(repeats, 3), emd_repeats))
+            rows.append(measure(kind, n, k, max(repeats, 3), emd_repeats, CLOCKS[arguments.clock]))
 
     console = Console(width=120)
     console.print(shown(rows, setting))
@@ -194,7 +235,11 @@ def main() -> None:
             f"{row['n']} x {row['k']}, scores that move slowly: {row['from_nothing_ms']:.3f} ms, from the "
             f"last prices {row['from_last_prices_ms']:.3f} ms, {row['ratio']:.2f} times as fast"
         )
+    around = [around_the_solver(n, k, 110) for n, k in SIZES[:3]]
+    for row in around:
+        console.print(", ".join(f"{name} {value:.4g}" for name, value in row.items()) + " (us)")
     if arguments.out:
+        save("transport_around", around, arguments.out, packages=["numpy", "numba"])
         save("transport_moving", moving, arguments.out, packages=["numpy", "numba"])
         save("transport", rows, arguments.out, packages=["numpy", "numba", "pot"])
 

@@ -161,19 +161,18 @@ def arcs(scores: Array, prices: Array, expert: Array, size: int) -> tuple[Array,
 
 @compiled
 def shortest_path(
-    cheapest: Array, surplus: Array, rise: Array, rounding: float, parent: Array
+    cheapest: Array, surplus: Array, rise: Array, rounding: float, parent: Array, work: Array
 ) -> int:
     """Dijkstra from every expert with a surplus to the nearest one that lacks samples.
 
     Returns:
         That expert, -1 if there is none; ``parent`` leads back from it, and ``rise`` is updated.
     """
-    k = len(surplus)
-    distance, done = np.empty(k), np.empty(k, np.bool_)
+    k, distance, done = len(surplus), work[0], work[1]  # done: 1.0 or 0.0
     for j in range(k):
         distance[j] = 0.0 if surplus[j] > 0 else np.inf
         parent[j] = -1
-        done[j] = False
+        done[j] = 0.0
     while True:
         target, shortest = -1, np.inf
         for j in range(k):
@@ -181,7 +180,7 @@ def shortest_path(
                 target, shortest = j, distance[j]
         if target < 0 or surplus[target] < 0:
             break
-        done[target] = True
+        done[target] = 1.0
         for c in range(k):
             arc = cheapest[target, c] - rise[target] + rise[c]
             length = shortest + (arc if arc > rounding else 0.0)
@@ -253,9 +252,9 @@ def exchange(scores: Array, prices: Array, expert: Array, surplus: Array) -> tup
     for a in range(k):
         left += max(surplus[a], 0)
     rounding = ROUNDING * scale
-    rise, parent = np.zeros(k), np.empty(k, np.int64)
+    rise, parent, work = np.zeros(k), np.empty(k, np.int64), np.empty((2, k))
     while left > 0:
-        target = shortest_path(cheapest, surplus, rise, rounding, parent)
+        target = shortest_path(cheapest, surplus, rise, rounding, parent, work)
         if target < 0:
             break  # these samples cannot meet the demand
         tight = True

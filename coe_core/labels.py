@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor, nn
 
-from coe_core._checks import real_matrix
+from coe_core._checks import num_unfinite, real_matrix
 from coe_core.distributed import gather_rows
 from coe_core.errors import NotConvergedError
 from coe_core.transport import balanced_assignment
@@ -76,8 +76,7 @@ def selection_labels(
     evidence = real_matrix("evidence", evidence)
     num_experts = evidence.shape[1]
     gathered, local = gather_rows(evidence)
-    bad = int((~gathered.isfinite()).sum())
-    if bad:
+    if bad := num_unfinite(gathered):
         raise ValueError(
             f"evidence holds {bad} values that are not finite of {gathered.numel()}; an expert has "
             "diverged or its log-likelihood needs a floor"

@@ -361,7 +361,7 @@ class CoTrainingObjective(nn.Module):
             everywhere = gather_rows(known).rows
             taken = torch.bincount(everywhere[everywhere >= 0], minlength=self.num_experts)
             rows = rows[~here]
-        demand = self._label_demand(len(gather_rows(rows).rows), taken)
+        demand = self._label_demand(rows, taken)
         open_to: Tensor | slice = slice(None)  # experts that the rest may be for
         if taken is not None and demand is not None:
             open_to = (demand > 0).nonzero()[:, 0]
@@ -375,17 +375,18 @@ class CoTrainingObjective(nn.Module):
         labels[rows] = of_rest
         return labels
 
-    def _label_demand(self, num_left: int, taken: Tensor | None) -> Tensor | None:
+    def _label_demand(self, left: Tensor, taken: Tensor | None) -> Tensor | None:
         """Labels follow the same shares as the portions, less what is taken; None means even.
 
         Args:
-            num_left: samples of the (global) batch whose label is to be made.
+            left: this rank's samples whose label is to be made.
             taken: samples of each expert whose label is known.
         """
         if self.labels not in ("balanced", "soft_balanced") or (
             taken is None and self.shares is None
         ):
             return None
+        num_left = len(gather_rows(left).rows)  # of the global batch
         shares = torch.ones(self.num_experts) if self.shares is None else self.shares
         if taken is not None:
             total = num_left + int(taken.sum())

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from coe_core._checks import whole
+from coe_core._checks import num_unfinite, whole
 from coe_core.distributed import gather_rows
 from coe_core.transport import balanced_assignment, even_demand
 
@@ -254,8 +254,7 @@ class Partitioner(nn.Module):
                 training set. The state is then as before the call.
         """
         gathered, local = gather_rows(scores.to(torch.promote_types(scores.dtype, torch.float32)))
-        bad = int((~gathered.isfinite()).sum())
-        if bad:
+        if bad := num_unfinite(gathered):
             raise ValueError(
                 f"scores hold {bad} values that are not finite of {gathered.numel()}; an expert or the "
                 "selection has diverged"
@@ -299,6 +298,8 @@ class Partitioner(nn.Module):
             demand = torch.from_numpy(even_demand(len(scores), self.num_experts))
         else:
             demand = demand_from_shares(len(scores), self.shares)
+        if num_unfinite(scores) == 0:  # no portion is known
+            return torch.from_numpy(balanced_assignment(scores, demand).expert).to(scores.device)
         known = scores.isinf().any(1)
         portion = scores.argmax(1)
         taken = torch.bincount(portion[known], minlength=self.num_experts)

@@ -17,8 +17,13 @@ _MOST_VALUES = 1_000_000  # plain values in a checkpoint: ImageNet-21k has 21,84
 _DEEPEST = 50
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Content of a checkpoint of ours, loaded with ``weights_only=True`` after its checksums were compared.
+
+    Args:
+        path: of the file.
+        mapped: tensors stay in the file and are read where they are used; processes on one machine share
+            them. Changing a tensor leaves the file as it is, but nobody may write into the file.
 
     Raises:
         RunError: missing, unreadable, damaged, or not a checkpoint of this toolkit; in one line.
@@ -26,7 +31,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         check_saved(path)
         with warnings.catch_warnings(action="ignore"):  # of sparse tensors, which are refused
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise RunError(
             f"there is no checkpoint {path}; give a run folder or a .ckpt file"

@@ -116,18 +116,20 @@ class Run:
         save_curves(self.folder / CURVE, TASK, self.curves)
 
 
-def load_run(path: str | PathLike[str], team: bool = True) -> Run:
+def load_run(path: str | PathLike[str], team: bool = True, mapped: bool = False) -> Run:
     """Load a run from its folder or from a checkpoint file; nothing else is needed.
 
     Args:
         path: of the folder or the file.
         team: refuse a run that trained ensembles only, without delegator and experts.
+        mapped: for several processes on one machine: weights stay in the file, which they share, see
+            `load_checkpoint`.
 
     Raises:
         RunError: no such run, or a file that is not one of its checkpoints.
     """
     checkpoint = find_checkpoint(Path(path))
-    content = load_checkpoint(checkpoint)
+    content = load_checkpoint(checkpoint, mapped)
     networks = _build(checkpoint, content["hyper_parameters"], content["state_dict"])
     if team and networks.team is None:
         raise RunError(
@@ -140,13 +142,16 @@ def load_run(path: str | PathLike[str], team: bool = True) -> Run:
         if name.startswith(_PREFIX)
     }
     try:
-        networks.load_state_dict(weights)
+        own = networks.state_dict()
+        as_stored = all(name in own and own[name].dtype == w.dtype for name, w in weights.items())
+        networks.load_state_dict(weights, assign=mapped and as_stored)
     except RuntimeError as error:
         raise RunError(
             f"the weights in {checkpoint} do not fit its recipe; was it written with other versions "
             "of timm or torchvision? provenance.json names those it was trained with"
         ) from error
-    networks.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    networks.eval().to(device, memory_format=torch.channels_last)
     in_run = checkpoint.parent.name == LAST.parent.name
     run = Run(checkpoint.parent.parent if in_run else checkpoint.parent, checkpoint, networks)
     run.stored = _stored(run.folder / POINTS, lambda path: load_points(path, TASK), run.stored)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coe_core import CoTrainingObjective, balanced_assignment, js_divergence
+from coe_core import objective as objective_file
 
 
 class Batch:
@@ -103,6 +104,18 @@ def test_agreement_is_weighted_and_has_a_gradient():
     torch.testing.assert_close(loss.total, plain.total + 0.25 * term.mean())
     loss.total.backward()
     assert logits.grad.abs().sum() > 0
+
+
+def test_even_labels_need_no_count_of_the_samples_of_all_processes(monkeypatch):
+    counted = []
+    count = objective_file.gather_rows
+    monkeypatch.setattr(
+        objective_file, "gather_rows", lambda rows: (counted.append(len(rows)), count(rows))[1]
+    )
+    Batch(12, 3).loss(CoTrainingObjective(3))
+    assert counted == []
+    Batch(12, 3).loss(CoTrainingObjective(3, shares=torch.tensor([1.0, 2.0, 3.0])))
+    assert counted == [12]
 
 
 def test_shares_hold_for_portions_and_labels():

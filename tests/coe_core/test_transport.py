@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import linear_sum_assignment
 
-from coe_core.transport import Assignment, balanced_assignment, duality_gap, even_demand
+from coe_core.transport import (
+    Assignment,
+    _as_matrix,
+    balanced_assignment,
+    duality_gap,
+    even_demand,
+)
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("random", "skewed", "duplicated", "nearly tied", "all equal", "grid", "sorted", "offset")
@@ -309,6 +316,24 @@ def test_tensors(dtype: torch.dtype):
 def test_tensor_on_gpu():
     tensor = torch.randn(500, 4, device="cuda")
     check(tensor.cpu().numpy(), even_demand(500, 4), balanced_assignment(tensor))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scores_are_not_copied(dtype: type):
+    scores = make_scores("random", 65_536, 4).astype(dtype)
+    assert np.shares_memory(_as_matrix(scores), scores)
+    assert np.shares_memory(_as_matrix(torch.from_numpy(scores)), scores)
+    assert not np.shares_memory(_as_matrix(scores.astype(np.int32)), scores)
+    balanced_assignment(scores)  # compiled
+    tracemalloc.start()
+    try:
+        best = balanced_assignment(scores)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Experts, gaps and rows are 8 bytes a sample each, the rest is sub-samples.
+    assert peak < 3 * 8 * len(scores) + scores.nbytes / 2 + 200_000
+    assert kept < best.expert.nbytes + 10_000  # what is returned
 
 
 def test_layouts_are_not_changed():

@@ -14,6 +14,7 @@ from coe_core import (
     even_demand,
     ramped_focus,
     sample_weights,
+    weights,
 )
 
 
@@ -137,6 +138,20 @@ def test_batch_scope_is_the_balanced_assignment():
     portion = Partitioner(4)(scores)
     assert portion.tolist() == balanced_assignment(scores).expert.tolist()
     assert loads(portion, 4) == [3, 3, 3, 2]
+
+
+def test_the_solver_reads_the_scores_where_they_are(monkeypatch):
+    scores, seen = torch.randn(64, 4).log_softmax(1), []
+
+    def watched(given, demand):
+        seen.append(given)
+        return balanced_assignment(given, demand)
+
+    monkeypatch.setattr(weights, "balanced_assignment", watched)
+    partition = Partitioner(4)
+    partition(scores)
+    partition(scores, known=torch.arange(64) % 5 - 1)  # some known: of the others a copy
+    assert [some.data_ptr() == scores.data_ptr() for some in seen] == [True, False]
 
 
 @given(st.integers(0, 20), st.integers(1, 5), st.integers(0, 10**6))

@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,6 +36,44 @@ def content():
 def test_what_the_others_damage_is_whole(content, tmp_path):
     torch.save(content, tmp_path / "x.ckpt")
     assert load_run(tmp_path / "x.ckpt").networks.team.num_experts == 3
+
+
+def in_file(tensor, path):
+    """Whether a tensor lies in this process's map of a file."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(str(path)):
+            first, last = (int(word, 16) for word in line.split()[0].split("-"))
+            if first <= tensor.data_ptr() < last:
+                return True
+    return False
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux's /proc")
+def test_mapped_weights_stay_in_the_file(content, tmp_path):
+    path = tmp_path / "x.ckpt"
+    torch.save(content, path)
+    stored = path.read_bytes()
+    mapped, own = (load_run(path, mapped=flag).networks for flag in (True, False))
+    images = torch.zeros(2, *own.preprocess.shape, dtype=torch.uint8)
+    for ours, theirs in zip(mapped.parameters(), own.parameters(), strict=True):
+        assert in_file(ours, path)
+        assert not in_file(theirs, path)
+        assert ours.stride() == theirs.stride()
+    with torch.inference_mode():
+        answers = [networks.team(networks.prepare(images)) for networks in (mapped, own)]
+    assert torch.equal(answers[0].expert_logits, answers[1].expert_logits)
+    with torch.no_grad():
+        next(mapped.parameters()).fill_(7.0)
+    assert path.read_bytes() == stored
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="needs Linux's /proc")
+def test_weights_of_another_type_are_converted_not_mapped(content, tmp_path):
+    half = {name: value.half() for name, value in content["state_dict"].items()}
+    torch.save({**content, "state_dict": half}, tmp_path / "x.ckpt")
+    weight = next(load_run(tmp_path / "x.ckpt", mapped=True).networks.parameters())
+    assert weight.dtype == torch.float32
+    assert not in_file(weight, tmp_path / "x.ckpt")
 
 
 def refused(path):

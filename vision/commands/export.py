@@ -8,7 +8,7 @@ from pathlib import Path
 from coe_core.support.command import at_least, refuse_unused
 from vision.commands.serve import add_system
 
-INT8_IMAGES = 256  # that ranges of activations are measured on: the first, of the validation data
+INT8_IMAGES = 256  # of validation, that ranges of activations are measured on
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

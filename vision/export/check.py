@@ -49,6 +49,9 @@ def images_to_check(
 ) -> CheckedImages:
     """Decoded images of the run's validation and test data, and some of their files.
 
+    Validation images first, in an order drawn once: data in class folders are sorted, so the first of them
+    would be of one class, and ranges for int8 measured on that alone.
+
     Args:
         run: whose data.
         count: at most so many.
@@ -63,7 +66,9 @@ def images_to_check(
         what = f"random pixels (the data are not here: {error})"
         return CheckedImages(example_pixels(run, count), what, [])
     sets = (data.validation, data.test)
-    rows = [(images, i) for images in sets for i in range(len(images))][:count]
+    drawn = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(len(images), generator=drawn).tolist() for images in sets]
+    rows = [(sets[place], i) for place, order in enumerate(orders) for i in order][:count]
     paths = [images.paths[i] for images, i in rows[:NUM_FILES] if images.paths is not None]
     files = [Path(path) for path in paths if isinstance(path, str | Path)]
     pixels = torch.stack([images[i]["image"] for images, i in rows])

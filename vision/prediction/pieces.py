@@ -24,6 +24,7 @@ from vision.prediction.files import FilePrediction, predict_files
 from vision.prediction.inputs import Input
 from vision.prediction.predictor import Predictor
 from vision.prediction.results import record
+from vision.run import load_run
 
 PartFormat = Literal["parquet", "jsonl"]
 PLAN = "plan.json"
@@ -73,9 +74,9 @@ class Job(NamedTuple):
     max_pixels: int | None = None
 
     def predictor(self) -> Predictor:
-        """The predictor of a process."""
+        """The predictor of a process, whose weights all processes of a machine share."""
         return Predictor(
-            self.run,
+            load_run(self.run, team=False, mapped=True),
             system=self.system,
             batch_size=self.batch_size,
             precision=self.precision,

@@ -65,7 +65,7 @@ class _Replica:
     run_batch: Any  # of Ray, in the classes below
 
     def __init__(self, run: str, system: str, expert: int | None, max_batch: int, window: float):
-        loaded = load_run(run, team=False)
+        loaded = load_run(run, team=False, mapped=True)
         answers = answering(loaded.networks, system)
         self.networks = loaded.networks
         self.precision = choose_precision(loaded.recipe.train.precision)
@@ -145,7 +145,7 @@ class Ingress:
         max_bytes: int,
         max_memory: int,
     ):
-        loaded: Run = load_run(run, team=False)
+        loaded: Run = load_run(run, team=False, mapped=True)
         self.system = system
         built = build_system(loaded.networks, run_macs(loaded.networks), system)
         self.first_macs, self.expert_macs = built.first_macs, built.expert_macs

@@ -201,7 +201,7 @@ def two_steps(recipe: Recipe, train: Callable[..., object]) -> DryRun:
     meter = _Meter()
     balanced_assignment(torch.zeros(2, 2))  # compiles on its first call: not to be timed
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        train(tried, Path(folder), data=_generated(tried, batch_size), watch=[meter])
+        train(tried, Path(folder), data=generated(tried, batch_size), watch=[meter])
     if not all(map(math.isfinite, meter.losses)):
         raise RunError(f"losses of two steps on generated images are not finite: {meter.losses}")
     return DryRun(
@@ -221,7 +221,7 @@ def images_of_an_epoch(recipe: Recipe) -> int | None:
     return round((facts.num_train or 0) * (1 - recipe.data.validation)) or None
 
 
-def _generated(recipe: Recipe, count: int) -> ImageData:
+def generated(recipe: Recipe, count: int) -> ImageData:
     """Noise a little larger than the crops, of every class in turn."""
     data = recipe.data
     preprocess, generator = data.preprocess(), torch.Generator().manual_seed(recipe.seed)

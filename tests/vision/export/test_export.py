@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -24,7 +25,7 @@ from vision.export.export import ExportError, export_run
 from vision.export.quantise import quantise
 from vision.export.runner import Runner
 from vision.export.team_graph import join_team
-from vision.run import load_run
+from vision.run import load_run, load_run_data
 
 
 @pytest.fixture(scope="module")
@@ -318,6 +319,21 @@ def test_data_that_are_not_here(run, monkeypatch):
         export_check.images_to_check(run, 5, "given")
     with pytest.raises(ValueError, match="no such folder"):
         export_check.images_to_check(run, 5, required=True)  # ranges for int8
+
+
+def test_images_of_data_sorted_by_class_are_of_all_classes(run, monkeypatch):
+    data = load_run_data(run)
+    order = data.validation.targets.argsort()
+    images = [data.validation[row] for row in order.tolist()]
+
+    class Sorted(list):
+        paths = None
+
+    given = SimpleNamespace(validation=Sorted(images), test=Sorted(images[:1]))
+    monkeypatch.setattr(export_check, "load_run_data", lambda *_, **__: given)
+    pixels = export_check.images_to_check(run, 30)[0]
+    stored = {item["image"].numpy().tobytes(): item["target"] for item in images}
+    assert len({stored[image.numpy().tobytes()] for image in pixels}) > 5  # of 10
 
 
 def test_the_export_is_at_the_budget_asked_for(onnx_folder, run):
