@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # commands ask for the names alone
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]  # that `autocast` knows
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+Runtime = Literal["auto", "torch", "onnxruntime"]  # what computes: see `vision.export.accelerate`
+RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
 
 
 def choose_precision(precision: str = "auto") -> str:

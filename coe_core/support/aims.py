@@ -163,6 +163,26 @@ def parse_size(text: str | int) -> int:
     return size
 
 
+def size_text(size: float) -> str:
+    """Bytes as they are read: three digits, and the largest unit of which there is one.
+
+    Args:
+        size: bytes, 0 or more.
+
+    Example:
+        >>> size_text(0), size_text(1000), size_text(1023 * 2**10), size_text(1.5 * 2**30)
+        ('0 bytes', '1000 bytes', '1023 KiB', '1.5 GiB')
+    """
+    for unit in "tgmk":
+        if size >= _SIZES[unit]:
+            number = size / _SIZES[unit]
+            shown = (
+                f"{number:.3g}" if number < 999.5 else f"{number:.0f}"
+            )  # 1e+03 is no number to read
+            return f"{shown} {unit.upper()}iB"
+    return f"{size:.0f} bytes"
+
+
 def parse_aim(text: str, kinds: Sequence[str] = tuple(_EXAMPLES)) -> Aim:
     """An aim as typed; see the head of this module.
 

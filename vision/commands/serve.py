@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from coe_core.serving.options import add_server_options, require_serving
 from coe_core.support.aims import parse_size
 from coe_core.support.command import at_least, parsed_by
-from vision.precision import PRECISIONS
+from vision.precision import PRECISIONS, RUNTIMES
 
 if TYPE_CHECKING:
     from coe_core.threads import Threads
     from vision.prediction.predictor import Predictor
 
-RUNTIMES = ("auto", "torch", "onnxruntime")  # see `vision.export.accelerate`
 _TOGETHER = 4  # images of a server's batch by which time is measured: most are small
 
 

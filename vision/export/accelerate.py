@@ -15,7 +15,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,10 @@ from vision.export.convert import OPSET, ExportError, converted
 from vision.export.graphs import ExpertGraph, RestGraph, example_pixels, undisturbed
 from vision.export.sessions import cpu_session
 from vision.networks.team import Team, Trunked
+from vision.precision import Runtime
 from vision.prediction.predictor import Predictor
 from vision.systems import MeanLogits, System
 
-Runtime = Literal["auto", "torch", "onnxruntime"]
 PACKAGES = ("onnxruntime", "onnx", "onnxscript")
 LEAST_MACS = 1e6  # of an image: smaller networks are no part of a request's time
 WORTH_CONVERTING = 3e11  # multiply-adds of all images: seconds of eager work, as converting takes

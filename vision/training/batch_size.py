@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from coe_core.support.aims import size_text
 from coe_core.support.memory import available_memory
 from vision.checkpoints import LAST, load_checkpoint
 from vision.errors import Interrupted, RunError
@@ -64,13 +65,9 @@ class BatchSize:
 
 def _shares(available: int, state: int, image: float) -> str:
     return (
-        f"{SHARE:.0%} of {_size(available)} available, {_size(state)} for weights, gradients and optimiser, "
-        f"{_size(image)} an image"
+        f"{SHARE:.0%} of {size_text(available)} available, {size_text(state)} for weights, gradients and "
+        f"optimiser, {size_text(image)} an image"
     )
-
-
-def _size(number: float) -> str:
-    return f"{number / 2**30:.3g} GiB" if number >= 2**30 else f"{number / 2**20:.3g} MiB"
 
 
 def choose_batch_size(

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from coe_core import balanced_assignment, mixture_macs
+from coe_core.support.aims import size_text
 from vision.data.augmentation import Augmentation
 from vision.data.facts import DATA_SETS, DataSet, classes_before_reading
 from vision.data.images import ImageSet
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from vision.training.module import CoETraining
 
 IMAGES_PER_STEP = 4  # where there is no GPU
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ class DryRun:
             f"{recipe.train.batch_size}): losses {self.losses[0]:.3f}, {self.losses[1]:.3f}"
         )
         yield (
-            f"memory of a process: {self.state_bytes / _GIB:.2f} GiB for weights, gradients and optimiser, "
-            f"and {self.activation_bytes / 2**20:.1f} MiB for each image of its part of the batch"
+            f"memory of a process: {size_text(self.state_bytes)} for weights, gradients and optimiser, "
+            f"and {size_text(self.activation_bytes)} for each image of its part of the batch"
         )
         for count in (1, 8):
             if whole % count == 0:
                 total = self.state_bytes + self.activation_bytes * whole / count
-                yield f"  {count} process{'es' * (count > 1)}: about {total / _GIB:.1f} GiB each"
+                yield f"  {count} process{'es' * (count > 1)}: about {size_text(total)} each"
         images = self.num_images or 1000
         epoch = f"an epoch of {images:,} images" if self.num_images else "1,000 images"
         hours = [s / self.batch_size * images / 3600 for s in self.seconds]

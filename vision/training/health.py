@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
+from coe_core.support.aims import size_text
 from vision.recipe import Recipe
 from vision.recipe_networks import Networks, RunMacs
 
@@ -92,11 +93,11 @@ class Expectation(Callback):
 
 def _memory() -> str:
     if torch.cuda.is_available():
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of the GPU's memory so far"
+        return f"{size_text(torch.cuda.max_memory_allocated())} of the GPU's memory so far"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
         1 if sys.platform == "darwin" else 1024
     )
-    return f"{peak / 2**30:.1f} GiB of memory so far"
+    return f"{size_text(peak)} of memory so far"
 
 
 class Standing(Callback):

@@ -10,6 +10,7 @@ from coe_core.support.aims import (
     parse_amount,
     parse_budget,
     parse_size,
+    size_text,
 )
 
 
@@ -138,6 +139,13 @@ def test_sizes():
     assert [parse_size(text) for text in ("1", "2kB", "1MiB", "1.5g", 7)] == [
         *(1, 2048, 2**20, 3 * 2**29, 7)
     ]
+
+
+@given(st.integers(1, 2**50))
+def test_a_size_that_is_written_is_read_again(size):
+    assert parse_size(size_text(size).replace(" bytes", "").replace(" ", "")) == pytest.approx(
+        size, rel=5e-3
+    )
 
 
 @pytest.mark.fuzz

@@ -49,8 +49,10 @@ def test_two_steps_of_every_recipe(cli, capsys, name):
     shown = capsys.readouterr().out
     losses = re.search(r"two steps on 4 generated .* losses ([\d.]+), ([\d.]+)\n", shown)
     assert all(0 < float(loss) < 200 for loss in losses.groups())
-    assert re.search(r"memory of a process: 0\.\d+ GiB for .* and [\d.]+ MiB for each image", shown)
-    assert re.search(r"  8 processes: about [\d.]+ GiB each\n", shown)
+    assert re.search(
+        r"memory of a process: [\d.]+ MiB for .* and [\d.]+ [MK]iB for each image", shown
+    )
+    assert re.search(r"  8 processes: about [\d.]+ [MG]iB each\n", shown)
     assert "time for an epoch of 1,255,544 images here (CPU" in shown
 
 
