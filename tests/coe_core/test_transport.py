@@ -1,7 +1,5 @@
 """The balanced transportation problem: by hand, by its certificate, and against scipy and POT."""
 
-import os
-import subprocess
 import tracemalloc
 from pathlib import Path
 
@@ -22,6 +20,8 @@ from coe_core.transport import (
 )
 
 ROOT = Path(__file__).parents[2]
+
+
 KINDS = ("random", "skewed", "duplicated", "nearly tied", "all equal", "grid", "sorted", "offset")
 
 
@@ -82,9 +82,6 @@ def scipy_optimum(scores: np.ndarray, demand: np.ndarray) -> float:
     return scores[rows, columns[places]].sum()
 
 
-# ---------------------------------------------------------------------------------- by hand
-
-
 def test_two_samples_want_the_same_expert():
     # Sample 0 gains 5 from expert 0 and sample 1 gains 3, so sample 1 gives way.
     best = balanced_assignment([[5.0, 0.0], [4.0, 1.0]])
@@ -121,9 +118,6 @@ def test_duality_gap_counts_what_is_lost():
     assert duality_gap(scores, worst._replace(prices=np.zeros(2))) == 5.0  # 5 + 4 - 4
 
 
-# ---------------------------------------------------------------------- certificate and oracle
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (3, 8), (40, 1), (100, 3), (300, 16), (1000, 7)])
 def test_certificate_and_scipy(kind: str, n: int, k: int):
@@ -158,9 +152,6 @@ def test_objective_equals_that_of_pot(kind: str):
     plan = ot.emd(np.ones(n), demand.astype(float), -scores, numItermax=10_000_000)
     optimum = (plan * scores).sum()
     assert balanced_assignment(scores).objective == pytest.approx(optimum, rel=1e-10)
-
-
-# ------------------------------------------------------------------------------- properties
 
 
 @st.composite
@@ -253,9 +244,6 @@ def test_deterministic():
         first, second = balanced_assignment(scores), balanced_assignment(scores.copy())
         assert first.expert.tolist() == second.expert.tolist()
         assert first.prices.tolist() == second.prices.tolist()
-
-
-# ------------------------------------------------------------------------------ edges, inputs
 
 
 def test_no_samples():
@@ -355,9 +343,6 @@ def test_layouts_are_not_changed():
     assert balanced_assignment(scores, np.full(6, 400 / 6).round() - [1, 1, 0, 0, 0, 0]).objective
 
 
-# ----------------------------------------------------------------------------------- errors
-
-
 @pytest.mark.parametrize(
     ("scores", "demand", "message"),
     [
@@ -407,46 +392,3 @@ def test_a_quantile_is_numpys():
             ordered = np.sort(gap[::step])
             for rank in (0, 1, size // 3, size):
                 assert quantile(gap, rank) == ordered[min(len(ordered) - 1, rank // step + 1)]
-
-
-# ------------------------------------------------------------------------------- compilation
-
-USE = """
-import sys
-import numpy as np
-from coe_core import transport
-assert "numba" not in sys.modules, "imported before it is needed"
-best = transport.balanced_assignment(np.eye(4, dtype=np.float32)[:, :2], [2, 2])
-assert best.objective == 2.0, best
-from coe_core import _transport_kernels
-stats = _transport_kernels.solve.stats
-print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
-"""
-NO_CACHE = """
-from numba.core import caching
-caching.CacheImpl._locator_classes = []  # no folder will do
-from coe_core import _transport_kernels
-print(type(_transport_kernels.solve._cache).__name__)
-"""
-
-
-def run(python: Path, script: str) -> str:
-    """What a process prints that has imported torch at most."""
-    finished = subprocess.run(
-        [python, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout.strip()
-
-
-def test_the_second_process_compiles_nothing(warm):
-    balanced_assignment(np.eye(4, dtype=np.float32)[:, :2])  # compiles, or finds it compiled
-    assert run(warm("torch") / "python", USE) == "1 0"
-
-
-def test_works_where_no_cache_can_be_written(warm):
-    assert run(warm("torch") / "python", NO_CACHE) == "NullCache"

@@ -1,59 +1,21 @@
 """Every data set's layout, the splits, the statistics, and every refusal before training."""
 
-import gzip
-import hashlib
 import itertools
 import os
-import pickle
-import struct
-import warnings
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vision.data import published
+from tests.vision.data.noise_folders import CLASSES, folder, quietly, write_folder
 from vision.data.augmentation import AUGMENTATIONS
 from vision.data.decode import decode_files, stored_form
 from vision.data.facts import DATA_SETS
 from vision.data.load import load_data
-from vision.data.loaders import eval_loader, train_loader
+from vision.data.loaders import train_loader
 from vision.data.section import Data
 from vision.data.sources import SOURCES
-
-CLASSES = ["ant", "Bär", "c d"]  # a space and letters beyond ASCII
-
-
-def write_folder(root, split="train", classes=CLASSES, count=10, size=(8, 8), seed=0):
-    """Class folders of noise; every picture's first class-many rows are of the class's brightness."""
-    generator = np.random.default_rng([seed, *split.encode()])  # no split is a copy of another
-    for number, name in enumerate(classes):
-        (root / split / name).mkdir(parents=True)
-        for i in range(count):
-            pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-            pixels[:2] = 100 * number
-            Image.fromarray(pixels).save(root / split / name / f"{i:03}.png")
-    return root
-
-
-def folder(root, **options):
-    return Data(**{"name": "folder", "path": str(root), "size": 8, "channels": 3, **options})
-
-
-def quietly(data):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return load_data(data)
-
-
-def break_files(files):
-    for file in files:
-        file.write_bytes(file.read_bytes()[:40])
-
-
-# Digits
 
 
 def test_digits_shape_and_determinism():
@@ -87,9 +49,6 @@ def test_digits_in_another_size_and_in_colour():
     image = data.train[0]["image"]
     assert image.shape == (3, 16, 16)
     assert torch.equal(image[0], image[2])
-
-
-# Folders
 
 
 def test_folder_with_all_three_splits(tmp_path):
@@ -245,89 +204,6 @@ def test_a_folder_named_by_a_number(tmp_path, monkeypatch):
     assert len(quietly(folder(2024)).train) == 27
 
 
-@pytest.mark.slow
-def test_files_above_the_limit_of_pixels_are_left_out(tmp_path):
-    write_folder(tmp_path, count=80)
-    write_folder(tmp_path, "test", count=1)
-    Image.new("RGB", (100, 100)).save(tmp_path / "train" / "ant" / "000.png")
-    for options in ({}, {"augmentation": ["random_resized_crop"]}, {"in_memory": False}):
-        data = folder(tmp_path, max_pixels=9_999, validation=0.02, **options)
-        with pytest.warns(UserWarning, match="100 x 100 pixels, above the limit of 9999"):
-            list(eval_loader(load_data(data).train, 50))
-        assert load_data(replace(data, max_pixels=10_000)).provenance["left_out"]["train"] == 0
-
-
-# Unreadable files
-
-
-def test_a_few_unreadable_files_are_left_out(tmp_path):
-    write_folder(tmp_path, count=80)
-    files = sorted((tmp_path / "train" / "ant").iterdir())
-    break_files(files[:1])
-    write_folder(tmp_path, "test", count=1)
-    with pytest.warns(UserWarning, match=r"train: left out 1 of \d+ images.*\n.*ant/000\.png"):
-        data = load_data(folder(tmp_path, validation=0.02))
-    assert sum(data.provenance["left_out"].values()) == 1
-    assert str(files[0]) not in data.train.paths
-    assert len(data.train) == len(data.train.targets) == len(data.train.paths) == 233
-    assert data.train[232]["target"] == 2
-
-
-@pytest.mark.parametrize("in_memory", [True, None])
-def test_many_unreadable_files_stop(tmp_path, in_memory):
-    write_folder(tmp_path)
-    break_files(sorted((tmp_path / "train" / "ant").iterdir()))
-    with pytest.raises(
-        ValueError, match=r"train: 9 of 27 images \(33.3%\) cannot be read, not under 1%"
-    ):
-        quietly(folder(tmp_path, in_memory=in_memory))
-
-
-@pytest.mark.process
-def test_unreadable_files_on_the_fly(tmp_path):
-    write_folder(tmp_path, count=100)
-    write_folder(tmp_path, "validation", count=40)
-    data = quietly(folder(tmp_path, in_memory=False, augmentation=["flip"], workers=2))
-    bad = data.train.targets.tolist().index(1)
-    break_files([tmp_path / "train" / data.classes[1] / "000.png"])
-    with pytest.warns(UserWarning, match=r"000\.png.*next readable sample takes its place"):
-        view = data.train[bad, 3]
-    assert (view["index"], view["target"]) == (bad + 1, 1)
-    assert torch.equal(view["image"], data.train[bad + 1, 3]["image"])
-    with warnings.catch_warnings():  # told once
-        warnings.simplefilter("error")
-        assert data.train[bad, 4]["index"] == bad + 1
-        plain = data.train[bad]
-    assert (plain["index"], plain["target"]) == (bad, 1)
-    assert plain["image"].unique().tolist() == [128]
-    break_files([tmp_path / "train" / data.classes[2] / "050.png"])
-    options = folder(tmp_path, augmentation=["flip"], workers=2)
-    first = list(train_loader(options, data.train, 30, seed=0))
-    assert data.train._unreadable.sum() == 2  # a worker told this process
-    second = list(train_loader(replace(options, workers=0), data.train, 30, seed=0))
-    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(first, second, strict=True))
-    assert torch.cat([batch["index"] for batch in first]).unique().numel() == 298
-
-
-@pytest.mark.filterwarnings("ignore:cannot read the image")
-def test_unreadable_files_on_the_fly_stop_above_the_limit(tmp_path):
-    write_folder(tmp_path, count=100)
-    data = quietly(folder(tmp_path, in_memory=False, augmentation=["flip"]))
-    break_files(sorted((tmp_path / "train" / "ant").iterdir()))
-    loader = train_loader(replace(folder(tmp_path), workers=0), data.train, 50, seed=0)
-    with pytest.raises(ValueError, match=r"3 of 270 images \(1.1%\) cannot be read"):
-        list(loader)
-
-
-def test_last_sample_unreadable_wraps_around(tmp_path):
-    write_folder(tmp_path, count=60)
-    data = quietly(folder(tmp_path, in_memory=False, augmentation=["flip"]))
-    break_files([type(tmp_path)(data.train.paths[-1])])
-    with pytest.warns(UserWarning, match="takes its place"):
-        assert data.train[len(data.train) - 1, 0]["index"] == 0
-    assert len(list(eval_loader(data.train, 50))) == 4
-
-
 def test_progress_is_shown_when_it_takes_long(tmp_path, monkeypatch, capsys):
     write_folder(tmp_path, classes=["a"], count=3)
     monkeypatch.setattr("coe_core.support.progress.QUIET_SECONDS", 0.0)
@@ -340,9 +216,6 @@ def test_progress_is_shown_when_it_takes_long(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().err
     assert "reading train: 3/3" in shown
     assert "images/s" in shown
-
-
-# Refusals
 
 
 def test_path_is_needed_and_must_exist(tmp_path):
@@ -454,151 +327,6 @@ def test_every_data_set_has_its_facts_and_its_reader():
 def test_help_names_every_augmentation():
     for name in AUGMENTATIONS:
         assert name in Data.__doc__
-
-
-# The published layouts
-
-
-def write_idx(file, values, compress):
-    values = np.asarray(values, dtype=np.uint8)
-    header = struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
-    content = header + values.tobytes()
-    file.with_name(file.name + ".gz" * compress).write_bytes(
-        gzip.compress(content) if compress else content
-    )
-
-
-def write_fashion(path, compress=False, labels=None):
-    path.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
-    for prefix in ("train", "t10k"):
-        write_idx(path / f"{prefix}-images-idx3-ubyte", pixels, compress)
-        targets = np.arange(40) % 10 if labels is None else labels
-        write_idx(path / f"{prefix}-labels-idx1-ubyte", targets, compress)
-    return pixels
-
-
-@pytest.mark.parametrize("compress", [True, False])
-@pytest.mark.parametrize("below", ["", "FashionMNIST/raw"])
-def test_fashion_mnist(tmp_path, compress, below):
-    pixels = write_fashion(tmp_path / below, compress)
-    data = load_data(Data(name="fashion_mnist", path=str(tmp_path), size=28, validation=0.25))
-    assert [len(s) for s in (data.train, data.validation, data.test)] == [30, 10, 40]
-    assert data.validation.targets.bincount().tolist() == [1] * 10
-    assert torch.equal(data.test._images[:, 0], torch.from_numpy(pixels))
-    assert data.classes[9] == "Ankle boot"
-    assert data.train.paths is None
-
-
-def test_fashion_mnist_refusals(tmp_path):
-    data = Data(name="fashion_mnist", path=str(tmp_path), size=28)
-    with pytest.raises(FileNotFoundError, match=r"neither train-images-idx3-ubyte nor .*\.gz in"):
-        load_data(data)
-    labels = np.arange(40) % 10
-    labels[7] = 10
-    write_fashion(tmp_path, labels=labels)
-    with pytest.raises(ValueError, match=r"1 of 40 labels out of range 0 to 9; .* 7 with label 10"):
-        load_data(data)
-    write_fashion(tmp_path, labels=np.zeros(39))
-    with pytest.raises(ValueError, match=r"train-labels.*39 labels for 40 images"):
-        load_data(data)
-    labels = tmp_path / "train-labels-idx1-ubyte"
-    labels.write_bytes(labels.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="38 values, its header says 39"):
-        load_data(data)
-    labels.write_bytes(b"<html>")
-    with pytest.raises(ValueError, match="not an idx file of bytes with 1 axes"):
-        load_data(data)
-    labels.unlink()
-    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(
-        gzip.compress(bytes([0, 0, 8, 1]) + b"x" * 99)[:20]
-    )
-    with pytest.raises(ValueError, match="damaged gzip file"):
-        load_data(data)
-
-
-def write_cifar(path, monkeypatch, name, files, meta, meta_key, key, classes):
-    """Files of the published layout, whose MD5 sums are those expected."""
-    path.mkdir()
-    sums = {}
-    generator = np.random.default_rng(0)
-    for file in files:
-        content = pickle.dumps(
-            {
-                "data": generator.integers(0, 256, (20, 3072), dtype=np.uint8),
-                key: (np.arange(20) % len(classes)).tolist(),
-            }
-        )
-        (path / file).write_bytes(content)
-        sums[file] = hashlib.md5(content).hexdigest()
-    content = pickle.dumps({meta_key: classes})
-    (path / meta).write_bytes(content)
-    names = {meta: hashlib.md5(content).hexdigest()}
-    *train, test = sums.items()
-    own = published.CifarFiles(path.name, dict(train), dict([test]), names, meta_key, key)
-    monkeypatch.setattr(published, name, own)
-
-
-def test_cifar10_and_cifar100_as_published(tmp_path, monkeypatch):
-    ten = [f"c{i}" for i in range(10)]
-    write_cifar(
-        *(tmp_path / "cifar-10-batches-py", monkeypatch, "CIFAR10", ["b1", "b2", "t"]),
-        *("batches.meta", "label_names", "labels", ten),
-    )
-    write_cifar(
-        *(tmp_path / "cifar-100-python", monkeypatch, "CIFAR100", ["train", "test"]),
-        *("meta", "fine_label_names", "fine_labels", ten),
-    )
-    for name, count in (("cifar10", 40), ("cifar100", 20)):
-        data = load_data(Data(name=name, path=str(tmp_path), size=32, channels=3))
-        assert len(data.train) + len(data.validation) == count
-        assert len(data.test) == 20
-        assert data.classes == ten
-        both = torch.cat([data.train._images, data.validation._images])
-        raw = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
-        assert any(np.array_equal(raw[0], i.flatten().numpy()) for i in both)
-    for content, reason in ((b"", "b2 is not the published file"), (None, "b2: No such file")):
-        file = tmp_path / "cifar-10-batches-py" / "b2"
-        file.write_bytes(content) if content is not None else file.unlink()
-        with pytest.raises(FileNotFoundError, match=rf"no complete cifar-10-b.* in it \({reason}"):
-            load_data(Data(name="cifar10", path=str(tmp_path), size=32, channels=3))
-
-
-def test_cifars_pickles_hold_arrays_alone(tmp_path, monkeypatch):
-    """Even with the right sum nothing is called that a pickle names."""
-
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "made"),)
-
-    write_cifar(
-        *(tmp_path / "cifar-10-batches-py", monkeypatch, "CIFAR10", ["b1", "t"]),
-        *("batches.meta", "label_names", "labels", [Evil(), "b"]),
-    )
-    with pytest.raises(pickle.UnpicklingError, match=r"mkdir is not allowed"):
-        load_data(Data(name="cifar10", path=str(tmp_path), size=32, channels=3))
-    assert not (tmp_path / "made").exists()
-
-
-def test_cifar10_as_a_folder_is_not_cropped(tmp_path):
-    write_folder(tmp_path)
-    write_folder(tmp_path, "test", count=2)
-    data = load_data(Data(name="cifar10", path=str(tmp_path), size=8, channels=3))
-    assert data.preprocess.resize == "exact"
-    assert len(data.test) == 6
-
-
-def test_imagenet_holds_validation_out_of_train_and_tests_on_val(tmp_path):
-    write_folder(tmp_path)
-    write_folder(tmp_path, "val", count=2, seed=1)
-    data = load_data(Data(name="imagenet", path=str(tmp_path), size=8, channels=3))
-    assert data.preprocess.resize == "crop"
-    assert [len(s) for s in (data.train, data.validation, data.test)] == [27, 3, 6]
-    assert "train" in data.validation.paths[0]
-    assert "val" in data.test.paths[0]
-
-
-# Several data sets joined
 
 
 def joined(*roots, **options):

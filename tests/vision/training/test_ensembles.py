@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 import torch
-import yaml
 from torch.nn.functional import cross_entropy
 
 from coe_core import ensemble_report, js_divergence
+from tests.vision.training.smallest_ensembles import RECIPE, SMALL, recipe_file
 from vision.data.load import load_data
 from vision.data.loaders import train_loader
 from vision.data.preprocess import Preprocess
@@ -20,26 +20,7 @@ from vision.evaluation.table import table_rows
 from vision.recipe import load_recipe, recipe_from_dict
 from vision.recipe_networks import run_macs
 from vision.run import load_run
-from vision.shipped import shipped_recipes
 from vision.training.module import CoETraining
-
-SMALL = {"name": "small_resnet", "options": {"width": 4, "stages": 2}}
-WIDE = {"name": "small_resnet", "options": {"width": 8, "stages": 2}}
-RECIPE = {
-    "data": {"augmentation": ["shift"], "train_fraction": 0.2},
-    "controls": {"undivided": WIDE},
-    "ensembles": {
-        "of 1": {"network": WIDE, "s": 1},
-        "of 3": {"network": SMALL, "s": 3, "rule": "none"},
-    },
-    "train": {"epochs": 2, "batch_size": 32, "precision": "32-true"},
-}
-
-
-def recipe_file(folder, changes=None):
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**RECIPE, **(changes or {})}))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +44,6 @@ def module_of(changes=None, num_samples=227):
     module = CoETraining(recipe.to_dict(), classes, preprocess.to_dict(), num_samples)
     module.log_dict = lambda *_, **__: None
     return module
-
-
-# Training
 
 
 def test_metrics_and_checkpoints(cotrained):
@@ -203,9 +181,6 @@ def test_a_team_beside_ensembles_trains_as_without(cli, final_state, tmp_path):
     assert set(load_run(tmp_path / "both/run").operating_points) == {"best", "drop", "half"}
 
 
-# Evaluation
-
-
 def test_evaluate(cli, cotrained, tmp_path, capsys):
     assert cli("evaluate", cotrained, "--out", tmp_path, "--batch-size", 16) == 0
     shown = capsys.readouterr().out
@@ -341,138 +316,6 @@ def test_a_run_without_a_team_is_calibrated_too(cli, cotrained, tmp_path, capsys
     dearest = max(3 * macs_of_ensemble, *macs.controls.values(), macs.ensembles["of 1"])
     assert run.operating_points["macs=100%"].value == dearest
     assert cli("predict", folder, folder / "recipe.yaml", "--at", "60%") in (1, 2)
-
-
-# Recipes
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"ensembles": {"a": {"network": WIDE, "s": 0}}}, "s must be at least 1, got 0"),
-        ({"ensembles": {"a": {"network": WIDE, "ss": 2}}}, "unknown key 'ensembles.a.ss'; nearest"),
-        ({"ensembles": {"a": {"s": 2}}}, "missing key 'ensembles.a.network'"),
-        ({"ensembles": {"a": 3}}, "ensembles.a holds 3; expected keys"),
-        ({"ensembles": {}}, "missing delegator, experts; .* or ensembles"),
-        ({"ensembles": {}, "delegator": None, "experts": []}, "nothing to train: name"),
-        ({"experts": [SMALL], "delegator": None}, "experts without a delegator"),
-        (
-            {"ensembles": {"a": {"network": WIDE, "agreement_weight": 0}}},
-            "agreement 'js' with agreement_weight 0 is without effect",
-        ),
-        (
-            {"ensembles": {"a": {"network": WIDE, "agreement_weight": -1}}},
-            "agreement_weight must be finite and at least 0, got -1",
-        ),
-        (
-            {"ensembles": {"a": {"network": WIDE, "agreement_warmup": 2}}},
-            "warmup is a part of the training, in .0, 1.; got 2",
-        ),
-        (
-            {"ensembles": {"a": {"network": WIDE, "agreement": "jss"}}},
-            "agreement: expected one of .'none', 'distil', 'js', 'mutual'., got jss; nearest: js",
-        ),
-        (
-            {"delegator": SMALL, "experts": [SMALL], "objective": {"agreement": "js"}},
-            "agreement 'js' with agreement_weight 0 is without effect",
-        ),
-        (
-            {"delegator": SMALL, "experts": [SMALL], "objective": {"agreement_weight": 0.5}},
-            "agreement_weight 0.5 without an agreement term",
-        ),
-        ({"controls": {"a.b": WIDE}}, "no control or ensemble can be called 'a.b': choose"),
-        ({"controls": {"keys": WIDE}}, "no control or ensemble can be called 'keys': choose"),
-        ({"train": {"lr": 0}}, "train.lr must be above 0, got 0"),
-        ({"train": {"decay": 0.9, "final_lr": 0.1}}, "train.decay replaces the cosine"),
-    ],
-)
-def test_refused(changes, message):
-    with pytest.raises(ValueError, match=message) as raised:
-        recipe_from_dict({**RECIPE, **changes})
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        (["network.options.width=2", "s=16"], "ensembles.of 3: .*too narrow to divide into s=16"),
-        (["rule=widning"], "ensembles.of 3: unknown rule 'widning'; nearest: widening"),
-        (["rule=groups"], "ensembles.of 3: rule 'groups' divides groups or cardinality, which"),
-        (["network=paper/wrn_28_11"], "ensembles.of 3: the paper has no network 'wrn_28_11'"),
-        (["regularisers={dropuot: none}"], "ensembles.of 3: unknown regulariser 'dropuot'"),
-        (["network={name: small_resnet, pretrained: true}"], "published weights do not fit"),
-    ],
-)
-def test_what_cannot_be_divided_is_refused_before_training(cli, tmp_path, capsys, entry, message):
-    overrides = [f"ensembles.of 3.{change}" for change in ("rule=solve", *entry)]
-    assert cli("train", recipe_file(tmp_path), *overrides, "--out", tmp_path / "run") == 2
-    error = capsys.readouterr().err
-    assert re.search(message, error)
-    assert error.count("\n") == 1
-
-
-PUBLISHED = sorted(n for n in shipped_recipes() if re.search("divide/.*_(cifar|imagenet)", n))
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_recipes(name):
-    """Every one loads; its header has the published score, its schedule is section 6's."""
-    recipe = load_recipe(name)
-    header = shipped_recipes()[name].read_text().splitlines()[0]
-    assert re.search(r"published top-1 %, S = .*\d\d\.\d\d", header)
-    assert f"{recipe.train.epochs:,} epochs" in header
-    assert {e.network.name for e in recipe.ensembles.values()} == {
-        next(iter(recipe.ensembles.values())).network.name
-    }
-    assert next(e.s for e in recipe.ensembles.values()) == 1  # the control beside it
-    assert {e.agreement_weight for e in recipe.ensembles.values()} == {0.5}
-    train, imagenet = recipe.train, recipe.data.name == "imagenet"
-    assert train.batch_size == (256 if imagenet else 128)
-    assert train.label_smoothing == (0.1 if imagenet else 0.0)
-    warmup = recipe.ensembles["of 2"].agreement_warmup * train.epochs
-    assert warmup == pytest.approx(60 if imagenet else {300: 40, 1800: 80}[train.epochs], abs=0.1)
-    if not imagenet:
-        rule = recipe.ensembles["of 2"].regularisers.get("weight_decay", "exponential")
-        divided = recipe.data.name == "cifar10" or name == "divide/wrn_40_10_cifar100"
-        assert rule == ("exponential" if divided else "none")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["wrn_16_8_cifar100", "wrn_50_2_imagenet"])
-def test_published_recipes_through_the_command(cli, capsys, name):
-    assert cli("inspect", f"divide/{name}") == 0
-    shown = capsys.readouterr().out
-    assert "ensemble of 2, each of 2" in shown
-    assert "divided into 2 by rule" in shown
-
-
-def test_shipped_cpu_sizes_keep_the_budget():
-    for name in ("divide/cifar10", "divide/digits"):
-        recipe = load_recipe(name)
-        classes = [str(label) for label in range(10)]
-        for ensemble in recipe.ensembles.values():
-            division = ensemble.divide(len(classes), recipe.data.preprocess(), 5e-4)
-            assert division.network == recipe.controls["undivided"]
-            assert division.total.macs == pytest.approx(division.undivided_size.macs, rel=0.05)
-            if division.s == 4:
-                assert division.divided == recipe.experts[0]
-
-
-@pytest.mark.slow
-def test_an_ensemble_without_its_undivided_network_is_noted(cli, tmp_path, capsys):
-    alone = recipe_from_dict({**RECIPE, "ensembles": {"a": {"network": SMALL, "s": 2}}})
-    assert alone.without_control == ["a"]
-    beside = {"a": {"network": WIDE, "s": 2}, "b": {"network": SMALL, "s": 3, "rule": "none"}}
-    assert recipe_from_dict({**RECIPE, "ensembles": beside}).without_control == []
-    single = {"a": {"network": SMALL, "s": 2}, "of 1": {"network": SMALL, "s": 1}}
-    assert recipe_from_dict({**RECIPE, "ensembles": single}).without_control == []
-    for name in shipped_recipes():
-        assert load_recipe(name).without_control == []
-    changes = {"controls": {}, "ensembles": {"a": {"network": WIDE, "s": 4, "tolerance": 0.2}}}
-    short = ["train.epochs=1", "data.train_fraction=0.1"]
-    assert cli("train", recipe_file(tmp_path, changes), *short, "--out", tmp_path / "run") == 0
-    assert cli("evaluate", tmp_path / "run", "--no-time") == 0
-    assert "ensemble a has no control: train its undivided" in capsys.readouterr().out
 
 
 def test_saved_run_holds_its_recipe(cotrained):
