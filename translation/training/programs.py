@@ -24,6 +24,8 @@ from typing import IO, Any
 
 import translation
 from coe_core.support.command import status_of
+from coe_core.support.imports import put_off
+from translation.plugin.loading import NOT_OF_TRANSLATION
 
 ENTRIES = {
     "coe-translation": "translation.commands.cli:main",
@@ -181,6 +183,7 @@ def warm(trains: bool) -> None:
         return
     with warnings.catch_warnings(action="ignore"):
         logging.disable(logging.INFO)
+        put_off(*NOT_OF_TRANSLATION)
         for module in (*_HEAVY, *(_FOR_TRAINING if trains else ())):
             importlib.import_module(module)
         if trains:  # the portions' compiled loops are loaded when they are first used

@@ -16,3 +16,20 @@ def test_texts_load_no_torch(loaded_after, tmp_path):
         ["score", text, "-r", reference],
     ]
     assert loaded_after("translation", calls) == [set()] * len(calls)
+
+
+def test_what_translates(loaded_after, warm, trained_run, tmp_path):
+    """Of fairseq what translates: scikit-learn and pandas, as long to import as torch, are of other tasks."""
+    line = tmp_path / "line.de"
+    line.write_text("drei Meter\n")
+    valid, points = trained_run / "decoded/valid.json", tmp_path / "points.json"
+    fairseq = {"torch", "fairseq", "tensorboard"}
+    assert loaded_after(
+        "translation",
+        [
+            ["calibrate", valid, "best", "--out", points],
+            ["translate", trained_run, line, "--out", tmp_path / "line.en"],
+            ["curve", valid, "--out", tmp_path / "curve"],
+        ],
+        warm("torch") / "python",
+    ) == [{"torch"}, fairseq, fairseq | {"matplotlib"}]
