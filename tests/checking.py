@@ -3,8 +3,11 @@
 import hashlib
 import io
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from types import CodeType
+from typing import Any, BinaryIO
 
 import beartype
 import jaxtyping
@@ -26,9 +29,15 @@ check = beartype.beartype(
 )
 
 
+TIMES = 4  # that one inside another function is given checks
+decorate = jaxtyping.jaxtyped
+made: Counter[CodeType] = Counter()
+
+
 def install() -> None:
     """Check the annotations of modules that are imported from now on."""
     assert "coe_core" not in sys.modules, "imported before its annotations could be checked"
+    jaxtyping.jaxtyped = jaxtyped  # what the hook puts before every function
     names = checked_modules()
     # The hook names bytecode by this text, also that of unchecked modules which a checked one imports.
     key = hashlib.sha256(" ".join(names).encode()).hexdigest()[:16]
@@ -50,3 +59,20 @@ def checked_modules() -> list[str]:
 def by(key: str):
     """What checks a function, whatever the key."""
     return lambda function, *_, **__: check(function)
+
+
+def jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
+    """jaxtyping's own, but that a function inside another, made in every call, is checked the first times.
+
+    To give it checks takes milliseconds, and calibration makes hundreds of such functions.
+    """
+
+    def checked(function: Any) -> Any:
+        code = getattr(function, "__code__", None)
+        if code is not None and "<locals>" in function.__qualname__:
+            made[code] += 1
+            if made[code] > TIMES:
+                return function
+        return decorate(function, typechecker=typechecker)
+
+    return checked

@@ -25,6 +25,7 @@ with locked(sys.argv[1]):
         if os.fork() == 0:
             os.write(says, b"!")  # it has left the lock to its parent by now
             time.sleep(60)
+            os._exit(0)
         os.read(born, 1)
     print("held", flush=True)
     sys.stdin.readline()

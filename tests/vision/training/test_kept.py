@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,10 +31,6 @@ SMALL = {"name": "small_resnet", "options": {"width": 4}}
 ENSEMBLES = {"a": {"network": SMALL, "s": 2, "rule": "none"}, "b": {"network": SMALL, "s": 1}}
 
 
-class KilledError(BaseException):
-    """As if the process had ended here."""
-
-
 def rows(folder):
     with (folder / "metrics/metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -49,10 +46,35 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def whole(digits, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    train(digits, folder)
-    return folder
+def brief():
+    """For what does not depend on how much is learned."""
+    return load_recipe("digits", [*SHORT, "train.epochs=2", "data.train_fraction=0.05"])
+
+
+@pytest.fixture(scope="module")
+def trained_once(digits, tmp_path_factory):
+    """A whole run; beside it what lay there before each of its writes, as a kill would leave it."""
+    base, count = tmp_path_factory.mktemp("trained_once"), 0
+
+    def remembering(write):
+        def call(path, content):
+            nonlocal count
+            count += 1
+            shutil.copytree(base / "whole", base / f"before {count}")
+            write(path, content)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "write_bytes", remembering(records.write_bytes))
+        patch.setattr(records, "write_text", remembering(records.write_text))
+        train(digits, base / "whole")
+    return base
+
+
+@pytest.fixture(scope="module")
+def whole(trained_once):
+    return trained_once / "whole"
 
 
 # Whoever kills it, at whatever write: nothing is lost, nothing is there twice
@@ -60,30 +82,15 @@ def whole(digits, tmp_path_factory):
 
 @pytest.mark.parametrize("number", range(8), ids=lambda number: f"write-{number}")
 def test_a_kill_at_any_write_of_an_epoch_leaves_the_same_run(
-    digits, whole, tmp_path, monkeypatch, same, number
+    digits, trained_once, whole, tmp_path, same, number
 ):
     """Writes of an epoch: validation's row, the epoch's, best (where it is), last."""
-    count = 0
-
-    def killing(write):
-        def call(path, content):
-            nonlocal count
-            count += 1
-            if count == number + 4:  # after the first epoch's
-                raise KilledError
-            write(path, content)
-
-        return call
-
-    with monkeypatch.context() as patched:
-        patched.setattr(records, "write_bytes", killing(records.write_bytes))
-        patched.setattr(records, "write_text", killing(records.write_text))
-        with pytest.raises(KilledError):
-            train(digits, tmp_path)
-    train(digits, tmp_path, resume=True)
+    folder = tmp_path / "run"
+    shutil.copytree(trained_once / f"before {number + 4}", folder)  # after the first epoch's
+    train(digits, folder, resume=True)
     for name in (LAST, "checkpoints/best.ckpt"):
-        assert same(weights(tmp_path / name), weights(whole / name))
-    assert rows(tmp_path) == rows(whole)
+        assert same(weights(folder / name), weights(whole / name))
+    assert rows(folder) == rows(whole)
 
 
 def test_half_a_row_of_an_earlier_version_goes(tmp_path):
@@ -147,21 +154,21 @@ with locked(sys.argv[1]):
     "name",
     ["a::b", "file:x::zip:y", "100%#?*[x]", " spaces ", "new\nline", "~", "memory:", "registry:x"],
 )
-def test_any_folder(digits, tmp_path, monkeypatch, name):
+def test_any_folder(brief, tmp_path, monkeypatch, name):
     folder = tmp_path / name
     monkeypatch.chdir(tmp_path)
-    train(digits, module.Path(name), stop_after=1)
+    train(brief, module.Path(name), stop_after=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
-    train(digits, module.Path(name), resume=True, stop_after=2)
+    train(brief, module.Path(name), resume=True)
     assert load_run(folder).networks.team is not None
     assert list((folder / "tensorboard").glob("events*"))
     assert {row["epoch"] for row in rows(folder)} == {"0", "1"}
 
 
-def test_a_folder_that_is_not_utf_8(digits, tmp_path, capsys):
+def test_a_folder_that_is_not_utf_8(brief, tmp_path, capsys):
     folder = tmp_path / os.fsdecode(b"\xff\xfe")
-    train(digits, folder, stop_after=1)
-    train(digits, folder, resume=True, stop_after=2)
+    train(brief, folder, stop_after=1)
+    train(brief, folder, resume=True)
     assert len(rows(folder)) == 4
     assert (
         capsys.readouterr().err.count("no TensorBoard events: the folder's name is not UTF-8") == 2
