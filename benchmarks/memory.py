@@ -127,13 +127,15 @@ def watched(
     places = np.array([row for row in held if row[1] > 0], dtype=float)
     places[:, 1] *= count / places[-1, 1]  # lines or bytes -> units
     settled = places[places[:, 1] >= count / 3]
-    slope = float(np.polyfit(settled[:, 1], settled[:, 2], 1)[0])
+    late = places[places[:, 1] >= 2 * count / 3]
+    slope, late_slope = (float(np.polyfit(p[:, 1], p[:, 2], 1)[0]) for p in (settled, late))
     seconds = settled[-1, 0] - settled[0, 0]
     rate = (settled[-1, 1] - settled[0, 1]) / seconds
     return {
         "what": what,
         "peak MiB": highest / MIB,
         f"bytes a {unit}": slope,
+        f"bytes a {unit}, last third": late_slope,
         "MiB a day": slope * rate * DAY / MIB,
         "seconds watched": seconds,
     }

@@ -151,7 +151,7 @@ def load_run(path: str | PathLike[str], team: bool = True, mapped: bool = False)
             "of timm or torchvision? provenance.json names those it was trained with"
         ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    networks.eval().to(device, memory_format=torch.channels_last)
+    networks.eval().to(memory_format=torch.channels_last).to(device)
     in_run = checkpoint.parent.name == LAST.parent.name
     run = Run(checkpoint.parent.parent if in_run else checkpoint.parent, checkpoint, networks)
     run.stored = _stored(run.folder / POINTS, lambda path: load_points(path, TASK), run.stored)
