@@ -1,36 +1,42 @@
 """Images a second from file to answer: predict, the ONNX runner and the server beside a plain loop.
 
     python benchmarks/practice.py RUN FOLDER [--at AIM] [--single NAME] [--rounds N] [--files N]
-        [--enlarge SIDE] [--predict-only] [--out FOLDER]
+        [--enlarge SIDE] [--predict-only] [--processor-time] [--out FOLDER]
 
 The plain loop is what a program with timm does: torch's DataLoader with a worker for each processor decodes
 and resizes with torchvision, and the single network of the run whose multiply-adds are nearest to the
 collaboration's mean ones answers. All systems answer the same files, in turns; a round is the whole folder.
 `predict` computes as the command does: through onnxruntime where that is faster. `--enlarge SIDE` writes the
 photographs anew with that shorter side, as a camera's files are larger than what networks see.
-The server runs in a process of its own and is asked by as many threads as processors, a file a request.
+The server runs in a process of its own and is asked by 32 threads, a file a request, each over a connection
+that it keeps; "HTTP alone" is the same of a server whose handler does nothing (empty_server.py).
+`--processor-time` counts what all processes of a system compute, their children's included, not the time on
+the wall: that is what is left to compare where other work takes the processors.
 Peak memory is that of `coe-vision predict` in a process of its own, of the folder and of it ten times over.
 """
 
 from __future__ import annotations
 
 import argparse
+import http.client
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import httpx
 import torch
 from measure import in_turns, median_ratio, save
 from PIL import Image
@@ -48,6 +54,7 @@ from vision.serve.start import serving_threads
 
 BATCH = 64
 PLAIN = "plain loop"
+EMPTY = Path(__file__).with_name("empty_server.py")
 
 
 class Files(Dataset):
@@ -72,6 +79,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("runs/practice"))
     parser.add_argument("--predict-only", action="store_true", help="no runner, server or memory")
+    parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--files", type=int, help="so many files of the folder, evenly drawn")
     parser.add_argument("--enlarge", type=int, metavar="SIDE", help="shorter side in pixels")
     arguments = parser.parse_args()
@@ -118,16 +126,22 @@ def measure(arguments: argparse.Namespace) -> None:
     }
     with ExitStack() as stack:
         if not arguments.predict_only:
-            address = stack.enter_context(serving(arguments.run, arguments.at))
+            options = ["--system", "coe", *(["--at", arguments.at] if arguments.at else [])]
+            command = [sys.executable, "-m", "vision", "serve", arguments.run, "--port", "0"]
+            address = stack.enter_context(serving([*command, *options]))
+            nothing = stack.enter_context(serving([sys.executable, str(EMPTY)]))
             temporary = stack.enter_context(tempfile.TemporaryDirectory())
             runner = onnx_runner(arguments.run, arguments.at, Path(temporary), paths)
             calls["ONNX runner, CoE"] = runner
             calls["server, CoE"] = asked(address, arguments.at, paths)
-        times = in_turns(calls, rounds=arguments.rounds)
+            calls["HTTP alone"] = asked(nothing, None, paths)
+        clock = processor_seconds if arguments.processor_time else time.perf_counter
+        times = in_turns(calls, rounds=arguments.rounds, clock=clock)
     macs = {PLAIN: alone.systems[f"single:{single}"].first_macs}
     rows: list[dict[str, Any]] = []
     for name, seconds in times.items():
         spent = mean_macs(team, arguments.at, paths) if name.endswith("CoE") else macs[PLAIN]
+        spent = 0.0 if name == "HTTP alone" else spent
         rows.append(
             {
                 "system": name,
@@ -138,7 +152,7 @@ def measure(arguments: argparse.Namespace) -> None:
         )
     memory = [
         peak_memory(arguments.run, arguments.at, arguments.folder, count)
-        for count in (() if arguments.predict_only else (1, 10))
+        for count in (() if arguments.predict_only or arguments.processor_time else (1, 10))
     ]
     save(
         "practice", rows, arguments.out, ["timm", "onnxruntime"], files=len(paths), peak_mib=memory
@@ -217,15 +231,12 @@ def onnx_runner(run: str, at: str | None, folder: Path, paths: list[Path]) -> Ca
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     runner = module.Runner(export)
-    batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
-    return lambda: [runner(batch) for batch in batches]
+    return lambda: runner(paths)
 
 
 @contextmanager
-def serving(run: str, at: str | None) -> Iterator[str]:
-    """`coe-vision serve` on a free port."""
-    command = [sys.executable, "-m", "vision", "serve", run, "--port", "0", "--system", "coe"]
-    command += ["--at", at] if at else []
+def serving(command: list[str]) -> Iterator[str]:
+    """A server that says where it listens, as the command starts it."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -236,15 +247,43 @@ def serving(run: str, at: str | None) -> Iterator[str]:
 
 
 def asked(address: str, at: str | None, paths: list[Path]) -> Callable[[], object]:
-    """A file a request, from as many threads as batches need to fill."""
-    client = httpx.Client(base_url=address, timeout=60)
-    parameters = {"budget": at} if at else {}
+    """A file a request, from as many threads as batches need to fill; http.client, as it takes least."""
+    place = urlsplit(address).netloc
+    target = "/predict" + (f"?{urlencode({'budget': at})}" if at else "")
+    own = threading.local()
+
+    def answer(content: bytes) -> http.client.HTTPResponse:
+        own.connection.request("POST", target, content)
+        return own.connection.getresponse()
 
     def ask(path: Path) -> None:
-        client.post("/predict", params=parameters, content=path.read_bytes()).raise_for_status()
+        content = path.read_bytes()
+        if not hasattr(own, "connection"):
+            own.connection = http.client.HTTPConnection(place, timeout=60)
+        try:
+            response = answer(content)
+        except ConnectionError:  # closed between two rounds
+            own.connection.close()
+            response = answer(content)
+        said = response.read()
+        assert response.status == 200, said
 
     threads = ThreadPoolExecutor(32)
     return lambda: list(threads.map(ask, paths))
+
+
+def processor_seconds() -> float:
+    """What this process and all that it started have computed, in seconds (Linux)."""
+    parents, ticks = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            parents[int(folder.name)] = int(fields[1])
+            ticks[int(folder.name)] = int(fields[11]) + int(fields[12])
+    ours = {os.getpid()}
+    while more := {process for process, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return sum(ticks[process] for process in ours) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_memory(run: str, at: str | None, folder: str, times: int) -> float:

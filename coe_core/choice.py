@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from coe_core.calibration import AimKind, controlled_threshold, fit_threshold
-from coe_core.chosen import Choice, Rival
+from coe_core.chosen import Choice, Rival, shown_amount
 from coe_core.errors import AimNotReachableError
 from coe_core.paired import PairedDifference, check_level, paired_difference, resampled_difference
 from coe_core.trade_off import TradeOffCurve
@@ -235,14 +235,15 @@ def _nearest(curves: Mapping[str, TradeOffCurve], aim: str, value: float) -> str
         return (
             f"quality {value:g} is reached by no system at any threshold; the best on this data is "
             f"{float(curve.quality[at]):g}, of {name} at exit rate {float(curve.exit_rate[at]):.3f} and a "
-            f"mean cost of {float(curve.cost[at]):g}"
+            f"mean cost of {shown_amount(float(curve.cost[at]))}"
         )
     # Of equals the one with fewer points: a single network beside the cascade that it begins.
     name = min(curves, key=lambda n: (float(curves[n].cost.min()), len(curves[n].cost)))
     least, unit = float(curves[name].cost.min()), " ms" if aim == "latency" else ""
     return (
-        f"a mean cost of {value:g}{unit} is below that of every system; the cheapest that exists is "
-        f"{name} at {least:g}{unit}: raise the budget, or train a smaller network beside the others"
+        f"a mean cost of {shown_amount(value)}{unit} is below that of every system; the cheapest that "
+        f"exists is {name} at {shown_amount(least)}{unit}: raise the budget, or train a smaller network "
+        "beside the others"
     )
 
 

@@ -80,6 +80,16 @@ def shown_cost(cost: float, unit: str) -> str:
     return f"{cost / 1e6:.3g} MMACs" if unit == "macs" else f"{cost:.3f} ms"
 
 
+def shown_amount(amount: float) -> str:
+    """A number in words of an error: all digits of a large one, which people compare.
+
+    Example:
+        >>> shown_amount(31361900.0), shown_amount(0.25)
+        ('31,361,900', '0.25')
+    """
+    return f"{amount:,.0f}" if amount >= 1000 else f"{amount:g}"
+
+
 def reason(choice: Choice, unit: str, points: float = 1.0) -> str:
     """Who won, by how much, with the interval, in one line.
 
@@ -103,7 +113,7 @@ def reason(choice: Choice, unit: str, points: float = 1.0) -> str:
         return f"{deployed} is the only system that reaches it"
     if deployed != best:
         parts, of_best = rivals[deployed].parts, rivals[best].parts
-        behind = "dearer" if by_cost else "behind"
+        behind = "dearer than" if by_cost else "behind"
         return (
             f"{deployed} ({_networks(parts)}), {_gap(choice, deployed, unit, points)} {behind} {best} "
             f"({_networks(of_best)}): not worse at level {choice.level:g}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from coe_core.chosen import Choice
+from coe_core.chosen import Choice, shown_amount
 from coe_core.errors import AimNotReachableError
 from coe_core.operating_points import CalibratedCurve, OperatingPoint, check_type
 from coe_core.support.files import read_json, write_json
@@ -87,8 +87,8 @@ def best_within(
     if not fits:
         name = min(curves, key=lambda n: (min(curves[n].macs), has_exits(n)))
         raise AimNotReachableError(
-            f"a mean cost of {macs:g} is below that of every system; the cheapest that exists is {name} at "
-            f"{min(curves[name].macs):g}: raise the budget"
+            f"a mean cost of {shown_amount(macs)} is below that of every system; the cheapest that exists "
+            f"is {name} at {shown_amount(min(curves[name].macs))}: raise the budget"
         )
     # Of equals one without exits, which is simpler.
     best = max(fits, key=lambda n: (curves[n].quality[fits[n]], not has_exits(n)))

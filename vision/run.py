@@ -171,6 +171,7 @@ def load_run_data(
 
     Raises:
         RunError: the data's classes are not those that the run knows.
+        FileNotFoundError: the data are not there.
     """
     preprocess = run.networks.preprocess
     settings = replace(run.recipe.data, mean=list(preprocess.mean), std=list(preprocess.std))
@@ -178,7 +179,12 @@ def load_run_data(
         if settings.name in DATA_SETS and not DATA_SETS[settings.name].in_files:
             raise ValueError(f"{settings.name} come with the toolkit: leave out {data_path!r}")
         settings = replace(settings, path=data_path)
-    data = load_data(settings, decode)
+    try:
+        data = load_data(settings, decode)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; if the data have moved, --data says where they lie"
+        ) from error
     if data.classes != run.networks.classes:
         raise RunError(
             f"the data have {len(data.classes)} classes ({', '.join(data.classes[:5])}, ...), the run "

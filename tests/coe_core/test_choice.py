@@ -13,6 +13,8 @@ from coe_core import (
     fit_systems,
     mean_quality,
 )
+from coe_core.chosen import Choice, Rival, reason
+from coe_core.paired import PairedDifference
 
 
 def right(count, n=1000, first=0):
@@ -83,6 +85,20 @@ def test_a_cost_is_compared_by_cost():
     del systems["coe"]
     assert choose(systems, "accuracy_drop", 0.005).deployed == "middle"
     assert choose(systems, "accuracy_drop", 0.0).deployed == "large"
+
+
+def test_a_choice_by_cost_in_words():
+    """What is dearer is dearer than something."""
+    close = PairedDifference(2e6, -1e6, 5e6, 0.2)
+    rivals = {
+        "CoE": Rival(5, 0.9, 1e7, PairedDifference(0.0, 0.0, 0.0, 1.0), False),
+        "single:large": Rival(1, 0.9, 1.2e7, close, False),
+    }
+    said = reason(Choice("single:large", "CoE", "cost", 0.05, 500, rivals), "macs")
+    assert " dearer than CoE (5 networks): not worse at level 0.05" in said
+    said = reason(Choice("CoE", "CoE", "cost", 0.05, 500, rivals), "macs")
+    assert said.startswith("CoE (5 networks), the best; single:large is 2 MMACs (95% interval")
+    assert said.endswith(") dearer")
 
 
 def test_a_drop_is_from_the_best_system_without_exits():

@@ -17,7 +17,7 @@ def add_inspect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", help="a checkpoint, a run folder, a recipe file or the name of a recipe"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of a recipe")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="of a recipe")
     parser.add_argument(
         "--tokens",
         type=at_least(1, 100000),

@@ -13,7 +13,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Options of `coe-translation train`."""
     parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="such as training.updates=3"
+        "overrides", nargs="*", default=[], metavar="key=value", help="such as training.updates=3"
     )
     parser.add_argument("--out", help="run folder (default: runs/RECIPE-sSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")

@@ -47,10 +47,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Fit, store, and print the operating points."""
-    from vision.evaluation.calibrate import calibrate
+    from coe_core.support.aims import parse_aim
+    from vision.evaluation.calibrate import AIMS, calibrate
     from vision.run import load_run, load_run_data
+    from vision.systems import find_system
 
+    for aim in arguments.aims:  # before anything is decoded, which can take long
+        parse_aim(aim, AIMS)
     run = load_run(arguments.run, team=False)
+    if arguments.system is not None:
+        find_system(run.recipe, arguments.system)
     data = load_run_data(run, arguments.data, decode=("validation",))
     points = calibrate(
         run,
@@ -62,11 +68,11 @@ def run(arguments: argparse.Namespace) -> None:
         level=arguments.level,
         system=arguments.system,
     )
-    print_points(run, points)
+    print_points(run, points, is_named=arguments.system is not None)
 
 
-def print_points(run: Run, points: Iterable[OperatingPoint]) -> None:
-    """The operating points as a table for the terminal, and why each system was chosen."""
+def print_points(run: Run, points: Iterable[OperatingPoint], *, is_named: bool = False) -> None:
+    """The operating points as a table for the terminal, and why each system was chosen, or by whom."""
     from coe_core.chosen import reason, shown_cost
     from coe_core.support.reports import print_table, rich_table
 
@@ -86,5 +92,8 @@ def print_points(run: Run, points: Iterable[OperatingPoint]) -> None:
     title = "operating points, fitted on validation data"
     print_table(rich_table(headings, rows, title, left=(0, 1)))
     for point in points:
-        why = reason(run.stored.choices[point.name], point.cost_unit, points=100)
+        choice = run.stored.choices[point.name]
+        why = reason(choice, point.cost_unit, points=100)
+        if is_named:
+            why = f"{choice.deployed}, as --system says; no other was compared"
         print(f"{point.name}: {why}")

@@ -46,7 +46,10 @@ def parser() -> Parser:
 
 def _quieten() -> None:
     """Leave out what a user cannot act on: banners, tips and hints on worker counts."""
-    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+    loading = (
+        "lightning.pytorch.trainer.connectors.checkpoint_connector"  # how it reads its own file
+    )
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", loading):
         logging.getLogger(name).setLevel(logging.ERROR)
     for text in (
         ".*does not have many workers.*",

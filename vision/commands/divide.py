@@ -14,7 +14,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("model", help="any network by name, or paper/NAME such as paper/wrn_28_10")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="options of the network, such as width=64"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="options of the network, such as width=64",
     )
     parser.add_argument("-s", type=int, required=True, metavar="S", help="number of networks")
     parser.add_argument("--match", help="what solve keeps: macs (default) or parameters")

@@ -19,7 +19,7 @@ EXIT_RATES = (0.0, 0.25, 0.5, 0.75, 1.0)  # at which the mixture is counted if n
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("source", help="recipe or run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
     parser.add_argument(
         "--exit-rate", type=float, metavar="R", help="of the mixture, in [0, 1] (default: several)"
     )

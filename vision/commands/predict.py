@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from vision.budgets import ResolvedBudget
     from vision.prediction.predictor import Predictor
+
+LONGEST_NAME = 40  # letters of a file in the table, above which its folder is told once
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -202,27 +205,46 @@ def _route(exited: bool | None, expert: int | None, system: str) -> str:
     return "ended early" if exited else f"expert {expert}"
 
 
+def _folder_left_out(names: Sequence[str]) -> str:
+    """The folder of all files, with its separator, where names would not fit a table; else nothing.
+
+    Example:
+        >>> _folder_left_out(["/photos/a.jpg", f"/photos/of/{40 * 'x'}.jpg"]), _folder_left_out(["a/b.jpg"])
+        ('/photos/', '')
+    """
+    folders = {os.path.dirname(name) for name in names}
+    if max(map(len, names), default=0) <= LONGEST_NAME or len(set(map(os.path.isabs, folders))) > 1:
+        return ""
+    common = os.path.join(os.path.commonpath(folders), "")
+    return common if all(name.startswith(common) for name in names) else ""
+
+
 def _predictions_table(outcomes: Sequence, budget: ResolvedBudget) -> Table:
     from rich.text import Text
 
     from coe_core.support.reports import rich_table
     from vision.data.files import printable
 
+    names = [outcome.file for outcome in outcomes]
+    folder = _folder_left_out(names)
+    names = [name[len(folder) :] for name in names]
     rows: list[list[str | Text]] = [
-        [printable(outcome.file), Text(printable(outcome.error), "red"), "", "", "", ""]
+        [printable(name), Text(printable(outcome.error), "red"), "", "", "", ""]
         if outcome.error is not None
         else [
-            printable(outcome.file),
+            printable(name),
             outcome.label,
             f"{outcome.probability:.3f}",
             _route(outcome.exited, outcome.expert, budget.system),
             f"{outcome.confidence:.3f}",
             f"{outcome.macs / 1e6:.3g}",
         ]
-        for outcome in outcomes
+        for name, outcome in zip(names, outcomes, strict=True)
     ]
     title = budget.system
     if any(outcome.exited is not None for outcome in outcomes):
         title = f"{budget.system}, threshold {budget.threshold:.4f}"
+    if folder:
+        title += f"; files in {printable(folder)}"
     headings = ("file", "label", "probability", "route", "confidence", "MMACs")
     return rich_table(headings, rows, title, left=(0, 1, 3))

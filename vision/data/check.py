@@ -19,6 +19,7 @@ from coe_core.support.progress import progress
 from vision.data.copies import SplitFiles, tell_copies
 from vision.data.decode import MAX_UNREADABLE, content_key, num_processors
 from vision.data.files import image_formats, open_regular, printable
+from vision.data.held_out import why_none_is_held_out
 from vision.data.load import find_source
 from vision.data.near_copies import SIDE, compare, find_pairs
 from vision.data.opening import open_image
@@ -102,6 +103,7 @@ def check_data(data: Data) -> Report:
             source = find_source(data)
         except (ValueError, OSError) as error:
             return Report([], [Finding(True, " ".join(str(error).split()))])
+        impossible = why_none_is_held_out(data, source)
     splits = {
         split: samples
         for split in ("train", "validation", "test")
@@ -111,8 +113,8 @@ def check_data(data: Data) -> Report:
         raise ValueError(f"{data.name} comes whole: there are no files to check")
     checked = {split: _look_at_all(samples, data, split) for split, samples in splits.items()}
     findings = [Finding(False, str(warning.message)) for warning in told]
-    findings += _unreadable(checked)
-    findings += [*_copies(checked), *_conflicts(checked, source.classes)]
+    findings += [Finding(True, impossible)] * bool(impossible)
+    findings += [*_unreadable(checked), *_copies(checked), *_conflicts(checked, source.classes)]
     findings += [*_classes(source), *_names(source.classes), *_shapes(checked), *_kinds(checked)]
     findings += [*_neighbours(checked, data, source), *_lacking(splits)]
     return Report(
@@ -350,8 +352,7 @@ def _copies(checked: Mapping[str, Checked]) -> Iterator[Finding]:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         tell_copies(splits)
-    for warning in told:
-        yield Finding(True, str(warning.message))
+    yield from (Finding(True, str(warning.message)) for warning in told)
 
 
 def _neighbours(checked: Mapping[str, Checked], data: Data, source: Source) -> Iterator[Finding]:
@@ -395,6 +396,5 @@ def _summary(checked: Mapping[str, Checked], source: Source) -> list[str]:
 
 
 def _shown(paths: Sequence) -> str:
-    return ", ".join(printable(str(path)) for path in paths[:_SHOWN]) + ", ..." * (
-        len(paths) > _SHOWN
-    )
+    more = ", ..." * (len(paths) > _SHOWN)
+    return ", ".join(printable(str(path)) for path in paths[:_SHOWN]) + more

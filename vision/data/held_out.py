@@ -72,6 +72,15 @@ def hold_out(data: Data, source: Source) -> Parts:
     return Parts(train, validation, held_out, by_image)
 
 
+def why_none_is_held_out(data: Data, source: Source) -> str:
+    """Why `hold_out` refuses the data; empty: it does not."""
+    try:
+        hold_out(data, source)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 class _Drawn(NamedTuple):
     """Positions of samples."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from vision.evaluation.summary import SummaryRow
 
 _NOT_AN_OPERATING_POINT = ("CoE at", "CoE no", "cascade")
 MOST_CLASSES = 40  # of a picture: ImageNet would not fit a page
+LETTERS = 13  # of a title to the inch
 LONGEST_NAME = 40  # letters of a class on an axis
 
 
@@ -89,7 +91,9 @@ def draw_selection(
         axes.set_xticks(range(num_experts), [f"expert {j}" for j in range(num_experts)], fontsize=8)
         names = [_shortened(classes[index]) for index in shown.tolist()]
         axes.set_yticks(range(len(shown)), names, fontsize=8)
-        axes.set_title(title, loc="left", fontsize=9)
+        if len(shown) < len(order):
+            title += f"; the clearest {len(shown)} of {len(order)} classes"
+        figure.suptitle(textwrap.fill(title, int(LETTERS * size[0])), x=0.02, ha="left", fontsize=9)
 
 
 def _shortened(name: str) -> str:

@@ -101,7 +101,7 @@ def rival_rows(choice: Choice) -> list[RivalRow]:
     scale = 1.0 if by_cost else -100.0
     rows = []
     for name, rival in choice.rivals.items():
-        mean, low, high = (scale * value for value in rival.difference[:3])
+        mean, low, high = (scale * value or 0.0 for value in rival.difference[:3])  # no -0
         verdict = "worse" if rival.is_worse else "not worse"
         verdict = "the best" if name == choice.best else verdict
         rows.append(

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
+import itertools
 import json
 import os
-import stat
 import sys
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,28 +32,11 @@ from coe_core.support.routing_file import (
     stored_setting,
     verify_files,
 )
+from vision.export.runner_images import UnreadableImageError, decode, sides_of
 
 TASK = "vision"
-# Those that coe-vision opens; others of Pillow's start programs (EPS). HEIF: where pillow-heif is.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "ICO", "AVIF", "HEIF")
-_ORIENTATION = 0x0112
-LARGE_JPEG = 2**20  # pixels, above which one is decoded at a fraction of its size, at least
-LEAST = 4  # times the side that it is resized to
-_ORIGINAL = (-1, -1)  # key of its info, the size before
-# EXIF orientation -> what sets the picture upright.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class UnreadableImageError(ValueError):
-    """A file that cannot be decoded into pixels: missing, damaged, not an image, or far too large."""
+_AHEAD = 2  # batches that are decoded before they are needed
+_TOGETHER = 8  # images that one thread decodes at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +88,8 @@ class Runner:
             verify_files(folder, self.routing, [network["file"] for network in networks])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Threads that wait for work would take processors from those that decode.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
         def session(network: dict) -> onnxruntime.InferenceSession:
             path = folder / network["file"]
@@ -133,7 +118,7 @@ class Runner:
             ValueError: pixels of another type or shape.
         """
         preprocess = self.routing["preprocess"]
-        shape = (preprocess["channels"], *_sides(preprocess))
+        shape = (preprocess["channels"], *sides_of(preprocess))
         if pixels.dtype != np.uint8 or pixels.shape[1:] != shape:
             raise ValueError(
                 f"pixels must be uint8 of shape n x {' x '.join(map(str, shape))}, got {pixels.dtype} "
@@ -201,16 +186,62 @@ class Runner:
         """
         if isinstance(images, str | Path | Image.Image):
             images = [images]
-        chosen, rough_weight = self.setting(at, threshold)
         records: list[dict] = []
-        with ThreadPoolExecutor(os.cpu_count()) as decoders:
-            ahead = decoders.map(self.decode, images[: self.batch_size])
-            for start in range(self.batch_size, len(images) + self.batch_size, self.batch_size):
-                batch = list(ahead)  # the next is decoded while the networks run
-                ahead = decoders.map(self.decode, images[start : start + self.batch_size])
-                routed = self.infer(np.stack(batch), chosen, rough_weight)
-                records += [self._record(routed, i) for i in range(len(batch))]
+        with contextlib.closing(self.answers(images, at, threshold)) as answers:
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+                records.append(answer)
         return records
+
+    def answers(
+        self,
+        images: Sequence[str | Path | Image.Image],
+        at: str | None = None,
+        threshold: float | None = None,
+    ) -> Iterator[dict | UnreadableImageError | MemoryError]:
+        """The same one by one; in the place of an image that cannot be decoded its error.
+
+        While the networks answer a batch, the next two are decoded.
+
+        Raises:
+            ValueError: as `setting`.
+        """
+        chosen, rough_weight = self.setting(at, threshold)
+        starts = iter(range(0, len(images), self.batch_size))
+        with ThreadPoolExecutor(_processors()) as decoders:
+
+            def decoding(start: int) -> list[Future]:
+                batch = images[start : start + self.batch_size]
+                parts = [batch[i : i + _TOGETHER] for i in range(0, len(batch), _TOGETHER)]
+                return [decoders.submit(self._decoded, part) for part in parts]
+
+            try:
+                ahead = deque(map(decoding, itertools.islice(starts, 1 + _AHEAD)))
+                while ahead:
+                    decoded = [image for part in ahead.popleft() for image in part.result()]
+                    ahead.extend(map(decoding, itertools.islice(starts, 1)))
+                    yield from self._answers(decoded, chosen, rough_weight)
+            finally:  # of a caller that needs no more
+                decoders.shutdown(cancel_futures=True)
+
+    def _decoded(self, images: Sequence) -> list[np.ndarray | UnreadableImageError | MemoryError]:
+        """Pixels, or the error, of a few images: threads that change hands at every one take longer."""
+        decoded: list[np.ndarray | UnreadableImageError | MemoryError] = []
+        for image in images:
+            try:
+                decoded.append(self.decode(image))
+            except (UnreadableImageError, MemoryError) as error:
+                decoded.append(error)
+        return decoded
+
+    def _answers(self, decoded: list, threshold: float, rough_weight: float) -> Iterator:
+        pixels = [image for image in decoded if isinstance(image, np.ndarray)]
+        if pixels:
+            routed = self.infer(np.stack(pixels), threshold, rough_weight)
+        rows = itertools.count()
+        for image in decoded:
+            yield image if isinstance(image, Exception) else self._record(routed, next(rows))
 
     def _record(self, routed: Routed, i: int) -> dict:
         exited, expert = bool(routed.exited[i]), int(routed.selected_expert[i])
@@ -227,139 +258,11 @@ class Runner:
         }
 
 
-def decode(image: str | Path | Image.Image, preprocess: dict) -> np.ndarray:
-    """As coe-vision decodes: upright, over white, 8 bits, bicubic to size x size.
-
-    Raises:
-        UnreadableImageError: a file that is missing, damaged or no image, too many pixels, or pixels that
-            are floating-point numbers.
-    """
-    name = "in memory" if isinstance(image, Image.Image) else image
-    try:
-        if isinstance(image, Image.Image):
-            pictures = _upright(image, preprocess)
-        else:
-            pictures = _open(Path(image), preprocess)
-        pictures = [_fit(picture, preprocess) for picture in pictures]
-    except (MemoryError, UnreadableImageError):
-        raise
-    except Exception as error:  # Pillow's plug-ins raise almost anything on a damaged file
-        raise UnreadableImageError(
-            f"cannot read the image {name}: {type(error).__name__}: {error}"
-        ) from error
-    pixels = np.stack([np.asarray(picture) for picture in pictures])
-    return pixels if pixels.ndim == 3 else np.ascontiguousarray(pixels[0].transpose(2, 0, 1))
-
-
-@functools.cache
-def _formats() -> list[str]:
-    """Those of `FORMATS` that this installation decodes."""
-    with contextlib.suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-def _open(path: Path, preprocess: dict) -> list[Image.Image]:
-    try:
-        regular = stat.S_ISREG(path.stat().st_mode)  # a pipe would wait for ever
-    except FileNotFoundError as error:
-        raise UnreadableImageError(f"cannot read the image {path}: no such file") from error
-    if not regular:
-        kind = "a folder" if path.is_dir() else "a pipe or a device"
-        raise UnreadableImageError(f"cannot read the image {path}: it is {kind}, not a file")
-    with Image.open(path, formats=_formats()) as image:
-        _check_pixels(path, image.width * image.height, f"{image.width} x {image.height}")
-        if image.format in ("JPEG", "MPO") and image.width * image.height > LARGE_JPEG:
-            side = int(max(_sides(preprocess)) * (1.15 if preprocess["resize"] == "crop" else 1))
-            before = image.size
-            image.draft(None, (LEAST * side, LEAST * side))
-            image.info[_ORIGINAL] = before
-        halved = any(";16" in str(tile[3]) for tile in image.tile) and not image.mode.startswith(
-            "I"
-        )
-        if halved and preprocess.get("range"):
-            raise ValueError("16-bit colours lose their lower bits, so no range can be applied")
-        image.load()
-        return _upright(image, preprocess)
-
-
-def _upright(image: Image.Image, preprocess: dict) -> list[Image.Image]:
-    turn = None
-    with contextlib.suppress(Exception):  # a damaged EXIF block leaves the picture as it is
-        orientation = image.getexif().get(_ORIENTATION, 1)
-        turn = _UPRIGHT.get(orientation)
-        if orientation in (5, 6, 7, 8) and _ORIGINAL in image.info:
-            image.info[_ORIGINAL] = image.info[_ORIGINAL][::-1]
-    pictures = _convert(image, preprocess)
-    return pictures if turn is None else [picture.transpose(turn) for picture in pictures]
-
-
-def _check_pixels(name: str | Path, pixels: float, shown: str) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and pixels > limit:
-        raise UnreadableImageError(
-            f"cannot read the image {name}: {shown} pixels, above the limit of {limit}"
-        )
-
-
-def _convert(image: Image.Image, preprocess: dict) -> list[Image.Image]:
-    """One picture, grey or in colour; of other channels a grey one for each."""
-    channels, values = preprocess["channels"], preprocess.get("range")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_eight_bits(np.asarray(image), values))
-    transparent = "transparency" in image.info
-    if channels in (1, 3):
-        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or transparent:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return [image.convert("L" if channels == 1 else "RGB")]
-    if image.mode in ("1", "P", "PA", "RGBa", "La"):
-        plain = {"1": "L", "P": "RGBA" if transparent else "RGB", "La": "LA"}
-        image = image.convert(plain.get(image.mode, "RGBA"))
-    if len(image.getbands()) != channels:
-        raise ValueError(f"it has {len(image.getbands())} channels, the networks take {channels}")
-    return list(image.split())
-
-
-def _eight_bits(pixels: np.ndarray, values: Sequence[float] | None) -> np.ndarray:
-    if values is None:
-        if pixels.dtype.kind == "f":
-            raise ValueError("floating-point pixels have no agreed range; save as 8 or 16 bits")
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError(f"pixels from {pixels.min()} to {pixels.max()} are no 16 bits")
-        return ((pixels.astype(np.int64) + 128) // 257).astype(np.uint8)
-    scaled = (pixels.astype(np.float64) - values[0]) * (255 / (values[1] - values[0]))
-    if np.isnan(scaled).any():
-        raise ValueError("pixels that are no numbers (NaN)")
-    return np.floor(scaled.clip(0, 255) + 0.5).astype(np.uint8)
-
-
-def _sides(preprocess: dict) -> tuple[int, int]:
-    """Height and width of the input."""
-    size = preprocess["size"]
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _fit(image: Image.Image, preprocess: dict) -> Image.Image:
-    """Resize to the input's sides; a crop is the middle of a picture just large enough for 1.15 of them."""
-    height, width = _sides(preprocess)
-    if preprocess["resize"] != "crop":
-        if image.size == (width, height):
-            return image
-        return image.resize((width, height), Image.Resampling.BICUBIC)
-    high, wide = int(height * 1.15), int(width * 1.15)
-    x, y = image.info.get(_ORIGINAL, image.size)
-    # The longer side is rounded once, as torchvision does; a ratio kept aside would round it twice.
-    size = (wide, int(wide * y / x)) if x * high <= y * wide else (int(high * x / y), high)
-    shown = f"{x} x {y}, enlarged for a crop of {height} x {width}, has too many"
-    _check_pixels("in memory", size[0] * size[1], shown)
-    if image.size != size:
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = round((size[0] - width) / 2.0), round((size[1] - height) / 2.0)
-    return image.crop((left, top, left + width, top + height))
+def _processors() -> int:
+    """That this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -382,14 +285,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _predict(chosen: argparse.Namespace) -> int:
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is an error here
     runner, failed = Runner(chosen.folder, verify=not chosen.no_verify), 0
-    runner.setting(chosen.at, chosen.threshold)
-    for name in chosen.images:
-        try:
-            record = runner([name], chosen.at, chosen.threshold)[0]
-        except (UnreadableImageError, MemoryError) as error:
-            record, failed = {"error": str(error) or "not enough memory"}, 1
+    answers = runner.answers(chosen.images, chosen.at, chosen.threshold)
+    for name, answer in zip(chosen.images, answers, strict=True):
+        if isinstance(answer, Exception):
+            answer, failed = {"error": str(answer) or "not enough memory"}, 1
         # Names that are not UTF-8 are written with their bytes as escapes.
-        print(json.dumps({"file": os.fspath(name), **record}), flush=True)
+        print(json.dumps({"file": os.fspath(name), **answer}), flush=True)
     return failed
 
 

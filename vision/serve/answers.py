@@ -6,15 +6,20 @@ import dataclasses
 import math
 
 from fastapi import HTTPException, Request
-from pydantic import BaseModel
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from coe_core.serving.answers import REFUSALS, NotFiniteError, finite, text
+from coe_core.serving.answers import REFUSALS, NotFiniteError, check_parameters, finite, text
 from coe_core.serving.limits import printable_text
 from vision.budgets import ResolvedBudget
 from vision.prediction.predictor import Prediction
 
 TOP = 5
-PARAMETERS = ("budget", "threshold")
+PARAMETERS = {
+    "budget": ("string", "operating point, or mean multiply-adds such as 100M"),
+    "threshold": ("number", "exit when confidence >= this; instead of a budget"),
+}
+_NUMBER = TypeAdapter(float)
 
 
 class ClassProbability(BaseModel):
@@ -41,7 +46,12 @@ class Answer(BaseModel):
     milliseconds: float
 
 
-IMAGE_BODY = {
+# What FastAPI would write of an endpoint that it parses, which takes a fifth of the server's thread.
+IMAGE_REQUEST = {
+    "parameters": [
+        {"name": name, "in": "query", "description": about, "schema": {"type": kind}}
+        for name, (kind, about) in PARAMETERS.items()
+    ],
     "x-curl": " --data-binary @photo.jpg -H 'Content-Type: image/jpeg'",  # for the page of the API
     "requestBody": {
         "required": True,
@@ -63,6 +73,25 @@ IMAGE_REFUSALS = REFUSALS | {
     422: "not an image, or too many pixels",
     503: "no memory free in time, or the predictor does not answer; try again later",
 }
+
+
+def parameters_of(request: Request) -> tuple[str | None, float | None]:
+    """Budget and threshold of a request.
+
+    Raises:
+        HTTPException: 400, an unknown parameter, or one given twice.
+        RequestValidationError: a threshold that is no number.
+    """
+    check_parameters(request, tuple(PARAMETERS))
+    query = request.query_params
+    threshold = query.get("threshold")
+    if threshold is None:
+        return query.get("budget"), None
+    try:
+        return query.get("budget"), _NUMBER.validate_python(threshold)
+    except ValidationError as error:
+        problems = [{**each, "loc": ("query", "threshold")} for each in error.errors()]
+        raise RequestValidationError(problems) from error
 
 
 async def image_of(request: Request) -> tuple[bytes, str]:

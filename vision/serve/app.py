@@ -6,14 +6,13 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi import FastAPI, HTTPException, Request, Response
 
 import coe_core.serving.app
 from coe_core import AimNotReachableError
-from coe_core.serving.answers import Problem, check_parameters, client_text, plain, text
+from coe_core.serving.answers import Problem, client_text, plain, text
 from coe_core.serving.app import base_app, unless_gone
 from coe_core.serving.memory import BusyMemoryError, TooMuchMemoryError
 from coe_core.serving.metrics import LiveMetrics
@@ -22,13 +21,13 @@ from vision.data.preprocess import UnreadableImageError
 from vision.errors import RunError
 from vision.prediction.predictor import Prediction, Predictor
 from vision.serve.answers import (
-    IMAGE_BODY,
     IMAGE_REFUSALS,
-    PARAMETERS,
+    IMAGE_REQUEST,
     Answer,
     answer_of,
     image_of,
     or_its_error,
+    parameters_of,
     plain_budget,
 )
 from vision.serve.decoding import ImageDecoder
@@ -151,29 +150,22 @@ def create_app(predictor: Predictor, settings: ServerSettings | None = None) -> 
 def _add_prediction(app: FastAPI, service: Service) -> None:
     @app.post(
         "/predict",
-        openapi_extra=IMAGE_BODY,
+        openapi_extra=IMAGE_REQUEST,
+        response_model=Answer,
         responses={
             code: {"model": Problem, "description": why} for code, why in IMAGE_REFUSALS.items()
         },
     )
-    async def predict_image(
-        request: Request,
-        budget: Annotated[
-            str | None, Query(description="operating point, or mean multiply-adds such as 100M")
-        ] = None,
-        threshold: Annotated[
-            float | None, Query(description="exit when confidence >= this; instead of a budget")
-        ] = None,
-    ) -> Answer:
+    async def predict_image(request: Request) -> Response:
         """Predict one image: the body is the image file itself, or a form with a file `image`."""
         start = time.perf_counter()
-        check_parameters(request, PARAMETERS)
-        resolved = service.resolve(budget, threshold)
+        resolved = service.resolve(*parameters_of(request))
         content, name = await image_of(request)
         prediction = await unless_gone(request, service.predict(content, name, resolved))
         seconds = time.perf_counter() - start
         service.count(prediction, resolved, seconds)
-        return answer_of(prediction, service.predictor.classes, resolved, seconds)
+        answer = answer_of(prediction, service.predictor.classes, resolved, seconds)
+        return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _run_facts(predictor: Predictor) -> bytes:

@@ -197,7 +197,7 @@ class Ingress:
         start = time.perf_counter()
         query = request.query_params
         try:
-            check_parameters(request, PARAMETERS)
+            check_parameters(request, tuple(PARAMETERS))
             threshold = float(query["threshold"]) if "threshold" in query else None
             length = request.headers.get("content-length", "")
             if not length.isdigit() or int(length) > self.max_bytes:  # bodies of unknown length too

@@ -28,7 +28,8 @@ def test_help_lists_the_commands(cli, capsys):
     [
         ([], "required: COMMAND"),
         (["trian"], "; nearest: train; see coe-vision --help"),
-        (["train"], "required: recipe"),
+        (["train"], "required: recipe;"),
+        (["check"], "required: data;"),
         (["train", "digits", "--epochs", "3"], "unrecognized arguments: --epochs"),
         (["train", "digits", "--stop-after", "0"], "must be at least 1, got 0"),
         (["evaluate", "run", "--nothing"], "unrecognized arguments: --nothing"),

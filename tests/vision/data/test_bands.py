@@ -14,7 +14,7 @@ from vision.data.bands import Bands, bands_of, eight_bits, to_be_seen, to_image,
 from vision.data.load import load_data
 from vision.data.preprocess import Preprocess, UnreadableImageError
 from vision.data.section import Data
-from vision.export.runner import decode as decode_as_exported
+from vision.export.runner_images import decode as decode_as_exported
 from vision.prediction.predictor import decode_image
 
 

@@ -139,6 +139,17 @@ def test_what_is_odd(root, check, spoil, message):
     assert "WRONG" not in said
 
 
+def test_classes_of_one_image_cannot_be_held_out(root, check):
+    shutil.rmtree(root / "validation")
+    for name in ("ant", "bee"):
+        for i in range(1, 12):
+            (root / "train" / name / f"{i}.png").unlink()
+    status, said = check()
+    assert status == 1
+    assert "WRONG: folder: 2 training images, one of each class: none can be held out" in said
+    assert "images: train 2, test 24" in said  # the rest is told all the same
+
+
 def test_two_spellings(root, check):
     for split in ("train", "validation", "test"):
         for i in range(10):

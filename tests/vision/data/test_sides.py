@@ -12,7 +12,7 @@ from vision.data.images import ImageSet
 from vision.data.preprocess import Preprocess
 from vision.data.section import Data
 from vision.data.sides import sides_of
-from vision.export.runner import decode
+from vision.export.runner_images import decode
 from vision.recipe import load_recipe, recipe_from_dict
 from vision.recipe_networks import run_macs, untrained
 from vision.serve.decoding import resizing_bytes

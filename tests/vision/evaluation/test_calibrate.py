@@ -63,6 +63,8 @@ def test_stored_with_provenance_and_replaced(cli, run, capsys):
     budget = round(macs.delegator + 0.3 * macs.expert)
     aims = [f"macs={budget}", "accuracy_drop=50%", "accuracy=1%", "latency=1000"]
     assert cli("calibrate", run, *aims, "--system", "coe") == 0
+    shown = capsys.readouterr().out
+    assert "accuracy=1%: CoE, as --system says; no other was compared" in shown
     file = json.loads((run / "operating_points.json").read_text())
     assert file["task"] == "vision"
     stored = {point["name"]: point for point in file["points"]["CoE"]}

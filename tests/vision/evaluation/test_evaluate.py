@@ -121,7 +121,8 @@ def test_data_that_moved(cli, on_folder, tmp_path, capsys):
     shutil.move(on_folder / "data", on_folder / "hidden")
     try:
         assert cli("evaluate", run, "--no-time") == 2
-        assert f"there is no folder {saved['data']['path']}" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"there is no folder {saved['data']['path']}; if the data have moved, --data" in said
         assert cli("evaluate", run, "--no-time", "--data", moved) == 0
         assert is_picture(run / "evaluation/trade_off.png")
         original = (run / "evaluation/examples").glob("*_class_*.png")

@@ -3,8 +3,10 @@
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from coe_core import trade_off_curve
 from vision.evaluation.evaluate import _file_name
@@ -24,6 +26,15 @@ def test_class_names_of_any_letters_and_lengths(tmp_path):
         warnings.simplefilter("error")
         draw(tmp_path / "plain.png", ["cat", "b$x$", "a" * 250, "two\nlines\r", "<b>"])
     assert (tmp_path / "plain.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_long_title_is_not_cut(tmp_path):
+    """Two experts make a narrow picture: its title takes as many lines as it needs."""
+    path, classes = tmp_path / "x.png", ["cat", "dog"] * 30
+    draw_selection(path, "many words " * 9, classes, torch.arange(60), torch.arange(60) % 2, 2)
+    pixels = np.asarray(Image.open(path).convert("L"))
+    assert (pixels < 128).any()
+    assert (pixels[:, -2:] == 255).all()
 
 
 def test_letters_that_no_font_has_are_named_once(tmp_path):

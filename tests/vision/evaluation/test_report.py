@@ -7,6 +7,8 @@ import shutil
 import pytest
 import torch
 
+from coe_core.chosen import Choice, Rival
+from coe_core.paired import PairedDifference
 from tests.browser import browser
 from vision.errors import RunError
 from vision.evaluation import report_parts as parts
@@ -38,6 +40,13 @@ def test_errors_by_hand():
     rows = parts.class_rows(test_answers, ["a", "b", "c", "without images"])
     assert [(row.name, row.accuracy.samples) for row in rows] == [("a", 3), ("b", 2), ("c", 1)]
     assert parts.confused_pairs(answers([0], [0]), ["a", "b", "c"]) == []
+
+
+def test_what_is_level_is_not_behind_by_minus_nothing():
+    level = PairedDifference(0.0, -0.1, 0.1, 1.0)
+    rivals = {"a": Rival(1, 0.9, 1e6, level, False), "b": Rival(1, 0.9, 1e6, level, False)}
+    rows = parts.rival_rows(Choice("a", "a", "quality", 0.05, 10, rivals))
+    assert [f"{row.behind[0]:.2f}" for row in rows] == ["0.00", "0.00"]
 
 
 def test_reliability_by_hand():

@@ -9,7 +9,7 @@ from PIL import Image
 import vision.data.opening
 from vision.data.files import image_formats
 from vision.data.preprocess import Preprocess, UnreadableImageError
-from vision.export import runner as onnx_runner
+from vision.export import runner_images as onnx_runner
 from vision.export.pictures import telling_sizes, write_pictures
 
 

@@ -283,6 +283,31 @@ def test_images_in_memory(small_export, picture):
         runner(Image.new("F", (3, 3)))
 
 
+def test_batches_are_answered_as_single_images_are(small_export, tmp_path):
+    """Decoded ahead in parts, by several threads: in order, each error in the place of its image."""
+    names = []
+    for i in range(30):
+        names.append(tmp_path / f"{i}.png")
+        pixels = np.random.default_rng(i).integers(0, 256, (9, 11), dtype=np.uint8)
+        Image.fromarray(pixels).save(names[-1])
+    names[3].write_text("no image")
+    names[29].unlink()
+    for batch_size in (1, 7, 64):
+        runner = Runner(small_export, threads=1, batch_size=batch_size)
+        answers = list(runner.answers(names, threshold=0.3))
+        assert [i for i, answer in enumerate(answers) if isinstance(answer, Exception)] == [3, 29]
+        for name, answer in zip(names, answers, strict=True):
+            if isinstance(answer, Exception):
+                assert str(name) in str(answer)
+                continue
+            (alone,) = runner([name], threshold=0.3)
+            numbers = [(a.pop("probability"), a.pop("confidence")) for a in (answer, alone)]
+            assert answer == alone
+            np.testing.assert_allclose(*numbers, rtol=1e-4)
+    with pytest.raises(module.UnreadableImageError, match=r"3\.png"):
+        runner(names)
+
+
 class RunsWhenUnpickled:
     def __init__(self, marker: Path):
         self.marker = marker

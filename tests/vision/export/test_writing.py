@@ -189,7 +189,7 @@ def test_an_export_that_fails_its_check_does_not_stay(converted_once, small, tmp
 
 
 def test_the_comparison_sees_other_pixels(small, small_export, tmp_path, monkeypatch):
-    from vision.export import runner
+    from vision.export import runner_images
 
     pixels, photo, damaged = example_pixels(small, 4), tmp_path / "a.jpg", tmp_path / "b.jpg"
     Image.effect_mandelbrot((320, 97), (-2, -1, 1, 1), 99).save(photo)
@@ -198,9 +198,9 @@ def test_the_comparison_sees_other_pixels(small, small_export, tmp_path, monkeyp
     parities = export_check.check_export(small, small_export, "onnx", pixels, 0.5, 0.0, files=files)
     plain = export_check.check_export(small, small_export, "onnx", pixels, 0.5, 0.0)
     assert parities[2].num_samples == plain[2].num_samples + 1
-    fit = runner._fit
+    fit = runner_images._fit
     shifted = lambda image, preprocess: fit(image.rotate(90), preprocess)  # noqa: E731
-    monkeypatch.setattr(runner, "_fit", shifted)
+    monkeypatch.setattr(runner_images, "_fit", shifted)
     message = r"runner.py decodes \S+ otherwise than the run: pixels differ by up to \d+"
     with pytest.raises(ExportError, match=message):
         export_check.check_export(small, small_export, "onnx", example_pixels(small, 4), 0.5, 0.0)

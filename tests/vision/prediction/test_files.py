@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -71,6 +72,20 @@ def test_table_and_stored_point(cli, trained, folder, capsys):
     assert f"threshold {load_run(trained).operating_points['half'].threshold:.4f}" in shown
     assert "[1]" in shown  # brackets are no markup
     assert "ended early" in shown or "expert " in shown
+
+
+def test_files_of_long_names_can_be_told_apart(cli, trained, folder, tmp_path, capsys):
+    """Their folder is told once, where the table would cut every name within it."""
+    deep = tmp_path / "photographs of the whole year" / "sorted by nobody" / "summer"
+    for place, name in (("a", "first.png"), ("b", "second.png")):
+        (deep / place).mkdir(parents=True)
+        shutil.copy(folder / "01[1].png", deep / place / name)
+    assert cli("predict", trained, deep) == 0
+    shown = capsys.readouterr().out
+    assert "a/first.png" in shown
+    assert "b/second.png" in shown
+    assert "summer/a" not in shown
+    assert str(deep) in "".join(shown.split("┏")[0].splitlines()).replace(" \n", " ")
 
 
 def test_unreadable_files_are_reported_and_the_rest_predicted(

@@ -175,7 +175,7 @@ def test_threads_get_their_own_answers_and_batches_are_bounded(trained, pixels, 
         (
             {"budget": "1k"},
             AimNotReachableError,
-            "1000 is below that of every system; the cheapest that",
+            "1,000 is below that of every system; the cheapest that",
         ),
         ({"budget": "best", "threshold": 0.5}, ValueError, "a budget or a threshold, not both: 'b"),
         ({"threshold": -0.1}, ValueError, "threshold must be at least 0, got -0.1"),

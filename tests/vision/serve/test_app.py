@@ -143,7 +143,7 @@ def test_requests_at_once_share_batches_and_get_their_own_answers(served, predic
         ("BOMB", {}, 422, "200 x 100 pixels, above the limit of 10000"),
         ("LARGE", {}, 413, "the body may have 20,000 bytes, this one has 20,001"),
         ("IMAGE", {"budget": "bset"}, 400, "has no operating point 'bset'; stored: best, drop"),
-        ("IMAGE", {"budget": "1k"}, 400, "1000 is below that of every system; the cheapest that"),
+        ("IMAGE", {"budget": "1k"}, 400, "1,000 is below that of every system; the cheapest that"),
         ("IMAGE", {"budget": "best", "threshold": 1}, 400, "a budget or a threshold, not both"),
         ("IMAGE", {"threshold": -1}, 400, "threshold must be at least 0, got -1"),
         ("IMAGE", {"threshold": "nan"}, 400, "threshold must be at least 0, got nan"),

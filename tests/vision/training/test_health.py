@@ -22,6 +22,8 @@ def test_the_cost_is_that_of_all_networks():
     assert line.startswith(f"to train: {parameters / 1e6:.3g} million parameters")
     assert f"{forward / 1e6:.4g} million multiply-adds an image" in line
     assert line.endswith(f"; {recipe.train.epochs} epochs of 10 steps of 10 images")
+    once = untrained(load_recipe("digits", ["train.batch_size=10", "train.epochs=1"]))
+    assert cost_line(once, macs, 105).endswith("; 1 epoch of 10 steps of 10 images")
 
 
 def trainer(loss=None, epoch=0, **more):
