@@ -253,7 +253,8 @@ def own_workers(
         "threads": [ThreadPoolExecutor(1, **given) for _ in range(s)]
     }
     if processes:
-        context = multiprocessing.get_context("spawn")
+        # Not forked from this process, whose threads would be missing; what is imported is so once.
+        context = multiprocessing.get_context("forkserver")
         pools["processes"] = [ProcessPoolExecutor(1, context, **given) for _ in range(s)]
     for pool in (pool for some in pools.values() for pool in some):
         stack.enter_context(pool)
