@@ -1,10 +1,12 @@
 """Teams with a hand-over through the real commands: trained, resumed bit by bit, evaluated, predicted."""
 
+import asyncio
 import csv
 import json
 
 import pytest
 
+from vision.prediction.predictor import Predictor
 from vision.run import load_run
 
 HANDED = ["hand_over.trunk=blocks.0", "hand_over.rough_logits=true"]
@@ -89,3 +91,39 @@ def test_int8_is_of_whole_networks(cli, handed, tmp_path, capsys):
     )
     assert "go on from a shared trunk" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+class Handle:
+    """A deployment's handle that asks a replica here, without batches."""
+
+    def __init__(self, replica):
+        self.replica = replica
+
+    async def remote(self, row):
+        return self.replica.answers([row])[0]
+
+
+def test_the_ray_replicas_hand_over_as_the_predictor_does(handed):
+    """Each holds one network; features of the trunk go from one to the other, no cluster is needed."""
+    pytest.importorskip("ray", reason="the optional extra `scale` is not installed")
+    from vision.serve.ray_app import Delegator, Expert, Ingress
+
+    def replica(kind, expert):
+        return Handle(kind.func_or_class(str(handed), "CoE", expert, max_batch=4, window=0.0))
+
+    networks = load_run(handed).networks
+    experts = [replica(Expert, j) for j in range(networks.team.num_experts)]
+    limits = {"max_pixels": 10_000, "max_bytes": 100_000, "max_memory": 10**7}
+    ingress = Ingress.func_or_class(str(handed), "CoE", replica(Delegator, None), experts, **limits)
+    images = [path.read_bytes() for path in sorted((handed / "evaluation/examples").rglob("*.png"))]
+    for threshold in (0.0, 0.3, 2.0):
+        wanted = Predictor(handed, system="CoE")(images, threshold=threshold)
+        for image, expected in zip(images, wanted, strict=True):
+            answer = asyncio.run(ingress.predict(image, threshold=threshold))
+            assert (answer.label, answer.exited, answer.expert, answer.macs) == (
+                expected.label,
+                expected.exited,
+                expected.expert,
+                expected.macs,
+            )
+            assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-4)
