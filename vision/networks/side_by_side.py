@@ -16,8 +16,10 @@ from vision.networks.size import with_zeros
 
 # Multiply-adds of one network on the whole batch from which the plain loop is faster. Measured by
 # benchmarks/divide.py: below, every layer is bound by the cost of calling it, which side by side is
-# paid once; above, oneDNN's plain convolutions beat its grouped ones.
+# paid once; above, oneDNN's plain convolutions beat its grouped ones. On a GPU side by side won at every
+# size that was measured, the largest of 384M.
 SIDE_BY_SIDE_BELOW = 300e6
+SIDE_BY_SIDE_BELOW_ON_CUDA = 400e6
 _LEAST_IMAGES = 16  # a network too large for that many is always run in the loop
 
 # Layers of which s side by side are one layer, and those that treat every channel alike. No dropout:
@@ -72,7 +74,10 @@ class Together:
 
     def side_by_side(self, num_images: int) -> bool:
         """Whether a batch of this size runs side by side rather than in a loop."""
-        return self.wide is not None and num_images * self.macs < SIDE_BY_SIDE_BELOW
+        weights = next(self.members[0].parameters(), None)
+        on_cuda = weights is not None and weights.is_cuda
+        below = SIDE_BY_SIDE_BELOW_ON_CUDA if on_cuda else SIDE_BY_SIDE_BELOW
+        return self.wide is not None and num_images * self.macs < below
 
     def __call__(
         self, images: Float[Tensor, "n ch h w"] | Sequence[Float[Tensor, "n ch h w"]]
