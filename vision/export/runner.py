@@ -16,7 +16,7 @@ import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,7 +199,7 @@ class Runner:
         images: Sequence[str | Path | Image.Image],
         at: str | None = None,
         threshold: float | None = None,
-    ) -> Iterator[dict | UnreadableImageError | MemoryError]:
+    ) -> Generator[dict | UnreadableImageError | MemoryError, None, None]:
         """The same one by one; in the place of an image that cannot be decoded its error.
 
         While the networks answer a batch, the next two are decoded.

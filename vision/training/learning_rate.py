@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.tuner import Tuner
@@ -21,6 +22,7 @@ from vision.training.finetuning import FineTuning, weights_to_start_from, with_o
 from vision.training.train import train, training_module
 
 LOWEST, HIGHEST, STEPS = 1e-6, 1.0, 100
+LEAST = 10  # steps, below which a curve says nothing
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,19 @@ def find_rates(recipe: Recipe) -> RateRange:
         recipe: whose networks, data and optimiser are tried; its learning rate is not used.
 
     Raises:
-        RunError: too few steps were made.
+        RunError: the loss grew at once.
     """
     recipe = with_own_statistics(recipe)
     data = load_data(recipe.data, ())
     recipe = with_batch_size(recipe, len(data.train), train)
+    batch, images = recipe.train.images_per_step, data.train.with_views(recipe.num_views)
+    loader = train_loader(recipe.data, images, batch, recipe.seed)
+    epochs = math.ceil(STEPS / max(1, len(loader)))  # few images in as many steps
+    recipe = replace(recipe, train=replace(recipe.train, epochs=max(recipe.train.epochs, epochs)))
     seed_everything(recipe.seed, workers=True, verbose=False)
     module = training_module(recipe, data, weights_to_start_from(recipe))
     module.tried_rate = recipe.train.lr  # type: ignore[assignment]  # what the test asks for
     callbacks: list[Callback] = [FineTuning(recipe.train)] if module.networks.started.parts else []
-    images = data.train.with_views(recipe.num_views)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)  # there is no validation
         trainer = Trainer(
@@ -81,17 +86,19 @@ def find_rates(recipe: Recipe) -> RateRange:
         )
         found = Tuner(trainer).lr_find(
             module,
-            train_dataloaders=train_loader(
-                recipe.data, images, recipe.train.images_per_step, recipe.seed
-            ),
+            train_dataloaders=loader,
             min_lr=LOWEST,
             max_lr=HIGHEST,
             num_training=STEPS,
             attr_name="tried_rate",
             update_attr=False,
         )
-    if found is None or len(found.results["lr"]) < 10:
+    if found is None or len(found.results["lr"]) < LEAST:
+        made = found.results["lr"] if found is not None else []
+        last = f", the last with a learning rate of {made[-1]:.1e}" if made else ""
         raise RunError(
-            "the test of learning rates made too few steps: the data are too few, or it diverged at once"
+            f"the test of learning rates ended after {len(made)} of {STEPS} steps{last}: the loss had "
+            "grown to four times its least; look at the data (`coe-vision check`), or raise "
+            f"train.batch_size, {batch} so far"
         )
     return RateRange(found.results["lr"], found.results["loss"], found.suggestion())
