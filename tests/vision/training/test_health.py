@@ -72,9 +72,77 @@ def test_time_is_told_from_the_first_steps(capsys, monkeypatch):
         watch.on_train_batch_end(trainer(global_step=step), MODULE, None)
     out = capsys.readouterr().out
     assert out.startswith("expected: 0:03:20 more (from 10 steps); ")  # 100 steps of 2 s
-    assert re.search(
-        r"ended after \d of 14 steps(, the last with .* of [\d.e+]+)?: the loss had", said
+    assert re.search(r"; [\d.]+ [MG]iB of memory so far\n$", out)
+
+
+def test_patience(capsys):
+    watch = Patience("val/selected_accuracy", 2)
+    for epoch, value in enumerate((0.5, 0.6, 0.6, 0.55)):
+        now = trainer(epoch=epoch, state=SimpleNamespace(fn="fit"), strategy=Strategy())
+        now.callback_metrics = {"val/selected_accuracy": torch.tensor(value)}
+        now.sanity_checking = now.fast_dev_run = False
+        watch._should_skip_check = lambda _: False
+        watch.on_validation_end(now, None)
+        assert now.should_stop == (epoch == 3)
+    assert capsys.readouterr().out == (
+        "ended after epoch 4: 2 epochs without a higher val/selected_accuracy (train.patience)\n"
     )
+    resumed = Patience("val/selected_accuracy", 2)
+    resumed.load_state_dict(watch.state_dict())
+    now = trainer()
+    resumed.on_train_start(now, None)
+    assert now.should_stop
+
+
+class Strategy:
+    def reduce_boolean_decision(self, decision, all):
+        return decision
+
+
+@pytest.mark.parametrize("name", ["csv", "tensorboard"])
+def test_further_loggers_write_into_the_run(tmp_path, name):
+    (logger,) = further_logger(name, tmp_path)
+    logger.log_metrics({"a": 1.0}, step=0)
+    logger.save()
+    logger.finalize("success")
+    assert [path for path in (tmp_path / "logs" / name).rglob("*") if path.is_file()]
+
+
+def test_no_logger_and_one_without_its_package(tmp_path, monkeypatch):
+    assert further_logger(None, tmp_path) == []
+
+    def missing(*_, **__):
+        raise ModuleNotFoundError("No module named 'mlflow'")
+
+    monkeypatch.setattr("vision.training.loggers.MLFlowLogger", missing)
+    with pytest.raises(
+        ValueError, match=r"train.logger mlflow needs its package: pip install mlfl"
+    ):
+        further_logger("mlflow", tmp_path)
+    with pytest.raises(ValueError, match=r"train.logger: expected one of .*'wandb'.*got wandbb"):
+        load_recipe("digits", ["train.logger=wandbb"])
+
+
+WORDS = ["digits", "data.train_fraction=0.2", "num_experts=2", "controls={}"]
+WORDS += ["train.epochs=1", "train.batch_size=16", "train.ema_decay=0.999"]
+
+
+@pytest.mark.slow
+def test_rates_are_found_and_nothing_is_kept(cli, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vision.training.learning_rate.STEPS", 14)
+    assert cli("train", *WORDS, "--find-lr") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("the loss falls ")
+    assert len([line for line in lines if line.startswith("lr ")]) >= 10
+    # Three steps an epoch: as many epochs as the test needs, whatever the recipe says.
+    assert cli("train", *WORDS, "train.batch_size=64", "--find-lr") == 0
+    assert len([line for line in capsys.readouterr().out.splitlines() if line[:3] == "lr "]) >= 10
+    monkeypatch.setattr("vision.training.learning_rate.LOWEST", 1e3)
+    monkeypatch.setattr("vision.training.learning_rate.HIGHEST", 1e9)
+    assert cli("train", *WORDS, "--find-lr") == 2
+    ended = r"ended after \d of 14 steps(, the last with .* of [\d.e+]+)?: the loss had grown"
+    assert re.search(ended, capsys.readouterr().err)
     assert cli("train", *WORDS, "--find-lr", "--resume") == 2
     assert "--find-lr keeps no run" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
