@@ -280,7 +280,7 @@ def test_stored_json_of_other_types_in_one_line(trained, tmp_path, monkeypatch, 
     shutil.copytree(trained, folder)
     networks = load_run(folder).networks
     content = load_checkpoint(folder / LAST)
-    monkeypatch.setattr("vision.run.load_checkpoint", lambda _: content)  # once
+    monkeypatch.setattr("vision.run.load_checkpoint", lambda *_: content)  # once
     monkeypatch.setattr("vision.run._build", lambda *_: networks)
     whole = json.loads((folder / name).read_text())
     changed = [
