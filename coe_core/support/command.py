@@ -300,6 +300,11 @@ def _drop(stream: IO[str]) -> None:
         return
 
 
+def add_overrides(parser: argparse.ArgumentParser, about: str | None = None) -> None:
+    """``key=value`` arguments, none at least; without a default argparse would call them required."""
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=about)
+
+
 def at_least(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
     """An argparse ``type``: a whole number in [least, most].
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from coe_core.support.command import at_least
+from coe_core.support.command import add_overrides, at_least
 
 if TYPE_CHECKING:
     from translation.recipe import Recipe
@@ -17,7 +17,7 @@ def add_inspect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", help="a checkpoint, a run folder, a recipe file or the name of a recipe"
     )
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="of a recipe")
+    add_overrides(parser, "of a recipe")
     parser.add_argument(
         "--tokens",
         type=at_least(1, 100000),

@@ -6,15 +6,13 @@ import argparse
 import time
 from pathlib import Path
 
-from coe_core.support.command import at_least
+from coe_core.support.command import add_overrides, at_least
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
     """Options of `coe-translation train`."""
     parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="such as training.updates=3"
-    )
+    add_overrides(parser, "such as training.updates=3")
     parser.add_argument("--out", help="run folder (default: runs/RECIPE-sSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from coe_core.support.command import at_least
+from coe_core.support.command import add_overrides, at_least
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("data", help="a folder of images (train/CLASS/image), or a recipe")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="such as data.size=64"
-    )
+    add_overrides(parser, "such as data.size=64")
     parser.add_argument(
         "--seen",
         type=at_least(1),

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from coe_core.support.command import DONE
+from coe_core.support.command import DONE, add_overrides
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("data", help="a folder of class folders, or a .csv, .tsv or .parquet table")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="key=value",
-        help="of the recipe's data section, such as group=track or columns.label=name",
-    )
+    add_overrides(parser, "of the recipe's data section, such as group=track or columns.label=name")
 
 
 def run(arguments: argparse.Namespace) -> int:

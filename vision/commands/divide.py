@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from coe_core.support.command import at_least, number_in, refuse_unused
+from coe_core.support.command import add_overrides, at_least, number_in, refuse_unused
 
 INFINITE = float("inf")
 LARGEST = 16384  # side of an image, in pixels
@@ -13,13 +13,7 @@ LARGEST = 16384  # side of an image, in pixels
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("model", help="any network by name, or paper/NAME such as paper/wrn_28_10")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="key=value",
-        help="options of the network, such as width=64",
-    )
+    add_overrides(parser, "options of the network, such as width=64")
     parser.add_argument("-s", type=int, required=True, metavar="S", help="number of networks")
     parser.add_argument("--match", help="what solve keeps: macs (default) or parameters")
     parser.add_argument(

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from coe_core.support.command import add_overrides
+
 if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
@@ -19,7 +21,7 @@ EXIT_RATES = (0.0, 0.25, 0.5, 0.75, 1.0)  # at which the mixture is counted if n
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("source", help="recipe or run")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value")
+    add_overrides(parser)
     parser.add_argument(
         "--exit-rate", type=float, metavar="R", help="of the mixture, in [0, 1] (default: several)"
     )

@@ -7,16 +7,14 @@ import time
 import warnings
 from pathlib import Path
 
-from coe_core.support.command import DONE, IN_PART, at_least, refuse_unused
+from coe_core.support.command import DONE, IN_PART, add_overrides, at_least, refuse_unused
 from coe_core.support.imports import uncollected
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     parser.add_argument("recipe", help="a YAML file, or the name of a shipped recipe")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="such as train.epochs=3"
-    )
+    add_overrides(parser, "such as train.epochs=3")
     parser.add_argument("--out", help="run folder (default: runs/RECIPE-sSEED)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument(

@@ -39,10 +39,9 @@ def cost_line(networks: Networks, macs: RunMacs, num_images: int) -> str:
     forward += sum(macs.cascade or ())
     forward += sum(macs.ensembles[name] * e.s for name, e in recipe.ensembles.items())
     steps = num_images // recipe.train.images_per_step
-    epochs = "1 epoch" if recipe.train.epochs == 1 else f"{recipe.train.epochs} epochs"
     return (
         f"to train: {total / 1e6:.3g} million parameters in all networks, {forward / 1e6:.4g} million "
-        f"multiply-adds an image forwards; {epochs} of {steps} steps of "
+        f"multiply-adds an image forwards; {_epochs(recipe.train.epochs)} of {steps} steps of "
         f"{recipe.train.images_per_step} images"
     )
 
@@ -65,6 +64,10 @@ def average_warning(recipe: Recipe, num_steps: int) -> str | None:
         f"train.ema_decay={decay:g} is not reached in {num_steps} steps, at whose end the average weighs the "
         f"past by {reached:.3f} (its warm-up): lower it, or train longer"
     )
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
 
 
 class Expectation(Callback):
@@ -161,9 +164,8 @@ class Patience(EarlyStopping):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         if self.wait_count >= self.patience and trainer.is_global_zero:
-            epochs = "1 epoch" if self.patience == 1 else f"{self.patience} epochs"
             print(
-                f"ended after epoch {trainer.current_epoch + 1}: {epochs} without a higher "
+                f"ended after epoch {trainer.current_epoch + 1}: {_epochs(self.patience)} without a higher "
                 f"{self.monitor} (train.patience)",
                 flush=True,
             )
