@@ -87,6 +87,8 @@ def prepared(network: nn.Module, mode: str, example: Sequence) -> Callable[..., 
     if mode == "eager":
         return network
     if mode == "compiled":
+        # One forward is compiled for every system and shape; beyond a limit of 8 torch would run it eagerly.
+        torch._dynamo.config.recompile_limit = 1024
         compute = torch.compile(network, dynamic=True)
         for n in (8, 1, 3):
             compute(*(_rows(value, slice(0, n)) for value in example))

@@ -4,8 +4,9 @@
 
 Ways to run the s: one after another (loop), their layers side by side as grouped convolutions, stacked
 parameters under torch.func.vmap and, on a CPU, a thread or a process for each network, with one core each;
-the other ways use all the cores given. All ways take turns, so that drift hits all alike; each network has
-its own images. Milliseconds are medians over rounds, and their 95th percentile; on CUDA where there is one,
+the other ways use all the cores given. With several cores the wide network runs on one as well, and the
+faster of both is what all are compared with: threads that share a small network cost more than they bring.
+All ways take turns, so that drift hits all alike; each network has its own images. Milliseconds are medians over rounds, and their 95th percentile; on CUDA where there is one,
 else on the CPU.
 """
 
@@ -40,6 +41,7 @@ from vision.networks.side_by_side import Together, run_side_by_side
 from vision.precision import autocast, choose_precision
 
 HEADINGS = ("s", "batch", "mode", "way", "ms", "p95 ms", "of the wide network's time", "chosen")
+WIDE_ON_ONE = "wide, one thread"
 
 
 def main() -> None:
@@ -123,7 +125,11 @@ def measure(
     ways, skeleton = ways_of(undivided, members, together, views)
     rows = []
     with ExitStack() as stack:
-        alone = own_workers(stack, divided, s, (batch, *shape), arguments.processes, precision)
+        given = ((batch, *shape), precision)
+        alone = own_workers(stack, divided, s, given, arguments.processes)
+        if torch.get_num_threads() > 1:
+            [worker] = own_workers(stack, wide, 1, given, processes=False).values()
+            alone[WIDE_ON_ONE] = worker
         for mode in ("inference", "training"):
             for network in (undivided, members, skeleton):
                 network.train(mode == "training")
@@ -176,7 +182,8 @@ def ways_of(
 
 def lines_of(times: dict[str, list[float]], place: Sequence[str], chosen: str) -> list[list[str]]:
     """A line of the table for each way."""
-    lines, base = [], figures(times["wide"]).median
+    lines = []
+    base = min(figures(times[name]).median for name in ("wide", WIDE_ON_ONE) if name in times)
     for name, values in times.items():
         median, p95, _ = figures(values)
         shown = (f"{1e3 * median:.2f}", f"{1e3 * p95:.2f}", f"{median / base:.2f}")
@@ -243,12 +250,11 @@ def own_workers(
     stack: ExitStack,
     network: Network,
     s: int,
-    shape: Sequence[int],
+    shape_and_precision: tuple[Sequence[int], str],
     processes: bool,
-    precision: str,
 ) -> dict[str, list[Executor]]:
     """s workers of one thread each, by kind."""
-    given = {"initializer": hold, "initargs": (network, shape, precision)}
+    given = {"initializer": hold, "initargs": (network, *shape_and_precision)}
     pools: dict[str, list[Executor]] = {
         "threads": [ThreadPoolExecutor(1, **given) for _ in range(s)]
     }

@@ -109,9 +109,9 @@ def _load(arguments: argparse.Namespace) -> FairseqEngine:
             load_pieces(arguments.sentencepiece)  # else told of the copy in the export
     names = {"data": "data", "points": "points", "vocabulary": "sentencepiece"}
     given = {name: getattr(arguments, option) for name, option in names.items()}
-    from translation.prediction.fairseq_engine import FairseqEngine
-
     engine = load_engine(source, given, "cpu")
+    from translation.prediction.fairseq_engine import FairseqEngine  # fairseq is loaded, quietly
+
     assert isinstance(engine, FairseqEngine), "not an export"
     return engine
 

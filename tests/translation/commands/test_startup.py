@@ -29,7 +29,8 @@ def test_what_translates(loaded_after, warm, trained_run, tmp_path):
         [
             ["calibrate", valid, "best", "--out", points],
             ["translate", trained_run, line, "--out", tmp_path / "line.en"],
+            ["export", trained_run, "--check", 0, "--out", tmp_path / "export"],
             ["curve", valid, "--out", tmp_path / "curve"],
         ],
         warm("torch") / "python",
-    ) == [{"torch"}, fairseq, fairseq | {"matplotlib"}]
+    ) == [{"torch"}, fairseq, fairseq, fairseq | {"matplotlib"}]
