@@ -6,8 +6,8 @@ Ways to run the s: one after another (loop), their layers side by side as groupe
 parameters under torch.func.vmap and, on a CPU, a thread or a process for each network, with one core each;
 the other ways use all the cores given. With several cores the wide network runs on one as well, and the
 faster of both is what all are compared with: threads that share a small network cost more than they bring.
-All ways take turns, so that drift hits all alike; each network has its own images. Milliseconds are medians over rounds, and their 95th percentile; on CUDA where there is one,
-else on the CPU.
+All ways take turns, so that drift hits all alike; each network has its own images. Milliseconds are medians
+over rounds, and their 95th percentile; on CUDA where there is one, else on the CPU.
 """
 
 from __future__ import annotations

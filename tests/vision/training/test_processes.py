@@ -139,6 +139,7 @@ def test_two_nodes_do_what_one_process_does_lose_one_and_one_goes_on(cli, warm, 
     recipe = ["digits", "data.train_fraction=0.1", "train.batch_size=32", "num_experts=2"]
     recipe += ["train.epochs=3", "train.precision=32-true", "train.ema_decay=0.9", "controls={}"]
     recipe += ["objective.scope=queue", "objective.queue_size=50", "data.size=16"]
+    recipe += ["objective.shared_start=0.3", "portions.follow=clusters"]
     recipe += [f"delegator={network}", f"experts={network}"]
     parts, whole, script = tmp_path / "parts", tmp_path / "whole", tmp_path / "killed.py"
     script.write_text(KILLED)
@@ -169,6 +170,10 @@ def test_two_nodes_do_what_one_process_does_lose_one_and_one_goes_on(cli, warm, 
     ours, theirs = (
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (parts, whole)
     )
+    centres = ours["state_dict"][
+        "portions.clusters.centres"
+    ]  # clusters are found over both processes
+    assert centres.isfinite().all()
     for kind in ("state_dict", "current_model_state"):
         assert ours[kind].keys() == theirs[kind].keys()
         for name, value in ours[kind].items():
