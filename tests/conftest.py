@@ -1,5 +1,6 @@
 """For all tests: annotations are checked, shapes included; marks say what starts processes, what is slow."""
 
+import atexit
 import fcntl
 import gc
 import json
@@ -66,6 +67,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What is there now stays: it is not looked through again and again, nor copied by what forks."""
     gc.freeze()
+    atexit.register(gc.unfreeze)  # else libraries report at the end what was not collected
     gc.enable()
 
 
