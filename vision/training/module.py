@@ -357,7 +357,7 @@ class CoETraining(LightningModule):
     def on_validation_epoch_end(self) -> None:
         if self.recipe.has_team and not self.trainer.sanity_checking:
             for name, value in self.portions.follow().items():
-                self.log(f"portions/{name}", value)
+                self.log(f"portions/{name}", value, sync_dist=True)  # the same on all
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A run that an earlier version began has counted no portions."""

@@ -52,7 +52,8 @@ def keep_best_start(
     """
     if (folder / LAST).exists():
         return
-    if (folder / STARTS).exists() and not resume:
+    # Not by the folders: another process may have made them a moment ago.
+    if not resume and any((folder / STARTS).glob(f"*/{LAST}")):
         raise RunError(
             f"{folder} already holds trials of a run; continue it with --resume, or choose another --out"
         )
@@ -60,15 +61,15 @@ def keep_best_start(
     for start in range(recipe.portions.starts):
         trial = folder / STARTS / str(start)
         try_start(trial, start)
-        gains.append(_gain(trial))
         if rank == 0:
+            gains.append(_gain(trial))
             print(
                 f"start {start + 1}/{recipe.portions.starts}: specialists gain {100 * gains[-1]:+.2f} points "
                 f"of probability after {recipe.trial_epochs} of {recipe.train.epochs} epochs",
                 flush=True,
             )
-    best = max(range(len(gains)), key=gains.__getitem__)
     if rank == 0:
+        best = max(range(len(gains)), key=gains.__getitem__)
         print(f"start {best + 1} is kept", flush=True)
         write_json(folder / RECORD, {"specialist_gain": gains, "kept": best})
         _go_on(folder / STARTS / str(best), folder)

@@ -13,7 +13,9 @@ from vision.errors import RunError
 from vision.recipe import load_recipe
 from vision.recipe_networks import Networks
 from vision.run import load_checkpoint
+from vision.training.module import GAIN
 from vision.training.portions import TeamPortions, known_groups
+from vision.training.starts import keep_best_start
 from vision.training.train import train
 
 FAST = ["data.train_fraction=0.15", "train.epochs=2", "controls={}", "num_experts=2"]
@@ -108,6 +110,26 @@ def test_the_best_start_goes_on_and_is_resumed_exactly(tmp_path, capsys):
     parts = trained(tmp_path / "parts", *starts, stop_after=1)
     parts = trained(tmp_path / "parts", *starts, resume=True)
     assert all(whole[name].equal(parts[name]) for name in whole)
+
+
+def test_another_process_may_be_the_first_to_make_the_folders(tmp_path, capsys):
+    """Of two processes that begin at once the one that does not write was here already."""
+    recipe = load_recipe("digits", [*FAST, "portions.starts=2", "portions.trial=0.5"])
+    run = tmp_path / "run"
+
+    def try_start(trial, start):
+        assert rank == 0 or not (trial / "metrics").exists()  # nothing is read that another writes
+        if rank == 0:
+            for part in ("metrics/metrics.csv", "checkpoints/last.ckpt"):
+                (trial / part).parent.mkdir(parents=True, exist_ok=True)
+                (trial / part).write_text(f"{GAIN}\n{start}\n")
+
+    for rank in (1, 0):
+        (run / "starts/0/checkpoints").mkdir(parents=True, exist_ok=True)
+        keep_best_start(recipe, run, False, rank, try_start)
+        assert capsys.readouterr().out.count("is kept") == 1 - rank
+    assert json.loads((run / "starts.json").read_text())["kept"] == 1
+    assert (run / "checkpoints/last.ckpt").is_file()
 
 
 @pytest.mark.slow

@@ -170,10 +170,8 @@ def test_two_nodes_do_what_one_process_does_lose_one_and_one_goes_on(cli, warm, 
     ours, theirs = (
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (parts, whole)
     )
-    centres = ours["state_dict"][
-        "portions.clusters.centres"
-    ]  # clusters are found over both processes
-    assert centres.isfinite().all()
+    # The average of what is not known at first is never known; nothing asks it.
+    assert ours["current_model_state"]["portions.clusters.centres"].isfinite().all()
     for kind in ("state_dict", "current_model_state"):
         assert ours[kind].keys() == theirs[kind].keys()
         for name, value in ours[kind].items():
