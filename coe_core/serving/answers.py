@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 
 from coe_core.errors import CoEError
@@ -94,3 +95,20 @@ def text(name: str) -> str:
         ('Ünï', '\\\\udcff')
     """
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def complaints(error: RequestValidationError) -> str:
+    """What is wrong with a request, in words of who sends it: ten things at most."""
+    return "; ".join(map(_complaint, error.errors()[:10]))
+
+
+def _complaint(problem: dict[str, Any]) -> str:
+    place, got = problem["loc"][-1], problem.get("input")
+    if problem["type"] == "json_invalid":
+        return f"the body is not JSON: {problem['ctx']['error']}, at character {place}"
+    if place == "body":
+        what = (
+            "empty" if got in (None, b"") else "no JSON object with Content-Type: application/json"
+        )
+        return f"the body is {what}"
+    return f"{place}: {problem['msg']}, got {printable_text(repr(got), 80)}"

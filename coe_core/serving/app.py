@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from coe_core.serving.answers import text
+from coe_core.serving.answers import complaints, text
 from coe_core.serving.batching import (
     Batcher,
     PredictionTimeoutError,
@@ -23,7 +23,7 @@ from coe_core.serving.batching import (
 )
 from coe_core.serving.guard import Guard, LastResort
 from coe_core.serving.health import Health
-from coe_core.serving.limits import Limits, printable_text
+from coe_core.serving.limits import Limits
 from coe_core.serving.memory import MemoryBudget
 from coe_core.serving.metrics import LiveMetrics
 from coe_core.serving.pages import read_page
@@ -174,24 +174,11 @@ def _add_limits(app: FastAPI, service: Service[Any, Any]) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return JSONResponse({"detail": "; ".join(map(_complaint, error.errors()[:10]))}, 422)
+        return JSONResponse({"detail": complaints(error)}, 422)
 
     @app.exception_handler(AnyHTTPException)
     async def refused(request: Request, error: AnyHTTPException) -> Response:
         return JSONResponse({"detail": text(error.detail)}, error.status_code, error.headers)
-
-
-def _complaint(problem: dict[str, Any]) -> str:
-    """What is wrong with a request, in words of who sends it."""
-    place, got = problem["loc"][-1], problem.get("input")
-    if problem["type"] == "json_invalid":
-        return f"the body is not JSON: {problem['ctx']['error']}, at character {place}"
-    if place == "body":
-        what = (
-            "empty" if got in (None, b"") else "no JSON object with Content-Type: application/json"
-        )
-        return f"the body is {what}"
-    return f"{place}: {problem['msg']}, got {printable_text(repr(got), 80)}"
 
 
 def _add_reports(app: FastAPI, service: Service[Any, Any]) -> None:

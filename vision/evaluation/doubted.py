@@ -94,8 +94,13 @@ def csv_table(doubted: Sequence[Doubted]) -> str:
 def shown(doubted: Sequence[Doubted]) -> str:
     """One line for the terminal."""
     first = doubted[0]
+    count = (
+        "1 held-out image whose label is"
+        if len(doubted) == 1
+        else f"{len(doubted)} held-out images whose labels are"
+    )
     return (
-        f"{len(doubted)} held-out images whose labels are worth a look: all networks are at least "
+        f"{count} worth a look: all networks are at least "
         f"{SURE:.0%} sure of another class, such as {first.file}, which is {first.label} and taken for "
         f"{first.answer}"
     )

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from fastapi import HTTPException
+from fastapi.exceptions import RequestValidationError
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from coe_core import AimNotReachableError, ExitRule
-from coe_core.serving.answers import check_parameters, client_text, text
+from coe_core.serving.answers import client_text, complaints, text
 from coe_core.serving.memory import BusyMemoryError, TooMuchMemoryError
 from vision.budgets import resolve_budget
 from vision.data.preprocess import UnreadableImageError
@@ -32,7 +33,7 @@ from vision.precision import autocast, choose_precision
 from vision.prediction.predictor import Prediction
 from vision.recipe_networks import Networks, run_macs
 from vision.run import Run, load_run
-from vision.serve.answers import PARAMETERS, answer_of, image_of, or_its_error
+from vision.serve.answers import answer_of, image_of, or_its_error, parameters_of
 from vision.serve.decoding import ImageDecoder
 from vision.systems import answering, build_system
 
@@ -195,21 +196,19 @@ class Ingress:
     async def __call__(self, request: Request) -> JSONResponse:
         """POST an image, with `budget` or `threshold` in the query."""
         start = time.perf_counter()
-        query = request.query_params
         try:
-            check_parameters(request, tuple(PARAMETERS))
-            threshold = float(query["threshold"]) if "threshold" in query else None
+            budget, threshold = parameters_of(request)
             length = request.headers.get("content-length", "")
             if not length.isdigit() or int(length) > self.max_bytes:  # bodies of unknown length too
                 raise HTTPException(
                     413, f"a body has its length, of at most {self.max_bytes:,} bytes"
                 )
             content, name = await image_of(request)
-            prediction, resolved = await self._predict(
-                content, name, query.get("budget"), threshold
-            )
+            prediction, resolved = await self._predict(content, name, budget, threshold)
         except HTTPException as error:
             return JSONResponse({"detail": text(error.detail)}, error.status_code)
+        except RequestValidationError as error:
+            return JSONResponse({"detail": complaints(error)}, 422)
         except TooMuchMemoryError as error:
             return JSONResponse({"detail": f"the image is too large: {error}"}, 413)
         except BusyMemoryError as error:

@@ -128,7 +128,7 @@ def test_the_predictors_answers_and_refusals(application, run, images):
             400,
             "run has no operating point 'bset' of CoE; stored: best",
         ),
-        (images[0], {"threshold": "high"}, 400, "could not convert string to float: 'high'"),
+        (images[0], {"threshold": "high"}, 422, "threshold: Input should be a valid number"),
     ]:
         reply = httpx.post(address, content=content, params=parameters, timeout=60)
         assert (reply.status_code, message in reply.json()["detail"]) == (status, True)
@@ -197,7 +197,7 @@ def test_the_ingress_answers_and_refuses_without_a_cluster(trained):
             "unknown parameter 'budjet'; known: budget, threshold",
         ),
         (file.getvalue(), "budget=bset", 400, "no operating point 'bset'"),
-        (file.getvalue(), "threshold=x", 400, "could not convert string to float: 'x'"),
+        (file.getvalue(), "threshold=x", 422, "threshold: Input should be a valid number"),
         (b"x" * 20_001, "", 413, "a body has its length, of at most 20,000 bytes"),
     ]:
         answered, answer = ask(content, query)
