@@ -19,6 +19,12 @@ from hypothesis import HealthCheck, settings
 
 from tests import checking
 
+if sys.dont_write_bytecode and sys.pycache_prefix is None:
+    # As the Makefile does: without bytecode a process that imports torch takes three times as long.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 gc.disable()  # until all is imported and collected: see `pytest_collection_finish`
 os.environ["COE_CACHE"] = "off"  # decoded images of tests are not kept in the developer's cache
 # A model that fairseq imports sets the root's level to DEBUG where it has no handler: then every library's
@@ -45,7 +51,7 @@ MARKED_BY_FIXTURE = {
     "ranks": "process",
     "warm": "process",
     **dict.fromkeys(["trained", "trained_run", "cotrained", "digits", "study", "corpus"], "slow"),
-    **dict.fromkeys(["small_export", "saves", "converted_once"], "slow"),
+    **dict.fromkeys(["small_export", "saves", "converted_once", "operators_once"], "slow"),
 }
 STARTS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
 unmarked: list[

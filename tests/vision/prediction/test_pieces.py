@@ -150,14 +150,21 @@ def test_a_cluster_of_two_answers_as_one_process(local_ray, cli, trained, images
     inputs, predictor = find_inputs([str(images)]), job.predictor()
     with cluster(None, 2) as num_gpus:
         with planned(job, inputs, predictor, resume=False, size=3) as pieces:
-            done = list(predict_pieces(pieces[1:], job, 2, num_gpus))  # as if it had been stopped
-        assert sorted(done) == [(1, 3, 0), (2, 3, 0), (3, 1, 1)]
+            obstacles = [job.part(0), job.part(1)]
+            for obstacle in obstacles:
+                obstacle.mkdir()
+            done = []
+            with pytest.raises(
+                RunError, match=r"2 of 4 pieces failed; the first: .*part-00000[01].* is a folder"
+            ):
+                done.extend(predict_pieces(pieces, job, 2, num_gpus))
+            for obstacle in obstacles:
+                obstacle.rmdir()
         with planned(job, inputs, predictor, resume=True, size=3) as pieces:
-            assert list(predict_pieces(pieces, job, 2, num_gpus)) == [(0, 3, 0)]
-        with pytest.raises(
-            RunError, match=r"2 of 2 pieces failed; the first: .*there is no folder"
-        ):
-            list(predict_pieces(pieces * 2, job._replace(out=str(tmp_path / "gone")), 2))
+            assert list(predict_pieces(pieces[:1], job, 2, num_gpus)) == [(0, 3, 0)]
+            budget = predictor.resolve()  # the other without a cluster: who takes a piece is free
+            assert predict_piece(predictor, budget, pieces[1], job) == (1, 3, 0)
+            assert len(pieces) == 2
     for result, wanted in zip(rows(shared), rows(alone), strict=True):
         for name, value in wanted.items():
             assert result[name] == (
