@@ -1,6 +1,7 @@
 """A small German-English corpus of numbers in words, and fairseq's own commands as users call them."""
 
 import contextlib
+import copy
 import importlib
 import io
 import json
@@ -10,8 +11,9 @@ import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import CodeType
 from typing import NamedTuple, TypeAlias
 
 import pytest
@@ -46,6 +48,45 @@ def write_pairs(prefix: Path, pairs: list[tuple[str, str]]) -> None:
     for place, language in enumerate(("de", "en")):
         lines = "".join(both[place] + "\n" for both in pairs)
         prefix.with_name(f"{prefix.name}.{language}").write_text(lines, encoding="utf-8")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _composed_once() -> Iterator[None]:
+    """fairseq's options through hydra as ever, without what hydra does anew for every call: half a second.
+
+    It copies all that was ever registered, though a copy of what is asked for is made, too; parses the same
+    defaults; and reads the source of every function on the stack to find the folder of its caller.
+    """
+    from hydra._internal.config_repository import CachingConfigRepository
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    initialize = importlib.import_module("hydra.initialize")
+    find, parse = (
+        initialize.detect_calling_file_or_module_from_stack_frame,
+        OverridesParser.parse_rule,
+    )
+    callers: dict[CodeType, object] = {}
+    parsed: dict[tuple[str, str], object] = {}
+
+    def caller(depth: int) -> object:
+        code = sys._getframe(depth).f_code
+        if code not in callers:
+            callers[code] = find(depth + 1)
+        return callers[code]
+
+    def parse_once(parser: OverridesParser, text: str, rule: str) -> object:
+        if (text, rule) not in parsed:
+            parsed[text, rule] = parse(parser, text, rule)
+        return copy.copy(parsed[text, rule])
+
+    def shared(caching: CachingConfigRepository, repository: object) -> None:
+        caching.delegate, caching.cache = repository, {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(initialize, find.__name__, caller)
+        patch.setattr(OverridesParser, "parse_rule", parse_once)
+        patch.setattr(CachingConfigRepository, "__init__", shared)
+        yield
 
 
 class Done(NamedTuple):
