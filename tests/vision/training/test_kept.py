@@ -150,6 +150,7 @@ with locked(sys.argv[1]):
 # Any name is a plain local path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["a::b", "file:x::zip:y", "100%#?*[x]", " spaces ", "new\nline", "~", "memory:", "registry:x"],
