@@ -90,7 +90,8 @@ def test_weights_that_are_no_dense_real_numbers(content, tmp_path, tensor, recwa
     damaged = {**content, "state_dict": {**content["state_dict"], name: tensor}}
     torch.save(damaged, tmp_path / "x.ckpt")
     assert "its state_dict is not of the expected kind" in refused(tmp_path / "x.ckpt")
-    assert not recwarn.list
+    # What another test left open may be collected here.
+    assert [w for w in recwarn.list if w.category is not ResourceWarning] == []
 
 
 def test_networks_that_are_larger_than_their_weights_are_not_built(content, tmp_path):
