@@ -52,6 +52,11 @@ def _recurrent(inputs: Tensor, *weights: Tensor) -> int:
     return rows * sum(weight.numel() for weight in weights if weight.ndim == 2)
 
 
+def _attention(queries: Tensor, keys: Tensor, values: Tensor) -> int:
+    """Queries times keys, and the weights times values."""
+    return queries.shape[:-1].numel() * keys.shape[-2] * (keys.shape[-1] + values.shape[-1])
+
+
 # Multiply-adds of operators that torch's own registry lacks, from their arguments.
 _OWN: dict[Any, Callable[..., int]] = {
     torch.ops.aten.dot: lambda a, b: a.numel(),
@@ -60,6 +65,10 @@ _OWN: dict[Any, Callable[..., int]] = {
     torch.ops.aten.addmv: lambda c, a, b, **_: a.numel(),
     torch.ops.aten.mkldnn_rnn_layer: lambda x, w_input, w_hidden, *_: _recurrent(
         x, w_input, w_hidden
+    ),
+    # In torch's registry since a version after 2.9.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: (
+        _attention(q, k, v)
     ),
     torch.ops.aten._cudnn_rnn: lambda x, weights, *_: _recurrent(x, *weights),
 }

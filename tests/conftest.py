@@ -91,7 +91,8 @@ def no_process(event: str, arguments: tuple[object, ...]) -> None:
     """An audit hook: a test that starts a process says so by its mark."""
     if unmarked and event in STARTS:
         program = Path(os.fsdecode(arguments[0])).name if event == "subprocess.Popen" else event
-        if program != "git":  # tells which commit a result is of; takes milliseconds
+        # The commit that a result is of; what older numpy and matplotlib ask the machine when imported.
+        if program not in ("git", "lscpu", "fc-list"):
             pytest.fail(f"{unmarked[0]} starts a process ({program}): mark it process")
 
 
