@@ -1,6 +1,6 @@
 # make demo   trains a Collaboration of Experts on digits, shows its table, predicts a few files
 # make demo-translation   the same for translation: German numbers, dates and amounts into English (five minutes)
-# make test   all that CI runs: lint, types, tests and doctests (12 minutes on two cores)
+# make test   all that CI runs: lint, types, tests and doctests (seven minutes on two quiet cores)
 # make quick  tests that start no other process and train nothing (times of all: CONTRIBUTING.md)
 # make lint, make types, make fuzz, make matrix   see CONTRIBUTING.md
 # Everything is installed into .venv on the first call (a few minutes: torch is large) and reused afterwards.
