@@ -11,7 +11,7 @@ def test_texts_load_no_torch(loaded_after, tmp_path):
         ["--version"],
         ["user-dir"],
         ["check", text, reference],
-        ["vocabulary", text, "--size", 30, "--out", model],
+        ["vocabulary", text, "--size", 28, "--out", model],
         ["encode", text, "--model", model, "--out", tmp_path / "pieces"],
         ["score", text, "-r", reference],
     ]
