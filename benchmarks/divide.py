@@ -125,11 +125,10 @@ def measure(
     ways, skeleton = ways_of(undivided, members, together, views)
     rows = []
     with ExitStack() as stack:
-        given = ((batch, *shape), precision)
-        alone = own_workers(stack, divided, s, given, arguments.processes)
+        images = (batch, *shape)
+        alone = own_workers(stack, divided, s, images, arguments.processes, precision)
         if torch.get_num_threads() > 1:
-            [worker] = own_workers(stack, wide, 1, given, processes=False).values()
-            alone[WIDE_ON_ONE] = worker
+            alone[WIDE_ON_ONE] = own_workers(stack, wide, 1, images, False, precision)["threads"]
         for mode in ("inference", "training"):
             for network in (undivided, members, skeleton):
                 network.train(mode == "training")
@@ -250,11 +249,12 @@ def own_workers(
     stack: ExitStack,
     network: Network,
     s: int,
-    shape_and_precision: tuple[Sequence[int], str],
+    shape: Sequence[int],
     processes: bool,
+    precision: str,
 ) -> dict[str, list[Executor]]:
     """s workers of one thread each, by kind."""
-    given = {"initializer": hold, "initargs": (network, *shape_and_precision)}
+    given = {"initializer": hold, "initargs": (network, shape, precision)}
     pools: dict[str, list[Executor]] = {
         "threads": [ThreadPoolExecutor(1, **given) for _ in range(s)]
     }

@@ -66,7 +66,7 @@ _OWN: dict[Any, Callable[..., int]] = {
     torch.ops.aten.mkldnn_rnn_layer: lambda x, w_input, w_hidden, *_: _recurrent(
         x, w_input, w_hidden
     ),
-    # In torch's registry since a version after 2.9.
+    # Which torch 2.10 does not know, and later versions do.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: (
         _attention(q, k, v)
     ),

@@ -163,6 +163,9 @@ def test_a_cluster_of_two_answers_as_one_process(local_ray, cli, trained, images
         with planned(job, inputs, predictor, resume=True, size=3) as pieces:
             assert list(predict_pieces(pieces[:1], job, 2, num_gpus)) == [(0, 3, 0)]
             budget = predictor.resolve()  # the other without a cluster: who takes a piece is free
+            gone = job._replace(out=str(tmp_path / "gone"))
+            with pytest.raises((RunError, OSError), match="there is no folder"):
+                predict_piece(predictor, budget, pieces[1], gone)
             assert predict_piece(predictor, budget, pieces[1], job) == (1, 3, 0)
             assert len(pieces) == 2
     for result, wanted in zip(rows(shared), rows(alone), strict=True):
