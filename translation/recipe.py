@@ -126,6 +126,18 @@ class Recipe:
                 f"hand_over.encoder_layers: {shared} layers are shared, but one network has {least}; the "
                 "shared ones are the first of each network's"
             )
+        if self.hand_over.decoder:
+            depths = [network.decoder_layers for network in self.expert_networks]
+            if len(set(depths)) > 1:
+                raise ValueError(
+                    "hand_over.decoder: experts that share a decoder have as many layers in it, but "
+                    f"theirs are of {', '.join(map(str, depths))} layers"
+                )
+            if shared == max(network.encoder_layers for network in self.experts):
+                raise ValueError(
+                    f"hand_over.decoder: with {shared} of {shared} encoder layers shared, too, all experts "
+                    "would be one network"
+                )
         if self.objective.shared_start and not self.equal_experts:
             raise ValueError(
                 "objective.shared_start needs equal experts, as they start as one network; "

@@ -57,8 +57,17 @@ def transformer_parameters(network: Transformer, vocabulary: int, final_norm: bo
     attention, norm = 4 * (d * d + d), 2 * d
     feed_forward = 2 * d * inner + inner + d
     encoder = network.encoder_layers * (attention + feed_forward + 2 * norm)
-    decoder = network.decoder_layers * (2 * attention + feed_forward + 3 * norm)
-    return d * vocabulary + encoder + decoder + (2 * norm if final_norm else 0)
+    encoder += norm if final_norm else 0
+    return d * vocabulary + encoder + _decoder_parameters(network, final_norm)
+
+
+def _decoder_parameters(network: Transformer, final_norm: bool) -> int:
+    """Of a decoder without its embeddings."""
+    d, inner = network.embed_dim, network.ffn_embed_dim
+    of_layer = (
+        8 * (d * d + d) + 2 * d * inner + inner + d + 6 * d
+    )  # two attentions, three layer norms
+    return network.decoder_layers * of_layer + (2 * d if final_norm else 0)
 
 
 def _layers(network: Transformer, count: int, tokens: int) -> Part:
@@ -124,6 +133,11 @@ def parts(recipe: Recipe, tokens: int) -> Iterator[Part]:
     if recipe.hand_over.encoder_layers:  # one for all, embeddings too
         once = shared.parameters + recipe.experts[0].embed_dim * entries
         parameters -= len(experts) * once
+    if recipe.hand_over.decoder:
+        first, repeated = recipe.experts[0], len(experts) - 1
+        parameters -= repeated * _decoder_parameters(first, final_norm)
+        if not recipe.hand_over.encoder_layers:
+            parameters -= repeated * first.embed_dim * entries
     mean = sum(expert.macs for expert in experts) / len(experts) - shared.macs
     yield Part("team, no exits", parameters, encoder.macs + head + mean)
     for rate in (0.25, 0.5, 0.75):

@@ -104,19 +104,22 @@ class Objective:
 
 @dataclass(frozen=True)
 class HandOver:
-    """What the delegator computed and the experts go on from (OURS); by default nothing: whole networks.
+    """What networks of the team share (OURS); by default nothing: whole networks.
 
-    The name is that of vision's recipes.
+    The name is that of vision's recipes: what the delegator computed and the experts go on from.
 
     Args:
         encoder_layers: first layers of the encoder, and its embeddings, that the delegator and all experts
             share: they run once a sentence. Embeddings of one dimension are needed, and the delegator's
             encoder layers have the experts' sizes.
         trunk_gradient: factor on the gradient of each expert that reaches them; null: 1 / num_experts.
+        decoder: whether all experts have one decoder and one set of embeddings, each an encoder of its
+            own: for several source languages and one target.
     """
 
     encoder_layers: int = 0
     trunk_gradient: float | None = None
+    decoder: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(

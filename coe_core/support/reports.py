@@ -247,8 +247,8 @@ def _set_log_axis(axes: Axes, ticks: Sequence[float]) -> None:
     axes.set_xscale("log")
     in_order = sorted(set(ticks))
     apart: list[float] = []
-    for x in in_order:  # a label takes about a ninth of the axis
-        if not apart or x > max(1.25, (in_order[-1] / in_order[0]) ** (1 / 9)) * apart[-1]:
+    for x in in_order:  # a label with a gap takes about a seventh of the axis
+        if not apart or x > max(1.25, (in_order[-1] / in_order[0]) ** (1 / 7)) * apart[-1]:
             apart.append(x)
     if apart:
         axes.set_xticks(apart)

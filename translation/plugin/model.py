@@ -19,8 +19,10 @@ from translation.plugin.options import (
     delegator_arguments,
     expert_arguments,
     fill,
+    layers_of_experts,
 )
 from translation.plugin.selection import SelectionHead
+from translation.plugin.shared_decoder import EncoderOut, joined, share_decoder
 from translation.plugin.shared_encoder import (
     BranchedTransformer,
     Handed,
@@ -46,7 +48,8 @@ class CoETransformerModel(BaseFairseqModel):
 
     PAPER: the delegator gives a rough prediction and a selection; experts are whole networks.
     RECONSTRUCTED: the delegator of translation is a smaller transformer whose selection head sees
-    its mean-pooled encoder output. OURS: the first layers of all encoders may be the same.
+    its mean-pooled encoder output. OURS: the first layers of all encoders may be the same, and the decoder
+    of all experts.
 
     Args:
         delegator: network of the rough prediction.
@@ -90,6 +93,8 @@ class CoETransformerModel(BaseFairseqModel):
         experts = [kind.build_model(arguments, task) for arguments in expert_arguments(cfg)]
         tied = cfg.share_all_embeddings
         shared = share_layers([delegator, *experts], count, tied) if count else None
+        if cfg.shared_decoder:
+            share_decoder(experts, tied)
         selection = SelectionHead(cfg.delegator_embed_dim, cfg.num_experts)
         return cls(delegator, selection, experts, shared, cfg.shared_encoder_gradient)
 
@@ -154,16 +159,30 @@ class CoETransformerModel(BaseFairseqModel):
         self, portion: Int[Tensor, " n"], handed: Handed | None, *inputs: Tensor
     ) -> Float[Tensor, "n t c"]:
         """Logits of each sentence by its own expert; experts without one have a gradient of zeros."""
-        logits, order, idle = [], [], []
+        source, length, previous = inputs
+        made, order, idle = [], [], []
         for j, expert in enumerate(self.experts):
             rows = (portion == j).nonzero()[:, 0]
             if len(rows):
                 mine = None if handed is None else handed.rows(rows)
-                logits.append(_logits(expert, mine, *(side[rows] for side in inputs)))
+                encoded = _encoded(expert, mine, source[rows], length[rows])
+                made.append(
+                    encoded if self.shares_decoder else expert.decoder(previous[rows], encoded)[0]
+                )
                 order.append(rows)
             else:  # data-parallel wrappers wait for a gradient of every parameter
                 idle += [parameter.sum() for parameter in expert.parameters()]
-        return torch.cat(logits)[torch.cat(order).argsort()] + 0 * sum(idle)
+        places = torch.cat(order).argsort()
+        if self.shares_decoder:  # it runs once, on all
+            logits = self.experts[0].decoder(previous, joined(made, places))[0]
+        else:
+            logits = torch.cat(made)[places]
+        return logits + 0 * sum(idle)
+
+    @property
+    def shares_decoder(self) -> bool:
+        """Whether all experts have one decoder."""
+        return all(expert.decoder is self.experts[0].decoder for expert in self.experts)
 
     def keep(self, partition: Partitioner) -> None:
         """Hold the state of the portions while training: fairseq saves that of models only."""
@@ -219,9 +238,18 @@ def _logits(
     previous: Int[Tensor, "n t"],
 ) -> Float[Tensor, "n t c"]:
     """An expert, teacher-forced, from tokens or from what shared layers made of them."""
-    if handed is None:
-        return expert(source, length, previous)[0]
-    return expert.decoder(previous, encoder_out=expert.encoder.go_on(handed))[0]
+    return expert.decoder(previous, encoder_out=_encoded(expert, handed, source, length))[0]
+
+
+def _encoded(
+    expert: TransformerModel,
+    handed: Handed | None,
+    source: Int[Tensor, "n s"],
+    length: Int[Tensor, " n"],
+) -> EncoderOut:
+    """What an expert's encoder makes, from tokens or from what shared layers made of them."""
+    encoder = expert.encoder
+    return encoder(source, src_lengths=length) if handed is None else encoder.go_on(handed)
 
 
 def _check_shared(cfg) -> None:
@@ -235,6 +263,14 @@ def _check_shared(cfg) -> None:
         )
     if gradient is not None and not 0 <= gradient <= 1000:
         raise ValueError(f"--shared-encoder-gradient must be in [0, 1000], got {gradient}")
+    encoders = layers_of_experts(
+        cfg.expert_encoder_layers, cfg.encoder_layers, cfg.num_experts, "--expert-encoder-layers"
+    )
+    if cfg.shared_decoder and count == max(encoders):
+        raise ValueError(
+            f"--shared-decoder: with {count} of {count} encoder layers shared, too, all experts would be one "
+            "network"
+        )
     if count and cfg.encoder_layerdrop:
         raise ValueError(
             "--encoder-layerdrop drops layers of one network, and --shared-encoder-layers are of all: "

@@ -63,6 +63,13 @@ class CoETransformerConfig(FairseqDataclass):
             "help": "factor on each expert's gradient into the shared layers; default: 1 / --num-experts"
         },
     )
+    shared_decoder: bool = field(
+        default=False,
+        metadata={
+            "help": "all experts have one decoder, and its embeddings where a network ties them, each an "
+            "encoder of its own: for several source languages and one target"
+        },
+    )
     activation_fn: ChoiceEnum(get_available_activation_fns()) = field(  # type: ignore[valid-type]  # made here
         default="relu", metadata={"help": "activation function"}
     )
@@ -174,6 +181,7 @@ def complete(cfg) -> Namespace:
 def expert_arguments(cfg: CoETransformerConfig) -> list[Namespace]:
     """Arguments of fairseq's own ``transformer`` for each expert."""
     not_shared = {"num_experts", "expert_encoder_layers", "expert_decoder_layers", "_name"}
+    not_shared.add("shared_decoder")
     common = {
         option.name: getattr(cfg, option.name)
         for option in fields(CoETransformerConfig)

@@ -104,6 +104,7 @@ def train_team(run: Run) -> list[str]:
         words += ["--shared-encoder-layers", str(recipe.hand_over.encoder_layers)]
     if recipe.hand_over.trunk_gradient is not None:
         words += ["--shared-encoder-gradient", str(recipe.hand_over.trunk_gradient)]
+    words += ["--shared-decoder"] if recipe.hand_over.decoder else []
     words += ["--agreement", objective.agreement]
     if recipe.training.init is not None:
         words += ["--init-experts", str(Path(recipe.training.init).expanduser())]
