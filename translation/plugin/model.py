@@ -160,23 +160,24 @@ class CoETransformerModel(BaseFairseqModel):
     ) -> Float[Tensor, "n t c"]:
         """Logits of each sentence by its own expert; experts without one have a gradient of zeros."""
         source, length, previous = inputs
-        made, order, idle = [], [], []
+        experts, order, encoded, idle = [], [], [], []
         for j, expert in enumerate(self.experts):
             rows = (portion == j).nonzero()[:, 0]
             if len(rows):
                 mine = None if handed is None else handed.rows(rows)
-                encoded = _encoded(expert, mine, source[rows], length[rows])
-                made.append(
-                    encoded if self.shares_decoder else expert.decoder(previous[rows], encoded)[0]
-                )
+                experts.append(expert)
                 order.append(rows)
+                encoded.append(_encoded(expert, mine, source[rows], length[rows]))
             else:  # data-parallel wrappers wait for a gradient of every parameter
                 idle += [parameter.sum() for parameter in expert.parameters()]
         places = torch.cat(order).argsort()
         if self.shares_decoder:  # it runs once, on all
-            logits = self.experts[0].decoder(previous, joined(made, places))[0]
+            logits = _decoded(self.experts[0], previous, joined(encoded, places))
         else:
-            logits = torch.cat(made)[places]
+            parts = zip(experts, order, encoded, strict=True)
+            logits = torch.cat([_decoded(e, previous[rows], made) for e, rows, made in parts])[
+                places
+            ]
         return logits + 0 * sum(idle)
 
     @property
@@ -238,7 +239,7 @@ def _logits(
     previous: Int[Tensor, "n t"],
 ) -> Float[Tensor, "n t c"]:
     """An expert, teacher-forced, from tokens or from what shared layers made of them."""
-    return expert.decoder(previous, encoder_out=_encoded(expert, handed, source, length))[0]
+    return _decoded(expert, previous, _encoded(expert, handed, source, length))
 
 
 def _encoded(
@@ -250,6 +251,13 @@ def _encoded(
     """What an expert's encoder makes, from tokens or from what shared layers made of them."""
     encoder = expert.encoder
     return encoder(source, src_lengths=length) if handed is None else encoder.go_on(handed)
+
+
+def _decoded(
+    expert: TransformerModel, previous: Int[Tensor, "n t"], encoded: EncoderOut
+) -> Float[Tensor, "n t c"]:
+    """Logits of every token, from what an encoder made."""
+    return expert.decoder(previous, encoder_out=encoded)[0]
 
 
 def _check_shared(cfg) -> None:
