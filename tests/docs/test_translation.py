@@ -84,7 +84,7 @@ def test_options_and_defaults_are_those_of_the_code():
                 own = {True: "on", False: "off"}[own] if isinstance(own, bool) else own
                 assert value == (f"{own:g}" if isinstance(own, (int, float)) else str(own)), name
                 checked += 1
-    assert checked == 14
+    assert checked == 15
 
 
 @pytest.mark.parametrize("name", [row[0].strip("`") for row in rows("architecture")])

@@ -178,7 +178,9 @@ def test_experts_that_learn_from_their_groups_alone_run_on_them_alone(corpus, by
     alone = known.eq(1).nonzero()[:3, 0].tolist()
     seen: list[int] = []
     for expert in model.experts:
-        expert.register_forward_hook(lambda *call: seen.append(len(call[2][0])))
+        expert.encoder.register_forward_hook(
+            lambda *call: seen.append(call[2]["encoder_out"][0].shape[1])
+        )
     for rows in (mixed, alone):
         sample = data.collater([data[i] for i in rows])
         gradients = []
