@@ -78,6 +78,9 @@ def _inspect_checkpoint(path: str) -> None:
             f"{name:12} {sizes.encoder_layers:8} {sizes.decoder_layers:8} "
             f"{sizes.width:6} {sizes.num_parameters:12,}"
         )
+    for name in ("shared_encoder_layers", "shared_decoder"):
+        if value := config["model"].get(name):
+            print(f"{name} {value}")
     shown = ("focus", "focus_warmup", "selection_labels", "selection_weight", "agreement")
     for name in shown:
         print(f"{name} {config.get('criterion', {}).get(name)}")

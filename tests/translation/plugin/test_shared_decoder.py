@@ -70,6 +70,11 @@ def test_a_network_that_is_taken_out_is_whole(shared, generate, corpus, shell, t
     assert {n: ours[n] for n in ours if n != 5} == {n: plain[n] for n in plain if n != 5}
 
 
+def test_inspect_says_what_is_shared(shared, team, said):
+    assert "\nshared_decoder True\n" in said("inspect", shared)[1]
+    assert "shared" not in said("inspect", team / "checkpoint_last.pt")[1]
+
+
 BATCH = torch.tensor([[1, 5, 6, 2], [7, 8, 9, 2], [1, 1, 5, 2]])
 
 
