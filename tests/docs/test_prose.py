@@ -100,6 +100,33 @@ def test_sentences(text, count):
     assert len(sentences(text)) == count
 
 
+def cells(line: str) -> int:
+    """Of a table's row; a bar in code or behind a backslash divides none."""
+    return re.sub(r"`[^`]*`|\\\|", "", line.strip()).count("|") - 1
+
+
+def broken_rows(page: str) -> list[str]:
+    """Rows of a page's tables that have other numbers of cells than the table's first."""
+    text = re.sub(r"```.*?```", lambda code: "\n" * code[0].count("\n"), page, flags=re.DOTALL)
+    broken, wanted = [], 0
+    for line in text.splitlines():
+        is_row = line.lstrip().startswith("|")
+        wanted = (wanted or cells(line)) if is_row else 0
+        if is_row and cells(line) != wanted:
+            broken.append(line)
+    return broken
+
+
+def test_a_row_with_a_cell_too_many_is_found():
+    table = "| a | b |\n| - | - |\n| `x|y` | 1 |\n| 2 |\n"
+    assert broken_rows(table + "\n| c |\n| - |\n| 1 | 2 |\n") == ["| 2 |", "| 1 | 2 |"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tables_are_whole(page):
+    assert broken_rows(page.read_text(encoding="utf-8")) == []
+
+
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         path = Path(name)
