@@ -293,9 +293,10 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             logits = torch.stack([logits[kept] for logits in output.experts], 1)  # [tokens, k, c]
             agreement = sentence_mean(self.agreement(logits), sample["target"], self.padding_idx)
             agreement = (agreement * weight)[rows]
+        of_own = self._share_of_own(weight[rows], None if known is None else known[rows])
         loss = self.objective(
             (rough.smoothed * weight)[rows],
-            (expert_loss * weight[:, None])[rows],
+            (expert_loss * weight[:, None])[rows] * of_own[:, None],
             evidence[rows],
             output.selection_logits[rows],
             progress=self.specialised,
@@ -318,6 +319,16 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             "selection_correct": loss.labels.gather(1, chosen).sum(),
             "focus": loss.focus * n,
         }
+
+    def _share_of_own(self, weight: Tensor, known: Tensor | None) -> Tensor:
+        """Factor of each sentence's experts, so that one that learns from its own sentences alone takes
+        their mean, as a network trained on them by itself does: known groups are not of one size in a batch.
+        """
+        if known is None or not self._experts_apart():
+            return torch.ones_like(weight)
+        k = self.objective.num_experts
+        of_group = weight.new_zeros(k).index_add(0, known.to(weight.device), weight)
+        return (weight.sum() / (k * of_group.clamp(min=1e-9)))[known.to(weight.device)]
 
     def _train_as_one(self, output, sample, rough, expert_loss, evidence, weight, known):
         """The delegator's rough prediction and the one network that the experts still are."""

@@ -149,8 +149,21 @@ def test_experts_without_their_groups(corpus, shell, tmp_path):
     assert "--portion-of gives experts to the groups of --portion-groups: give both" in done.log
 
 
-def test_experts_that_learn_from_their_groups_alone_run_on_them_alone(corpus, by_unit):
-    """As if all ran on everything: the same loss and gradients, also of an expert without sentences."""
+class RunsAll:
+    """A team whose experts all run on all sentences."""
+
+    training = True
+
+    def __init__(self, team):
+        self.team = team
+
+    def __call__(self, **inputs):
+        return self.team(**{**inputs, "portion": None})
+
+
+@pytest.fixture
+def of_groups(corpus, by_unit):
+    """A team of two that learns from known groups alone: task, model and criterion."""
     import fairseq.tasks
     from omegaconf import OmegaConf
 
@@ -172,6 +185,12 @@ def test_experts_that_learn_from_their_groups_alone_run_on_them_alone(corpus, by
     settings.focus_warmup, settings.portion_groups = 0.0, str(by_unit)
     settings.sentence_avg, settings.max_update, settings.max_epoch = False, 100, 0
     loss_of = criterion.CoELabelSmoothedCrossEntropy(settings, task)
+    return task, model, loss_of
+
+
+def test_experts_that_learn_from_their_groups_alone_run_on_them_alone(of_groups):
+    """As if all ran on everything: the same loss and gradients, also of an expert without sentences."""
+    task, model, loss_of = of_groups
     data, known = task.dataset("train"), loss_of.groups.expert
     mixed = [30, 5, 12, 7, 101]
     assert set(known[mixed].tolist()) == {0, 1}
@@ -185,13 +204,33 @@ def test_experts_that_learn_from_their_groups_alone_run_on_them_alone(corpus, by
         sample = data.collater([data[i] for i in rows])
         gradients = []
         seen.clear()
-        for apart in (True, False):
-            loss_of._experts_apart = lambda apart=apart: apart
+        for network in (model, RunsAll(model)):
             model.zero_grad()
-            loss, _, _ = loss_of(model, sample)
+            loss, _, _ = loss_of(network, sample)
             loss.backward()
             gradients.append([loss.detach()] + [p.grad.clone() for p in model.parameters()])
         assert sum(seen[:-2]) == len(rows)
         assert seen[-2:] == [len(rows)] * 2
         for one, other in zip(*gradients, strict=True):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_an_expert_of_a_group_learns_as_a_network_of_its_own(of_groups):
+    """From the mean over its own tokens, whatever part of the batch they are: fairseq's own gradient."""
+    from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+
+    task, model, loss_of = of_groups
+    data, known = task.dataset("train"), loss_of.groups.expert
+    loss_of.label_smoothing = 0.1
+    first, second = (known.eq(j).nonzero()[:, 0].tolist() for j in (0, 1))
+    rows = [*first[:2], *second[:7]]
+    loss, size, _ = loss_of(model, data.collater([data[i] for i in rows]))
+    (loss / size).backward()
+    ours = [[p.grad.clone() for p in expert.parameters()] for expert in model.experts]
+    plain = LabelSmoothedCrossEntropyCriterion(task, False, 0.1)
+    for expert, own, gradients in zip(model.experts, (first[:2], second[:7]), ours, strict=True):
+        model.zero_grad()
+        loss, size, _ = plain(expert, data.collater([data[i] for i in own]))
+        (loss / size).backward()
+        for parameter, gradient in zip(expert.parameters(), gradients, strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, atol=1e-5, rtol=1e-3)
