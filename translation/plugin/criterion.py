@@ -19,7 +19,7 @@ from coe_core.agreement import AGREEMENTS, Agreement
 from coe_core.labels import LabelKind
 from coe_core.objective import Scores
 from coe_core.weights import Scope, ramped_focus
-from translation.plugin.groups import COUNT, KnownGroups, follow, read_groups
+from translation.plugin.groups import COUNT, KnownGroups, follow, read_groups, to_own_mean
 from translation.plugin.losses import num_tokens, sentence_loss, sentence_mean
 from translation.plugin.model import TeamOutput
 
@@ -293,10 +293,12 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             logits = torch.stack([logits[kept] for logits in output.experts], 1)  # [tokens, k, c]
             agreement = sentence_mean(self.agreement(logits), sample["target"], self.padding_idx)
             agreement = (agreement * weight)[rows]
-        of_own = self._share_of_own(weight[rows], None if known is None else known[rows])
+        factor = torch.ones_like(weight[rows])
+        if known is not None and self._experts_apart():
+            factor = to_own_mean(weight[rows], known[rows], self.objective.num_experts)
         loss = self.objective(
             (rough.smoothed * weight)[rows],
-            (expert_loss * weight[:, None])[rows] * of_own[:, None],
+            (expert_loss * weight[:, None])[rows] * factor[:, None],
             evidence[rows],
             output.selection_logits[rows],
             progress=self.specialised,
@@ -319,16 +321,6 @@ class CoELabelSmoothedCrossEntropy(FairseqCriterion):
             "selection_correct": loss.labels.gather(1, chosen).sum(),
             "focus": loss.focus * n,
         }
-
-    def _share_of_own(self, weight: Tensor, known: Tensor | None) -> Tensor:
-        """Factor of each sentence's experts, so that one that learns from its own sentences alone takes
-        their mean, as a network trained on them by itself does: known groups are not of one size in a batch.
-        """
-        if known is None or not self._experts_apart():
-            return torch.ones_like(weight)
-        k = self.objective.num_experts
-        of_group = weight.new_zeros(k).index_add(0, known.to(weight.device), weight)
-        return (weight.sum() / (k * of_group.clamp(min=1e-9)))[known.to(weight.device)]
 
     def _train_as_one(self, output, sample, rough, expert_loss, evidence, weight, known):
         """The delegator's rough prediction and the one network that the experts still are."""
