@@ -64,10 +64,9 @@ def transformer_parameters(network: Transformer, vocabulary: int, final_norm: bo
 def _decoder_parameters(network: Transformer, final_norm: bool) -> int:
     """Of a decoder without its embeddings."""
     d, inner = network.embed_dim, network.ffn_embed_dim
-    of_layer = (
-        8 * (d * d + d) + 2 * d * inner + inner + d + 6 * d
-    )  # two attentions, three layer norms
-    return network.decoder_layers * of_layer + (2 * d if final_norm else 0)
+    attention, norm = 4 * (d * d + d), 2 * d
+    of_layer = 2 * attention + 2 * d * inner + inner + d + 3 * norm
+    return network.decoder_layers * of_layer + (norm if final_norm else 0)
 
 
 def _layers(network: Transformer, count: int, tokens: int) -> Part:

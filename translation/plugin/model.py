@@ -175,9 +175,8 @@ class CoETransformerModel(BaseFairseqModel):
             logits = _decoded(self.experts[0], previous, joined(encoded, places))
         else:
             parts = zip(experts, order, encoded, strict=True)
-            logits = torch.cat([_decoded(e, previous[rows], made) for e, rows, made in parts])[
-                places
-            ]
+            apart = [_decoded(expert, previous[rows], made) for expert, rows, made in parts]
+            logits = torch.cat(apart)[places]
         return logits + 0 * sum(idle)
 
     @property

@@ -180,8 +180,8 @@ def complete(cfg) -> Namespace:
 
 def expert_arguments(cfg: CoETransformerConfig) -> list[Namespace]:
     """Arguments of fairseq's own ``transformer`` for each expert."""
-    not_shared = {"num_experts", "expert_encoder_layers", "expert_decoder_layers", "_name"}
-    not_shared.add("shared_decoder")
+    not_shared = {"num_experts", "expert_encoder_layers", "expert_decoder_layers"}
+    not_shared |= {"shared_decoder", "_name"}
     common = {
         option.name: getattr(cfg, option.name)
         for option in fields(CoETransformerConfig)
