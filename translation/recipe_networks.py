@@ -53,31 +53,30 @@ def transformer_parameters(network: Transformer, vocabulary: int, final_norm: bo
         >>> transformer_parameters(Transformer(8, 16, 1, 1, 2), 100, final_norm=False)
         2304
     """
+    encoder = network.encoder_layers * _layer_parameters(network, attentions=1)
+    encoder += 2 * network.embed_dim if final_norm else 0
+    return network.embed_dim * vocabulary + encoder + _decoder_parameters(network, final_norm)
+
+
+def _layer_parameters(network: Transformer, attentions: int) -> int:
+    """Of a layer: attentions and a feed-forward block, each with a layer norm."""
     d, inner = network.embed_dim, network.ffn_embed_dim
-    attention, norm = 4 * (d * d + d), 2 * d
-    feed_forward = 2 * d * inner + inner + d
-    encoder = network.encoder_layers * (attention + feed_forward + 2 * norm)
-    encoder += norm if final_norm else 0
-    return d * vocabulary + encoder + _decoder_parameters(network, final_norm)
+    return attentions * 4 * (d * d + d) + 2 * d * inner + inner + d + (attentions + 1) * 2 * d
 
 
 def _decoder_parameters(network: Transformer, final_norm: bool) -> int:
     """Of a decoder without its embeddings."""
-    d, inner = network.embed_dim, network.ffn_embed_dim
-    attention, norm = 4 * (d * d + d), 2 * d
-    of_layer = 2 * attention + 2 * d * inner + inner + d + 3 * norm
-    return network.decoder_layers * of_layer + (norm if final_norm else 0)
+    layers = network.decoder_layers * _layer_parameters(network, attentions=2)
+    return layers + (2 * network.embed_dim if final_norm else 0)
 
 
 def _layers(network: Transformer, count: int, tokens: int) -> Part:
     """Layers of a network's encoder, without embeddings."""
     if count == 0:
         return Part("layers", 0, 0.0)
-    d, inner = network.embed_dim, network.ffn_embed_dim
-    of_layer = 4 * (d * d + d) + 2 * d * inner + inner + d + 4 * d  # with two layer norms
     spends = transformer_parts(dataclasses.replace(network, encoder_layers=count), 1)
     macs = tokens * spends.encoder_token + tokens**2 * spends.encoder_pair
-    return Part("layers", count * of_layer, macs)
+    return Part("layers", count * _layer_parameters(network, attentions=1), macs)
 
 
 def _layers_of_delegator(recipe: Recipe, tokens: int) -> tuple[Part, Part]:

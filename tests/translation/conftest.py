@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import pytest
 import yaml
@@ -249,6 +249,24 @@ def team(made_once: MadeOnce, corpus: Corpus, shell: Shell) -> Path:
         (folder / "log").write_text(done.log)
 
     return made_once("team", make)
+
+
+@pytest.fixture(scope="session")
+def load_team(corpus: Corpus) -> Callable[[Path], tuple[Any, Any]]:
+    """A checkpoint's team, to infer with, and its task."""
+
+    def load(path: Path) -> tuple[Any, Any]:
+        from fairseq import checkpoint_utils
+
+        import translation
+
+        translation.register()
+        models, _, task = checkpoint_utils.load_model_ensemble_and_task(
+            [str(path)], arg_overrides={"data": str(corpus.binary)}
+        )
+        return models[0].eval(), task
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -2,21 +2,15 @@
 
 import pytest
 import torch
-from fairseq import checkpoint_utils
 from torch.utils.flop_counter import FlopCounterMode
 
-import translation
 from coe_core import count_macs
 from translation.generation.macs import TransformerMacs, transformer_macs
 
 
 @pytest.fixture(scope="module")
-def loaded(team, corpus):
-    translation.register()
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(team / "checkpoint_last.pt")], arg_overrides={"data": str(corpus.binary)}
-    )
-    return models[0].eval(), task
+def loaded(load_team, team):
+    return load_team(team / "checkpoint_last.pt")
 
 
 def searched(network, task, source, beam):

@@ -5,9 +5,7 @@ import shutil
 
 import pytest
 import torch
-from fairseq import checkpoint_utils
 
-import translation
 from translation.plugin.checkpoints import load_state, parameters_of, take_network
 from translation.recipe import load_recipe
 from translation.recipe_networks import parts
@@ -33,12 +31,8 @@ def shared(train, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def loaded(shared, corpus):
-    translation.register()
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(shared)], arg_overrides={"data": str(corpus.binary)}
-    )
-    return models[0].eval(), task
+def loaded(load_team, shared):
+    return load_team(shared)
 
 
 def test_the_decoder_is_of_all_and_the_encoders_are_of_each(shared):

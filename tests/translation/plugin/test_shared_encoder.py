@@ -4,10 +4,8 @@ import math
 
 import pytest
 import torch
-from fairseq import checkpoint_utils
 from torch.utils.flop_counter import FlopCounterMode
 
-import translation
 from translation.plugin.checkpoints import load_state, parameters_of, take_network
 from translation.recipe import load_recipe
 from translation.recipe_networks import parts
@@ -26,12 +24,8 @@ def shared(tmp_path_factory, corpus, shell):
 
 
 @pytest.fixture(scope="module")
-def loaded(shared, corpus):
-    translation.register()
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(shared)], arg_overrides={"data": str(corpus.binary)}
-    )
-    return models[0].eval(), task
+def loaded(load_team, shared):
+    return load_team(shared)
 
 
 @pytest.fixture(scope="module")

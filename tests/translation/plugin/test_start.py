@@ -2,21 +2,15 @@
 
 import pytest
 import torch
-from fairseq import checkpoint_utils
 from fairseq.logging import metrics
 
-import translation
 from translation.plugin.checkpoints import load_state, take_network
 from translation.plugin.start import copy_into_experts
 
 
 @pytest.fixture(scope="module")
-def loaded(team, corpus):
-    translation.register()
-    models, _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(team / "checkpoint_last.pt")], arg_overrides={"data": str(corpus.binary)}
-    )
-    return models[0], task
+def loaded(load_team, team):
+    return load_team(team / "checkpoint_last.pt")
 
 
 def test_every_expert_becomes_the_plain_transformer(loaded, team, tmp_path):
